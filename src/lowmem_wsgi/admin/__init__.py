@@ -1,0 +1,1 @@
+"""What the operator sees: the status and the forced cleanup."""

@@ -1,0 +1,287 @@
+"""One request and its response, by the letter of PEP 3333.
+
+The awkward parts of WSGI in one place: `start_response` that comes late, twice with `exc_info`,
+or is followed by `write()`; a response that fails before its first byte, and may then be
+answered otherwise, or after it, and then may not; `close()` exactly once, come what may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    Headers = list[tuple[str, str]]
+    # What to do with a response, given by the middleware:
+    Amend = Callable[[WSGIEnvironment, str, Headers], Headers]
+    Rescue = Callable[[WSGIEnvironment, "BaseException | None"], "WSGIApplication | None"]
+    Finish = Callable[["Exchange", bool], None]
+
+
+class Exchange:
+    """Calls an app for one request, and stands between it and the server until `close`.
+
+    amend(environ, status, headers)  the headers to send
+    rescue(environ, error)           before anything is sent, after the app has returned, raised
+                                     `error` or yielded: another app to answer instead, or None
+                                     (asked until it names one)
+    finish(exchange, closed)         the request is over; called once. Not `closed`: the server
+                                     dropped the response without a close()
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_amend",
+        "_finish",
+        "_headers",
+        "_rescue",
+        "_rescued",
+        "_server_start",
+        "_server_write",
+        "_status",
+        "environ",
+        "sent",
+    )
+
+    def __init__(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        amend: Amend,
+        rescue: Rescue,
+        finish: Finish,
+    ) -> None:
+        self.environ = environ
+        self._server_start = start_response
+        self._amend = amend
+        self._rescue = rescue
+        self._finish: Finish | None = finish
+        self._status: str | None = None
+        self.sent = False
+        self._rescued = False
+
+    def run(self, app: WSGIApplication) -> Iterable[bytes]:
+        """The response of `app`, to be returned to the server."""
+        other = None
+        try:
+            result = app(self.environ, self.start_response)
+        except BaseException as error:
+            other = self._other(error)
+            if other is None:
+                self.close()  # the server has no response to close
+                raise
+            result = ()
+        kind = type(result)
+        if kind is list or kind is tuple:
+            other = other or self._other(None)
+            if other is None:  # all is there, so nothing can go wrong any more
+                self.send_headers()
+                return Whole(self, result)
+            result = self._replaced(result, other)
+        wrapper = self.environ.get("wsgi.file_wrapper")
+        if wrapper is not None and _is_file(result, wrapper):
+            return self._file(result)
+        return SizedStream(self, result) if hasattr(result, "__len__") else Stream(self, result)
+
+    # --- What the app calls
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        if self.sent:
+            if exc_info is None:
+                raise AssertionError("start_response called twice without exc_info (PEP 3333)")
+            try:
+                # Raises exc_info, if the server has sent the headers already.
+                headers = self._amend(self.environ, status, headers)
+                self._server_write = self._server_start(status, headers, exc_info)
+            finally:
+                exc_info = None  # a cycle through this frame
+        elif self._status is not None and exc_info is None:
+            raise AssertionError("start_response called twice without exc_info (PEP 3333)")
+        else:
+            self._status, self._headers = status, headers
+        return self.write
+
+    def write(self, data: bytes, /) -> None:
+        self.send_headers()
+        self._server_write(data)
+
+    # --- What the response below calls
+
+    def send_headers(self) -> None:
+        """Hand status and headers to the server, once there are any."""
+        if not self.sent and self._status is not None:
+            self.sent = True
+            headers = self._amend(self.environ, self._status, self._headers)
+            self._server_write = self._server_start(self._status, headers)
+
+    def first(self, result: Iterable[bytes]) -> tuple[Iterable[bytes], Iterator[bytes], bytes]:
+        """Begin to iterate: the response, its iterator and its first chunk.
+
+        They are of `result` or, where that came to nothing that may be sent, of what answers
+        instead. StopIteration where there is no chunk.
+        """
+        chunks: Iterator[bytes] = iter(())
+        chunk: bytes | None = None
+        try:
+            chunks = iter(result)
+            chunk = next(chunks, None)
+        except BaseException as error:
+            other = self._other(error)
+            if other is None:
+                raise
+        else:
+            other = self._other(None)
+        if other is not None:
+            return self.first(self._replaced(result, other))
+        self.send_headers()
+        if chunk is None:
+            raise StopIteration
+        return result, chunks, chunk
+
+    def failed(self, error: BaseException) -> None:
+        """The response failed after its first byte: the server must cut it off."""
+        self._rescue(self.environ, error)
+
+    def close(self) -> None:
+        """The request is over."""
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish(self, True)
+
+    def __del__(self) -> None:
+        # Test clients often forget close(); that must not leave the request in flight for ever.
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish(self, False)
+
+    # --- In between
+
+    def _other(self, error: BaseException | None) -> WSGIApplication | None:
+        if self.sent or self._rescued:
+            return None
+        other = self._rescue(self.environ, error)
+        self._rescued = other is not None
+        return other
+
+    def _replaced(self, result: Iterable[bytes], other: WSGIApplication) -> Iterable[bytes]:
+        close_result(result)
+        self._status = None
+        return other(self.environ, self.start_response)
+
+    def _file(self, result: Any) -> Iterable[bytes]:
+        """A response of the server's own wsgi.file_wrapper: it must get this very object."""
+        self.send_headers()
+        close = getattr(result, "close", None)
+
+        def close_both() -> None:
+            try:
+                if close is not None:
+                    close()
+            finally:
+                self.close()
+
+        try:
+            result.close = close_both
+        except (AttributeError, TypeError):
+            # Some servers' wrapper takes no attribute. The file goes out without us.
+            self.close()
+        return result  # type: ignore[no-any-return]
+
+
+class Stream:
+    """A response passed through: one yield for each yield of the app."""
+
+    __slots__ = ("_chunks", "_exchange", "_next", "_result")
+
+    def __init__(self, exchange: Exchange, result: Iterable[bytes]) -> None:
+        self._exchange = exchange
+        self._result = result
+        self._next: Callable[[], bytes] = self._first
+        self._chunks: Iterator[bytes] = iter(())
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._exchange.failed(error)
+            raise
+
+    def _first(self) -> bytes:
+        self._result, self._chunks, chunk = self._exchange.first(self._result)
+        self._next = self._chunks.__next__ if self._exchange.sent else self._late
+        return chunk
+
+    def _late(self) -> bytes:
+        """An app that yields empty chunks before it calls start_response."""
+        try:
+            return next(self._chunks)
+        finally:
+            self._exchange.send_headers()
+            if self._exchange.sent:
+                self._next = self._chunks.__next__
+
+    def close(self) -> None:
+        # Dropped before the exchange is closed, so that the passes find it gone.
+        result = self._result
+        self._result, self._chunks, self._next = (), iter(()), _exhausted
+        try:
+            close_result(result)
+        finally:
+            del result
+            self._exchange.close()
+
+
+class SizedStream(Stream):
+    """The same for a response that knows its number of chunks: servers ask, to set a length."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._result)  # type: ignore[arg-type]
+
+
+class Whole:
+    """A list or tuple of chunks."""
+
+    __slots__ = ("_chunks", "_exchange")
+
+    def __init__(self, exchange: Exchange, chunks: Any) -> None:
+        self._exchange = exchange
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def close(self) -> None:
+        self._chunks = ()
+        self._exchange.close()
+
+
+def close_result(result: object) -> None:
+    """Call the close() of an app's response, if it has one."""
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
+
+
+def _exhausted() -> bytes:
+    raise StopIteration
+
+
+def _is_file(result: object, wrapper: object) -> bool:
+    # Gunicorn and most others have a class. Where it is a function (uWSGI), its result is known
+    # by being a file.
+    return isinstance(result, wrapper) if isinstance(wrapper, type) else hasattr(result, "fileno")

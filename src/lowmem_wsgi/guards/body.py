@@ -1,0 +1,137 @@
+"""A request's body: how long it says it is, reading it up to a bound, throwing it away."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import InputStream, WSGIEnvironment
+
+# Where the bound body of a request is kept, should the app replace wsgi.input.
+BODY = "lowmem.body"
+
+_DIGITS = re.compile(r"[0-9]+")
+# More than any disk holds; int() refuses thousands of digits, and needs time for hundreds.
+_MOST_DIGITS = 18
+
+# A client that is still sending when the socket is closed gets a reset and never reads our
+# answer. So we read on after answering, but not for ever: nginx's lingering_timeout is the 5 s;
+# the bytes cost nothing, they are dropped as they come.
+DRAIN_SECONDS = 5.0
+DRAIN_BYTES = 64 * 1024 * 1024
+_PIECE = 64 * 1024
+
+
+def declared_length(environ: WSGIEnvironment) -> int | None:
+    """Content-Length in bytes; None where there is none. ValueError where it is no length."""
+    text = environ.get("CONTENT_LENGTH") or ""
+    if not text:
+        return None
+    if not _DIGITS.fullmatch(text):
+        raise ValueError(text)
+    text = text.lstrip("0")
+    return int(text[:_MOST_DIGITS] or "0") if len(text) <= _MOST_DIGITS else 10**_MOST_DIGITS
+
+
+def may_have_undeclared_body(environ: WSGIEnvironment) -> bool:
+    """HTTP/1 frames a body by Content-Length or Transfer-Encoding alone (RFC 9112 §6)."""
+    return "HTTP_TRANSFER_ENCODING" in environ or not str(
+        environ.get("SERVER_PROTOCOL", "HTTP/1.1")
+    ).startswith("HTTP/1.")
+
+
+class Body(io.BufferedIOBase):
+    """wsgi.input, ended where it may end.
+
+    A declared body ends after its length, whatever the client goes on to send. An undeclared
+    one that goes past `limit` bytes sets `overflowed` and raises UploadTooLarge; no byte past
+    the limit is ever handed out.
+    """
+
+    def __init__(self, stream: InputStream, limit: int, *, declared: bool) -> None:
+        self.stream = stream
+        self.left = limit
+        self.declared = declared
+        self.overflowed = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size >= 0:
+            return self._take(self.stream.read, size)
+        pieces = []
+        while piece := self._take(self.stream.read, _PIECE):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self._take(self.stream.read, size if size >= 0 else io.DEFAULT_BUFFER_SIZE)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._take(self.stream.readline, self.left if size is None or size < 0 else size)
+
+    def _take(self, take: Callable[[int], bytes], size: int) -> bytes:
+        if self.left == 0 and not self.declared:
+            self._end()
+        size = min(size, self.left)
+        data = take(size) if size else b""
+        self.left -= len(data)
+        return data
+
+    def _end(self) -> None:
+        """At the limit: the body ends here too, or it is too large."""
+        if not self.overflowed:
+            self.overflowed = bool(self.stream.read(1))
+        if self.overflowed:
+            from .upload_error import UploadTooLarge  # brings werkzeug, which a Bottle app lacks
+
+            raise UploadTooLarge
+
+    def discard(self, seconds: float, clock: Callable[[], float], sock: Any) -> None:
+        """Read on and drop, up to DRAIN_BYTES and `seconds`."""
+        left = min(self.left, DRAIN_BYTES) if self.declared else DRAIN_BYTES
+        end = clock() + seconds
+        while left > 0 and (now := clock()) < end:
+            if sock is not None:
+                sock.settimeout(end - now)
+            data = self.stream.read(min(left, _PIECE))
+            if not data:
+                return
+            left -= len(data)
+
+
+def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic) -> None:
+    """Drop what the client is still sending, so that it comes to read the answer.
+
+    Call after the response. Bounded by DRAIN_BYTES and DRAIN_SECONDS (where the server shows
+    us its socket; elsewhere by the server's own timeout). Never raises.
+    """
+    body = environ.get(BODY)
+    if body is None:
+        try:
+            length = declared_length(environ)
+        except ValueError:
+            return
+        if length is None and not may_have_undeclared_body(environ):
+            return
+        stream = environ["wsgi.input"]
+        body = Body(stream, length or 0, declared=length is not None)
+    if not body.declared and not environ.get("wsgi.input_terminated"):
+        return  # the server does not end this stream, a read could wait for ever
+    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    timeout = sock.gettimeout() if sock is not None else None
+    try:
+        body.discard(DRAIN_SECONDS, clock, sock)
+    except Exception:
+        return  # the client is gone, or sends nonsense: there is nobody left to answer
+    finally:
+        if sock is not None:
+            try:
+                sock.settimeout(timeout)
+            except OSError:
+                pass

@@ -1,0 +1,161 @@
+"""Where the sessions' signing keys come from.
+
+In this order: the setting; the app's own secret (Flask, Django); a secret kept in a private
+directory that all processes of this user on this machine share. So two workers, or a worker
+and the one that replaces it, always know each other's sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import log
+from .envelope import derive
+
+_FILE = "session-key"
+_BYTES = 32
+
+
+class Refused(Exception):
+    """The private directory, or the file in it, cannot be trusted; says why."""
+
+
+def find_keys(
+    setting: tuple[str, ...] | None, app: object, environ: Mapping[str, str] | None = None
+) -> tuple[bytes, ...]:
+    """The keys, oldest to newest; empty where there is none to be had (then an error is logged)."""
+    own = setting or app_secrets(app)
+    if own:
+        return tuple(derive(secret.encode("utf-8", "surrogateescape")) for secret in own)
+    directory = runtime_directory(environ)
+    try:
+        key = shared_secret(directory)
+    except (OSError, Refused) as error:
+        log.once(
+            logging.ERROR,
+            "no session key",
+            "Sessions do not end after LOWMEM_SESSION_LIFETIME: there is no key to sign them with, "
+            "and %s. Set LOWMEM_SECRET_KEY to a long random text.",
+            error,
+        )
+        return ()
+    log.once(
+        logging.WARNING,
+        "own session key",
+        "Sessions are signed with a key kept in %s: it is lost with this machine's disk, and other "
+        "machines do not have it. Set LOWMEM_SECRET_KEY to a long random text.",
+        directory,
+    )
+    return (derive(key),)
+
+
+def app_secrets(app: object) -> tuple[str, ...]:
+    """The secrets of the Flask or Django app inside `app`, oldest to newest."""
+    for layer in layers(app):
+        module = type(layer).__module__.partition(".")[0]
+        if module == "django" and (settings := _django_settings()) is not None:
+            return _texts([*settings.SECRET_KEY_FALLBACKS[::-1], settings.SECRET_KEY])
+        # Flask, and what follows its convention. Subclasses live in the user's modules.
+        config = getattr(layer, "config", None)
+        if isinstance(config, Mapping) and config.get("SECRET_KEY"):
+            return _texts([*(config.get("SECRET_KEY_FALLBACKS") or [])[::-1], config["SECRET_KEY"]])
+    return ()
+
+
+def layers(app: object) -> Iterator[Any]:
+    """The app and what it wraps, outermost first, as far as can be seen.
+
+    Looks through bound methods (app.wsgi_app) and the attributes in which middleware commonly
+    keeps the app it wraps.
+    """
+    seen: set[int] = set()
+    todo = [app]
+    while todo and len(seen) < 50:
+        layer = todo.pop(0)
+        if layer is None or id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        yield layer
+        inside = getattr(layer, "__dict__", None) or {}
+        todo.append(getattr(layer, "__self__", None))
+        todo += [inside.get(name) for name in ("app", "wsgi_app", "application", "__wrapped__")]
+
+
+def _django_settings() -> Any:
+    conf = sys.modules.get("django.conf")
+    return conf.settings if conf is not None and conf.settings.configured else None
+
+
+def _texts(values: list[Any]) -> tuple[str, ...]:
+    return tuple(
+        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+        for value in values
+        if value
+    )
+
+
+def runtime_directory(environ: Mapping[str, str] | None = None) -> str:
+    """The private directory's path: in XDG_RUNTIME_DIR, else in the temporary directory."""
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_RUNTIME_DIR")
+    if base and os.path.isabs(base) and os.path.isdir(base):
+        return os.path.join(base, "lowmem-wsgi")
+    user = os.geteuid() if hasattr(os, "geteuid") else "user"
+    return os.path.join(tempfile.gettempdir(), f"lowmem-wsgi-{user}")
+
+
+def private_directory(path: str) -> str:
+    """Make or check the directory: ours alone, 0700, no link. Raises Refused or OSError."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise Refused(f"{path} is not a directory")
+    _check_owner(path, found)
+    if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
+        raise Refused(f"{path} is open to other users")
+    return path
+
+
+def shared_secret(directory: str) -> bytes:
+    """The secret kept in the directory, made by whoever comes first. Raises Refused, OSError."""
+    path = os.path.join(private_directory(directory), _FILE)
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        pass
+    draft = f"{path}.{os.getpid()}.{secrets.token_hex(8)}"
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(_BYTES))
+    try:
+        os.link(draft, path)  # unlike a rename, never replaces what another process made first
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(draft)
+    return _read(path)
+
+
+def _read(path: str) -> bytes:
+    # Binary and no link to follow; neither flag exists everywhere.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        _check_owner(path, os.fstat(file.fileno()))
+        secret = file.read(_BYTES + 1)
+    if len(secret) != _BYTES:
+        raise Refused(f"{path} holds no key of {_BYTES} bytes")
+    return secret
+
+
+def _check_owner(path: str, found: os.stat_result) -> None:
+    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+        raise Refused(f"{path} belongs to user {found.st_uid}")

@@ -1,0 +1,14 @@
+"""Path prefixes in settings, matched against WSGI's PATH_INFO."""
+
+from __future__ import annotations
+
+
+def wsgi_path(path: str) -> str:
+    """A path from the settings as PATH_INFO spells it: UTF-8 bytes as Latin-1 (PEP 3333)."""
+    return path.encode().decode("latin-1")
+
+
+def is_under(path: str, prefix: str) -> bool:
+    """Whether `path` is `prefix` or below it: /import covers /import/x but not /important."""
+    prefix = prefix.rstrip("/")
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/")

@@ -1,0 +1,87 @@
+"""The upload cap: no request body larger than its path allows.
+
+A declared length over the cap is refused before the app is called. An undeclared body
+(chunked) is read through a stream that ends the request at the cap: `overflow` then holds the
+refusal to answer with, whatever the app made of the error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..settings import format_size
+from .body import BODY, Body, declared_length, may_have_undeclared_body
+from .paths import is_under, wsgi_path
+from .refusals import Refusal
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+TOO_LARGE = "413 Content Too Large"  # RFC 9110 §15.5.14
+SETTING = "LOWMEM_MAX_UPLOAD, or LOWMEM_UPLOAD_LIMITS for this path"
+
+
+class UploadCap:
+    """Limits in bytes: one for all paths, others by path prefix (the longest wins)."""
+
+    def __init__(self, limit: int, limits: Mapping[str, int] | None = None) -> None:
+        self._limit = limit
+        self._limits = sorted(
+            ((wsgi_path(path), size) for path, size in (limits or {}).items()),
+            key=lambda pair: len(pair[0].rstrip("/")),
+            reverse=True,
+        )
+        self._lock = threading.Lock()
+        self.rejected = 0
+
+    def limit_for(self, path: str) -> int:
+        """The cap for a path, in bytes."""
+        for prefix, size in self._limits:
+            if is_under(path, prefix):
+                return size
+        return self._limit
+
+    def refusal(self, environ: WSGIEnvironment) -> Refusal | None:
+        """Refuse the request, or bound its body."""
+        try:
+            length = declared_length(environ)
+        except ValueError:
+            return Refusal(
+                "400 Bad Request",
+                "The Content-Length of this request is not a number of bytes.",
+                why="Content-Length is not a number of bytes",
+                setting="none, the request is malformed",
+            )
+        undeclared = "HTTP_TRANSFER_ENCODING" in environ  # it overrides Content-Length
+        if length is None:
+            if not may_have_undeclared_body(environ):
+                return None
+            undeclared = True
+        limit = self.limit_for(environ.get("PATH_INFO", ""))
+        if length is not None and length > limit:
+            return self._too_large(f"{length} bytes declared", limit)
+        environ[BODY] = environ["wsgi.input"] = Body(
+            environ["wsgi.input"],
+            limit if undeclared or length is None else length,
+            declared=not undeclared,
+        )
+        return None
+
+    def overflow(self, environ: WSGIEnvironment) -> Refusal | None:
+        """The refusal for a body that went over its cap while the app was reading it."""
+        body = environ.get(BODY)
+        if body is None or not body.overflowed:
+            return None
+        return self._too_large("an undeclared body", self.limit_for(environ.get("PATH_INFO", "")))
+
+    def _too_large(self, sent: str, limit: int) -> Refusal:
+        with self._lock:
+            self.rejected += 1
+        return Refusal(
+            TOO_LARGE,
+            f"This upload is larger than the {format_size(limit)} allowed here.",
+            why=f"{sent}, {limit} allowed",
+            setting=SETTING,
+        )

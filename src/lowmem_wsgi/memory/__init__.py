@@ -1,0 +1,1 @@
+"""Figures and levers of memory. Knows no web server; usable without one."""

@@ -1,0 +1,181 @@
+"""LowMemory: where a request meets the memory engine."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import traceback
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from . import log
+from ._version import __version__
+from .admin.routes import Admin
+from .exchange import Exchange
+from .guards.keys import find_keys
+from .guards.overload import Overload, busy
+from .guards.refusals import Refusal
+from .guards.sessions import Sessions
+from .guards.static_files import StaticFiles
+from .guards.uploads import UploadCap
+from .memory import collector
+from .memory.cleanup import Ladder
+from .settings import Settings, format_size
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    Headers = list[tuple[str, str]]
+
+# The level and the limits, for apps. Also the mark of a request that is guarded already.
+ENVIRON = "lowmem"
+FOR_APPS = (
+    *("max_upload", "session_lifetime", "home_rows", "max_rows", "batch_size"),
+    *("cache_timeout", "pool_size"),
+)
+
+
+class LowMemory:
+    """Wraps a WSGI app so that it lives in little memory.
+
+        app = LowMemory(app)
+        app = LowMemory(app, max_upload="4MB", session_lifetime="30m")
+
+    Every keyword is a row of `Settings`; what is not given comes from LOWMEM_* variables, then
+    from the preset. Raises SettingsError for all that is wrong with them. Starts no thread and
+    changes nothing in the process before the first request.
+    """
+
+    def __init__(self, app: WSGIApplication, **settings: object) -> None:
+        self.app = app
+        self.settings = rules = Settings.load(settings)
+        self._level = "ok"
+        self._for_apps: dict[str, object] = {"level": self._level}
+        self._for_apps |= {name: getattr(rules, name) for name in FOR_APPS}
+        self._environ_value = MappingProxyType(self._for_apps)
+
+        self.overload = Overload(rules.max_in_flight, rules.exempt_paths)
+        self.uploads = UploadCap(rules.max_upload, rules.upload_limits)
+        self.sessions = Sessions(
+            rules.session_cookies,
+            rules.session_lifetime,
+            lambda: find_keys(rules.secret_key, app),
+            sliding=rules.session_sliding,
+            static_prefix=rules.static_prefix,
+        )
+        self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
+        self.collector = collector.shared(
+            passes=rules.gc_passes, freeze=rules.gc_freeze, trim=rules.trim
+        )
+        self._admin = Admin(self).routes()
+        self.ladder = Ladder(self.collector)
+        self.out_of_memory = 0
+        self._started = False
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if ENVIRON in environ:  # wrapped twice: the outer one is at work
+            return self.app(environ, start_response)
+        if not self._started:
+            self._start()
+        route = self._admin.get(environ.get("PATH_INFO", ""))
+        if route is not None:
+            return route(environ, start_response)
+        exchange = Exchange(environ, start_response, self._amend, self._rescue, self._finish)
+        return exchange.run(self._guard(exchange, environ) or self.app)
+
+    def status(self) -> dict[str, Any]:
+        """What GET /api/memory-status answers to who has the token. Bytes and seconds."""
+        from .admin.status import status
+
+        return status(self)
+
+    def cleanup(self) -> dict[str, Any]:
+        """Free what can be freed, now. Bytes before, after and freed by each step."""
+        result = self.ladder.run()
+        freed = ", ".join(f"{s['step']} {format_size(s['freed_bytes'])}" for s in result["steps"])
+        log.logger.info(
+            "🧹 cleanup: %s → %s (%s)",
+            format_size(result["before_bytes"]),
+            format_size(result["after_bytes"]),
+            freed,
+        )
+        return result
+
+    # --- A request, from its start to after its last byte
+
+    def _guard(self, exchange: Exchange, environ: WSGIEnvironment) -> Refusal | None:
+        """Refuse the request, or make it ready for the app."""
+        try:
+            refusal = self.overload.enter(id(exchange), environ) or self.uploads.refusal(environ)
+            if refusal is None:
+                environ[ENVIRON] = self._environ_value
+                self.sessions.open(environ)
+            return refusal
+        except Exception:
+            log.failure("A guard")
+            return None
+
+    def _rescue(
+        self, environ: WSGIEnvironment, error: BaseException | None
+    ) -> WSGIApplication | None:
+        """Another answer, where the app's is none that we can let out."""
+        if isinstance(error, MemoryError):
+            return self._ran_out_of_memory(error)
+        if error is None or isinstance(error, Exception):
+            return self.uploads.overflow(environ)
+        return None
+
+    def _amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
+        try:
+            headers = self.sessions.amend(environ, headers)
+            return self._static.amend(environ.get("PATH_INFO", ""), status, headers)
+        except Exception:
+            log.failure("Amending the headers")
+            return headers
+
+    def _finish(self, exchange: Exchange, closed: bool) -> None:
+        try:
+            self.overload.leave(id(exchange))
+            if closed:
+                self.collector.after_request(idle=not self.overload.in_flight)
+        except Exception:
+            log.failure("Cleaning up after a request")
+
+    def _ran_out_of_memory(self, error: MemoryError) -> Refusal:
+        with self._lock:
+            self.out_of_memory += 1
+        # The frames hold what filled the memory: let go of it before anything else is made.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        return busy("MemoryError in the app", "LOWMEM_CEILING")
+
+    def _start(self) -> None:
+        """Once, at the first request: what must not happen at import."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        try:
+            if self.settings.gc_threshold is not None:
+                gc.set_threshold(*self.settings.gc_threshold)
+            if self.settings.recursion_limit is not None:
+                sys.setrecursionlimit(self.settings.recursion_limit)
+            log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
+        except Exception:
+            log.failure("Starting up")
+
+    def _in_force(self) -> str:
+        rules = self.settings
+        limits = [
+            f"preset {rules.preset}",
+            f"uploads to {format_size(rules.max_upload)} (LOWMEM_MAX_UPLOAD)",
+            f"sessions for {rules.session_lifetime:g} s (LOWMEM_SESSION_LIFETIME)",
+            f"{rules.gc_passes} passes after each request (LOWMEM_GC_PASSES)",
+            f"static files cached for {rules.static_max_age:g} s (LOWMEM_STATIC_MAX_AGE)",
+        ]
+        if rules.max_in_flight is not None:
+            limits.append(f"{rules.max_in_flight} requests at once (LOWMEM_MAX_IN_FLIGHT)")
+        return ", ".join(limits)

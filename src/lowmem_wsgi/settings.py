@@ -1,0 +1,482 @@
+"""Every setting of the library, in one table.
+
+`Settings` below *is* the table: an attribute a row. Keyword arguments, environment
+variables, presets, the CLI's help and docs/settings.md are all read from it. A keyword
+beats the environment, which beats the preset.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+T = TypeVar("T")
+
+ENV_PREFIX = "LOWMEM_"
+KB = 1024  # The source document, like Render and Flask's own docs, counts in powers of two.
+MB = 1024 * KB
+GB = 1024 * MB
+
+# Render's smallest plans, and what the source document was written for. Used where the
+# system states no limit, and as the scale of the two thresholds.
+DEFAULT_LIMIT = 512 * MB
+
+
+class SettingsError(ValueError):
+    """Settings are wrong; raised once, with everything that is wrong.
+
+    `problems` lists one sentence for each: the variable or keyword, the value given,
+    what was expected.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("lowmem-wsgi settings:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+# --- Parsers: text (or a ready value, from a keyword) in, value out, ValueError if wrong.
+
+
+class Kind(Generic[T]):
+    """How one kind of setting is read, and what to tell who got it wrong."""
+
+    def __init__(self, expected: str, parse: Callable[[Any], T]) -> None:
+        self.expected = expected
+        self.parse = parse
+
+
+_UNITS = {"": 1, "B": 1, "K": KB, "KB": KB, "KIB": KB, "M": MB, "MB": MB, "MIB": MB}
+_UNITS |= {"G": GB, "GB": GB, "GIB": GB}
+_SPANS = {"": 1.0, "MS": 0.001, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
+_QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)")
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2, a cookie's name
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _quantity(value: object, units: Mapping[str, float]) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    if isinstance(value, (int, float)):
+        number = float(value)
+    else:
+        match = _QUANTITY.fullmatch(_text(value))
+        if match is None:
+            raise ValueError
+        number = float(match[1]) * units[match[2].upper()]
+    if not 0 <= number < float("inf"):
+        raise ValueError
+    return number
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value.strip()
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError
+    return value
+
+
+def parse_size(value: object) -> int:
+    """`512KB`, `4MB`, `1GiB` or a number of bytes, as bytes."""
+    return int(_quantity(value, _UNITS))
+
+
+def parse_duration(value: object) -> float:
+    """`600`, `10m`, `1h`, `500ms` or a number of seconds, as seconds."""
+    return _quantity(value, _SPANS)
+
+
+def parse_bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("1", "true", "on", "yes"):
+        return True
+    if word in ("0", "false", "off", "no"):
+        return False
+    raise ValueError
+
+
+def parse_threshold(value: object) -> int | float:
+    """A size as `int` bytes, or `78%` as a `float` fraction of the limit."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        fraction = _quantity(value.strip()[:-1], {"": 1}) / 100
+        if not 0 < fraction <= 1:
+            raise ValueError
+        return fraction
+    return int(_positive(parse_size(value)))
+
+
+def _items(value: object) -> list[str]:
+    """The parts of a comma-separated list, or of a ready sequence of strings."""
+    if isinstance(value, str):
+        return [part for part in (p.strip() for p in value.split(",")) if part]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_text(part) for part in value]
+    raise ValueError
+
+
+def _counts_from(least: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[object], tuple[str, ...]]:
+    def parse(value: object) -> tuple[str, ...]:
+        items = _items(value)
+        if not all(pattern.fullmatch(item) for item in items):
+            raise ValueError
+        return tuple(items)
+
+    return parse
+
+
+def _parse_path(value: object) -> str:
+    path = _text(value)
+    if not path.startswith("/") or "?" in path or "#" in path:
+        raise ValueError
+    return path
+
+
+def _parse_paths(value: object) -> tuple[str, ...]:
+    return tuple(_parse_path(item) for item in _items(value))
+
+
+def _parse_path_sizes(value: object) -> dict[str, int]:
+    if isinstance(value, Mapping):
+        return {_parse_path(path): parse_size(size) for path, size in value.items()}
+    pairs = [item.rpartition("=") for item in _items(value)]
+    return {_parse_path(path): parse_size(size) for path, _, size in pairs}
+
+
+def _parse_gc_threshold(value: object) -> tuple[int, ...]:
+    numbers = tuple(_counts_from(0)(item) for item in _ints(value))
+    if not 1 <= len(numbers) <= 3:
+        raise ValueError
+    return numbers
+
+
+def _ints(value: object) -> Sequence[object]:
+    return value if isinstance(value, (list, tuple)) else _items(value)
+
+
+def _parse_secrets(value: object) -> tuple[str, ...]:
+    secrets = tuple(_items(value))
+    if not secrets:
+        raise ValueError
+    return secrets
+
+
+def _parse_secret(value: object) -> str:
+    secret = _text(value)
+    if not secret:
+        raise ValueError
+    return secret
+
+
+def _parse_preset(value: object) -> str:
+    name = _text(value).lower()
+    if name not in PRESETS:
+        raise ValueError
+    return name
+
+
+def maybe(word: str, kind: Kind[T]) -> Kind[T | None]:
+    """That kind, or the word that stands for having none (then the value is None)."""
+
+    def parse(value: object) -> T | None:
+        if value is None or (isinstance(value, str) and value.strip().lower() == word):
+            return None
+        return kind.parse(value)
+
+    return Kind(f"{kind.expected}, or {word}", parse)
+
+
+PRESETS = ("balanced", "ultra")
+PRESET = Kind("balanced or ultra", _parse_preset)
+SIZE = Kind("a size such as 512KB, 4MB, 1GiB or 524288", parse_size)
+LIMIT = Kind("a size above zero such as 512MB", lambda value: int(_positive(parse_size(value))))
+DURATION = Kind("a duration such as 600, 10m, 30s or 1h", parse_duration)
+INTERVAL = Kind("a duration above zero such as 10s or 1m", lambda v: _positive(parse_duration(v)))
+SWITCH = Kind("1/0, true/false, on/off or yes/no", parse_bool)
+THRESHOLD = Kind("a size such as 400MB or a share of the limit such as 78%", parse_threshold)
+COUNT = Kind("a whole number from 0", _counts_from(0))
+AMOUNT = Kind("a whole number from 1", _counts_from(1))
+# Under about 60 frames not even a Flask request with a template completes.
+DEPTH = Kind("a whole number from 60", _counts_from(60))
+GC_THRESHOLD = Kind("one to three whole numbers such as 25,1,1", _parse_gc_threshold)
+PATH = Kind("a path that starts with /", _parse_path)
+PATHS = Kind("paths that start with /, separated by commas", _parse_paths)
+PATH_SIZES = Kind("paths with a size each, such as /import=4MB,/avatar=1MB", _parse_path_sizes)
+COOKIES = Kind("names of cookies, separated by commas", _matching(_TOKEN))
+MODULES = Kind("names of modules, separated by commas", _matching(_MODULE))
+SECRET = Kind("a secret of at least one character", _parse_secret)
+SECRETS = Kind("one or more secrets, oldest to newest, separated by commas", _parse_secrets)
+
+
+# --- The table
+
+
+class Setting(Generic[T]):
+    """One row: its kind, its value in each preset (as text), and what it is for.
+
+    `ultra` is given only where the presets differ; `fallback` is a second environment
+    variable, taken whole.
+    """
+
+    name: str
+    variable: str
+
+    def __init__(
+        self,
+        kind: Kind[T],
+        balanced: str,
+        help: str,
+        *,
+        ultra: str | None = None,
+        fallback: str | None = None,
+        secret: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.defaults = {"balanced": balanced, "ultra": balanced if ultra is None else ultra}
+        self.help = help
+        self.fallback = fallback
+        self.secret = secret
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.variable = ENV_PREFIX + name.upper()
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: Settings, owner: type) -> T: ...
+    def __get__(self, instance: Settings | None, owner: type) -> Setting[T] | T:
+        # A non-data descriptor: the value in the instance's __dict__ is found first.
+        return self
+
+
+class Settings:
+    """The settings in force: an attribute a row, read-only.
+
+    Made by `Settings.load`. Sizes are `int` bytes, durations `float` seconds.
+    """
+
+    preset = Setting(
+        PRESET, "balanced", "Which column of defaults: what works, or the letter.", ultra="ultra"
+    )
+    max_upload = Setting(SIZE, "512KB", "Largest request body; more is answered 413.")
+    upload_limits = Setting(
+        maybe("none", PATH_SIZES),
+        "none",
+        "Other limits for some paths; the longest path prefix wins.",
+    )
+    session_lifetime = Setting(INTERVAL, "10m", "How long a session cookie is honoured.")
+    session_cookies = Setting(
+        COOKIES, "session,sessionid", "The cookies that carry sessions (Flask's, Django's)."
+    )
+    session_sliding = Setting(
+        SWITCH, "on", "Count from the last use; off: from when the app set the cookie."
+    )
+    secret_key = Setting(
+        maybe("none", SECRETS),
+        "none",
+        "Signs the sessions' envelopes; several for rotation, oldest to newest. "
+        "Not set: derived from the app's own secret, else kept in a private directory.",
+        fallback="SECRET_KEY",
+        secret=True,
+    )
+    gc_passes = Setting(COUNT, "3", "Full garbage collections after each request.")
+    gc_threshold = Setting(
+        maybe("interpreter", GC_THRESHOLD),
+        "interpreter",
+        "Passed to gc.set_threshold.",
+        ultra="25,1,1",
+    )
+    gc_freeze = Setting(
+        SWITCH, "on", "Keep the start-up heap out of the passes, so that they take microseconds."
+    )
+    trim = Setting(SWITCH, "on", "Give freed memory back to the system (glibc's malloc_trim).")
+    recursion_limit = Setting(
+        maybe("interpreter", DEPTH),
+        "interpreter",
+        "Passed to sys.setrecursionlimit.",
+        ultra="200",
+    )
+    memory_limit = Setting(
+        maybe("auto", LIMIT),
+        "auto",
+        "The memory there is: the container's limit, else 512MB.",
+    )
+    warn_at = Setting(THRESHOLD, "78.125%", "Start to free memory here (400MB of 512).")
+    critical_at = Setting(THRESHOLD, "87.890625%", "Last measures from here (450MB of 512).")
+    cleanup_interval = Setting(INTERVAL, "10s", "How often the background thread tidies up.")
+    check_interval = Setting(
+        INTERVAL, "30s", "How often memory is read at rest; sooner as it nears a threshold."
+    )
+    heavy_modules = Setting(
+        MODULES, "pandas,numpy,matplotlib", "Packages worth importing late, or not at all."
+    )
+    lazy_heavy = Setting(SWITCH, "off", "Import the heavy modules at their first use.", ultra="on")
+    purge_modules = Setting(
+        SWITCH, "off", "At critical, drop heavy modules from sys.modules.", ultra="on"
+    )
+    recycle = Setting(SWITCH, "on", "Ask the server for a fresh worker when nothing else helps.")
+    ceiling = Setting(
+        maybe("auto", SWITCH),
+        "auto",
+        "Let a request fail with MemoryError before the container is killed; "
+        "auto: on where a real limit is known.",
+    )
+    max_in_flight = Setting(
+        maybe("none", AMOUNT),
+        "none",
+        "Requests served at once; one more is answered 503.",
+        ultra="3",
+    )
+    exempt_paths = Setting(PATHS, "/healthz", "Paths that are never answered 503 by us.")
+    static_prefix = Setting(PATH, "/static/", "Where static files live.")
+    static_max_age = Setting(DURATION, "30s", "How long clients may cache them, at most.")
+    admin_token = Setting(
+        maybe("none", SECRET),
+        "none",
+        "Opens the whole status and force-cleanup.",
+        secret=True,
+    )
+    status_path = Setting(PATH, "/api/memory-status", "Where the status is mounted.")
+    cleanup_path = Setting(PATH, "/api/force-cleanup", "Where the forced cleanup is mounted.")
+    home_rows = Setting(AMOUNT, "5", "For apps: rows on the first page.")
+    max_rows = Setting(AMOUNT, "10", "For apps: rows a request, at most.")
+    batch_size = Setting(AMOUNT, "5", "For apps: rows handled at a time.")
+    cache_timeout = Setting(DURATION, "15s", "For apps: how long to cache.")
+    pool_size = Setting(AMOUNT, "1", "For apps: database connections.")
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are read-only: {name}")
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{row.name}={'***' if row.secret and value else repr(value)}"
+            for row in table()
+            for value in (self.__dict__[row.name],)
+        )
+        return f"Settings({', '.join(shown)})"
+
+    @classmethod
+    def load(
+        cls,
+        keywords: Mapping[str, object] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Read the settings. A keyword beats the environment, which beats the preset.
+
+        An empty environment variable counts as not set. Raises SettingsError, once, for all
+        that is wrong.
+        """
+        keywords = keywords or {}
+        environ = os.environ if environ is None else environ
+        problems: list[str] = []
+        given = {
+            row.name: found
+            for row in table()
+            if (found := _find(row, keywords, environ)) is not None
+        }
+        values: dict[str, Any] = {}
+        for row in table():  # the preset is the first row, so it is known to the others
+            source, value = given.get(row.name, ("", None))
+            if not source:
+                value = row.defaults[values.get("preset", "balanced")]
+            try:
+                # Another program's variable is one secret, commas and all: split, it could
+                # leave a key of one letter.
+                values[row.name] = row.kind.parse((value,) if source == row.fallback else value)
+            except (ValueError, KeyError, OverflowError, TypeError):
+                shown = "(a secret)" if row.secret else repr(value)
+                problems.append(f"{source}={shown}: expected {row.kind.expected}")
+                values[row.name] = row.kind.parse(row.defaults["balanced"])
+        problems += _unknown(keywords, environ)
+        settings = cls(values)
+        problems += _contradictions(settings)
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+
+def table() -> Iterator[Setting[Any]]:
+    """The rows, in the order of the documentation."""
+    return (row for row in vars(Settings).values() if isinstance(row, Setting))
+
+
+def threshold_bytes(threshold: int | float, limit: int) -> int:
+    """A threshold (bytes, or a fraction of the limit) in bytes."""
+    return threshold if isinstance(threshold, int) else int(threshold * limit)
+
+
+def format_size(size: float) -> str:
+    """Bytes for people: `512 KB`, `4.2 MB`; 1024-based, as everywhere here."""
+    for unit, name in ((GB, "GB"), (MB, "MB"), (KB, "KB")):
+        if abs(size) >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size:.0f} bytes"
+
+
+def _find(
+    row: Setting[Any], keywords: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[str, object] | None:
+    if row.name in keywords:
+        return row.name, keywords[row.name]
+    for variable in (row.variable, row.fallback):
+        if variable and environ.get(variable, "").strip():
+            return variable, environ[variable]
+    return None
+
+
+def _unknown(keywords: Mapping[str, object], environ: Mapping[str, str]) -> Iterator[str]:
+    names = {row.name: row for row in table()}
+    variables = [row.variable for row in table()]
+    for name, value in keywords.items():
+        if name not in names:
+            yield f"{name}={value!r}: no such setting{_nearest(name, list(names))}"
+    for variable in sorted(environ):
+        if variable.startswith(ENV_PREFIX) and variable not in variables:
+            # The value is not shown: a misspelt LOWMEM_ADMIN_TOKEN is still a secret.
+            yield f"{variable}: no such variable{_nearest(variable, variables)}"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    warn, critical = settings.warn_at, settings.critical_at
+    limit = settings.memory_limit or DEFAULT_LIMIT
+    # Without a stated limit a size and a share cannot be compared yet.
+    comparable = type(warn) is type(critical) or settings.memory_limit is not None
+    if comparable and threshold_bytes(warn, limit) >= threshold_bytes(critical, limit):
+        yield f"warn_at={_shown(warn)}: expected less than critical_at={_shown(critical)}"
+    if settings.memory_limit is not None and threshold_bytes(critical, limit) > limit:
+        yield f"critical_at={_shown(critical)}: expected at most memory_limit={format_size(limit)}"
+    if settings.status_path == settings.cleanup_path:
+        yield f"cleanup_path={settings.cleanup_path!r}: expected another path than status_path"
+
+
+def _shown(threshold: int | float) -> str:
+    return format_size(threshold) if isinstance(threshold, int) else f"{threshold:.6%}"

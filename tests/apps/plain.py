@@ -1,0 +1,136 @@
+"""A plain WSGI app with a route for each thing a test wants to see. `app` is wrapped."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lowmem_wsgi import LowMemory
+
+seen: dict[str, Any] = {"calls": 0, "largest": 0}
+passes: list[float] = []  # when each full collection began
+
+
+def _note_pass(phase: str, info: dict[str, int]) -> None:
+    if phase == "start" and info["generation"] == 2:
+        passes.append(time.monotonic())
+
+
+def read_all(environ: dict[str, Any]) -> bytes:
+    """Read the body as a careless app does, and remember how much of it came."""
+    seen["calls"] += 1
+    data = b""
+    stream = environ["wsgi.input"]
+    try:
+        if "HTTP_TRANSFER_ENCODING" not in environ:
+            data = stream.read(int(environ.get("CONTENT_LENGTH") or 0))
+        else:
+            while piece := stream.read(65536):
+                data += piece
+                seen["largest"] = max(seen["largest"], len(data))
+    finally:
+        seen["largest"] = max(seen["largest"], len(data))
+    return str(len(data)).encode()
+
+
+def swallow(environ: dict[str, Any]) -> bytes:
+    try:
+        return read_all(environ)
+    except Exception as error:
+        return f"all is well, apart from {error}".encode()
+
+
+def garbage(environ: dict[str, Any]) -> bytes:
+    """Make cycles."""
+    for _ in range(100):
+        a: list[Any] = []
+        a.append(a)
+    return b"garbage"
+
+
+def spike_pieces(environ: dict[str, Any]) -> bytes:
+    """60 MB in 50 KB pieces."""
+    pieces = [bytearray(50_000) for _ in range(1200)]
+    return str(len(pieces)).encode()
+
+
+def spike_rows(environ: dict[str, Any]) -> bytes:
+    rows = [{"id": n, "name": f"client {n}", "city": "Kiel"} for n in range(300_000)]
+    return str(len(rows)).encode()
+
+
+def rss(environ: dict[str, Any]) -> bytes:
+    with open("/proc/self/statm") as file:
+        return str(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")).encode()
+
+
+def count_passes(environ: dict[str, Any]) -> bytes:
+    if _note_pass not in gc.callbacks:
+        gc.callbacks.append(_note_pass)
+    return b"counting"
+
+
+def told(environ: dict[str, Any]) -> bytes:
+    return json.dumps(
+        {"seen": seen, "passes": passes, "pid": os.getpid(), "threads": threading.active_count()}
+    ).encode()
+
+
+def out_of_memory(environ: dict[str, Any]) -> bytes:
+    raise MemoryError
+
+
+def lowmem(environ: dict[str, Any]) -> bytes:
+    return json.dumps(dict(environ["lowmem"])).encode()
+
+
+ROUTES: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "/": lambda environ: b"hello",
+    "/read": read_all,
+    "/swallow": swallow,
+    "/garbage": garbage,
+    "/spike-pieces": spike_pieces,
+    "/spike-rows": spike_rows,
+    "/rss": rss,
+    "/count-passes": count_passes,
+    "/told": told,
+    "/out-of-memory": out_of_memory,
+    "/lowmem": lowmem,
+    "/healthz": lambda environ: b"ok",
+    "/env": lambda environ: repr(sorted(environ)).encode(),
+    "/cookie": lambda environ: environ.get("HTTP_COOKIE", "").encode("latin-1"),
+    "/import": read_all,
+    "/static/a.css": lambda environ: b"a{}",
+}
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    path = environ["PATH_INFO"]
+    if path == "/file":
+        file = open(__file__, "rb")  # the server closes it  # noqa: SIM115
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
+    if path == "/slow":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        time.sleep(float(environ["QUERY_STRING"] or 1))
+        return [b"slow"]
+    if path == "/fails":
+        raise RuntimeError("the app's own error")
+    if path == "/login":
+        cookie = ("Set-Cookie", f"session={environ['QUERY_STRING']}; HttpOnly; Path=/")
+        start_response("200 OK", [("Content-Type", "text/plain"), cookie])
+        return [b"in"]
+    route = ROUTES.get(path)
+    body = route(environ) if route else b"no such page"
+    status = "200 OK" if route else "404 Not Found"
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+bare = app
+app = LowMemory(app)  # type: ignore[assignment]

@@ -1,0 +1,178 @@
+"""Real servers for tests: a process each, on a port of the system's choice, gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+APPS = HERE / "apps"
+SERVERS = ("sync", "gthread", "waitress", "werkzeug")
+_LISTENING = re.compile(r"(?:Listening at|Serving on|Running on):? http://127\.0\.0\.1:(\d+)")
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    def cookie(self, name: str) -> str | None:
+        """The value that Set-Cookie gives `name`."""
+        for header in self.headers.get_all("Set-Cookie") or []:
+            key, _, value = header.partition(";")[0].partition("=")
+            if key == name:
+                return value
+        return None
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    port: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def workers(self) -> list[int]:
+        """The pids of the master's children."""
+        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+        return [int(pid) for pid in Path(path).read_text().split()]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        *,
+        chunked: bool = False,
+    ) -> Reply:
+        """One request on a connection of its own, by a client that sends all before it reads."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(
+                method,
+                path,
+                body=body,
+                headers=headers or {},
+                encode_chunked=chunked,  # type: ignore[arg-type]
+            )
+            response = connection.getresponse()
+            return Reply(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.request(
+            "GET", path, headers={k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+    def send_raw(self, data: bytes, seconds: float = 20) -> bytes:
+        """Send bytes as they are; all that comes back until the server closes or falls silent."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
+            connection.sendall(data)
+            received = b""
+            with contextlib.suppress(TimeoutError):
+                while piece := connection.recv(65536):
+                    received += piece
+            return received
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Poll until `condition` holds. Fails, naming `what`, where it does not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {seconds} s in vain for {what}")
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def serve(
+    app: str,
+    server: str = "gthread",
+    *,
+    tmp_path: Path,
+    workers: int = 1,
+    threads: int = 3,
+    config: str | None = None,
+    options: Sequence[str] = (),
+    cwd: Path = APPS,
+    **env: str,
+) -> Iterator[Server]:
+    """Serve `app` (module:name, looked up in tests/apps) until the block ends.
+
+    `server`: sync or gthread (Gunicorn), waitress, werkzeug. With `config` Gunicorn takes that
+    config and no numbers of ours.
+    """
+    log_path = tmp_path / f"{server}-{time.monotonic_ns()}.log"
+    if server in ("sync", "gthread"):
+        command = [sys.executable, "-m", "gunicorn", app, "--bind", "127.0.0.1:0"]
+        # Each server of ours has its own; the default would be shared by all of this user's.
+        command += _quiet_control_socket()
+        if config is not None:
+            command += ["-c", config]
+        else:
+            command += ["-k", server, "-w", str(workers), "--threads", str(threads)]
+    else:
+        command = [sys.executable, str(HERE / "serve.py"), server, app]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=clean_environ(env),
+        )
+    running = Server(process, log_path, env=env)
+    try:
+        wait_for(lambda: process.poll() is not None or _LISTENING.search(running.log), "a port")
+        found = _LISTENING.search(running.log)
+        assert found, running.log
+        running.port = int(found[1])
+        yield running
+    finally:
+        stop(process)
+
+
+def clean_environ(env: dict[str, str]) -> dict[str, str]:
+    """This process's environment without settings that would change what is tested."""
+    ours = ("LOWMEM_", "SECRET_KEY", "GUNICORN_", "WEB_CONCURRENCY", "WORKER_", "MAX_REQUESTS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k != "PORT"}
+    return {**kept, "PYTHONUNBUFFERED": "1", **env}
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    if process.poll() is None:
+        process.kill()
+        process.wait(seconds)
+
+
+def _quiet_control_socket() -> list[str]:
+    from gunicorn.config import KNOWN_SETTINGS
+
+    known = any(setting.name == "control_socket_disable" for setting in KNOWN_SETTINGS)
+    return ["--no-control-socket"] if known else []
