@@ -86,13 +86,13 @@ class Server:
         )
 
     def send_raw(self, data: bytes, seconds: float = 20) -> bytes:
-        """Send bytes as they are; all that comes back until the server closes or falls silent."""
+        """Send bytes as they are and no more; all that comes back until the server closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
             received = b""
-            with contextlib.suppress(TimeoutError):
-                while piece := connection.recv(65536):
-                    received += piece
+            while piece := connection.recv(65536):
+                received += piece
             return received
 
 
@@ -131,7 +131,9 @@ def serve(
         if config is not None:
             command += ["-c", config]
         else:
-            command += ["-k", server, "-w", str(workers), "--threads", str(threads)]
+            command += ["-k", server, "-w", str(workers)]
+            # With threads, Gunicorn quietly makes a sync worker a gthread one.
+            command += ["--threads", str(threads)] if server == "gthread" else []
     else:
         command = [sys.executable, str(HERE / "serve.py"), server, app]
     with log_path.open("wb") as log:

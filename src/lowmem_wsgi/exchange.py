@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import log
+
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -169,7 +171,10 @@ class Exchange:
         return other
 
     def _replaced(self, result: Iterable[bytes], other: WSGIApplication) -> Iterable[bytes]:
-        close_result(result)
+        try:
+            close_result(result)
+        except Exception:
+            log.failure("Closing a response that was replaced")
         self._status = None
         return other(self.environ, self.start_response)
 
@@ -196,44 +201,44 @@ class Exchange:
 class Stream:
     """A response passed through: one yield for each yield of the app."""
 
-    __slots__ = ("_chunks", "_exchange", "_next", "_result")
+    __slots__ = ("_begun", "_chunks", "_exchange", "_result")
 
     def __init__(self, exchange: Exchange, result: Iterable[bytes]) -> None:
         self._exchange = exchange
         self._result = result
-        self._next: Callable[[], bytes] = self._first
-        self._chunks: Iterator[bytes] = iter(())
+        self._chunks: Iterator[bytes] | None = None
+        self._begun = False  # a chunk was made and the headers are sent
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         try:
-            return self._next()
+            return next(self._chunks) if self._begun else self._begin()  # type: ignore[arg-type]
         except StopIteration:
             raise
         except BaseException as error:
             self._exchange.failed(error)
             raise
 
-    def _first(self) -> bytes:
-        self._result, self._chunks, chunk = self._exchange.first(self._result)
-        self._next = self._chunks.__next__ if self._exchange.sent else self._late
-        return chunk
-
-    def _late(self) -> bytes:
-        """An app that yields empty chunks before it calls start_response."""
+    def _begin(self) -> bytes:
+        exchange = self._exchange
         try:
-            return next(self._chunks)
+            if self._chunks is None:
+                self._result, self._chunks, chunk = exchange.first(self._result)
+                return chunk
+            # An app may yield empty chunks before it calls start_response.
+            try:
+                return next(self._chunks)
+            finally:
+                exchange.send_headers()
         finally:
-            self._exchange.send_headers()
-            if self._exchange.sent:
-                self._next = self._chunks.__next__
+            self._begun = exchange.sent
 
     def close(self) -> None:
         # Dropped before the exchange is closed, so that the passes find it gone.
         result = self._result
-        self._result, self._chunks, self._next = (), iter(()), _exhausted
+        self._result, self._chunks, self._begun = (), iter(()), True
         try:
             close_result(result)
         finally:
@@ -275,10 +280,6 @@ def close_result(result: object) -> None:
     close = getattr(result, "close", None)
     if close is not None:
         close()
-
-
-def _exhausted() -> bytes:
-    raise StopIteration
 
 
 def _is_file(result: object, wrapper: object) -> bool:

@@ -42,6 +42,11 @@ class RateLimited:
             message += f" ({held} more like it since the last such line)"
         logger.log(level, message, *args, exc_info=exc_info)
 
+    def forget(self) -> None:
+        """Log anew what was logged before."""
+        with self._lock:
+            self._seen.clear()
+
 
 limited = RateLimited()
 once = RateLimited(every=float("inf"))

@@ -125,7 +125,7 @@ class LowMemory:
         if isinstance(error, MemoryError):
             return self._ran_out_of_memory(error)
         if error is None or isinstance(error, Exception):
-            return self.uploads.overflow(environ)
+            return self.uploads.fault(environ)
         return None
 
     def _amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
@@ -140,7 +140,7 @@ class LowMemory:
         try:
             self.overload.leave(id(exchange))
             if closed:
-                self.collector.after_request(idle=not self.overload.in_flight)
+                self.collector.after_request(self.overload.in_flight)
         except Exception:
             log.failure("Cleaning up after a request")
 

@@ -406,7 +406,7 @@ class Settings:
                 # leave a key of one letter.
                 values[row.name] = row.kind.parse((value,) if source == row.fallback else value)
             except (ValueError, KeyError, OverflowError, TypeError):
-                shown = "(a secret)" if row.secret else repr(value)
+                shown = "(a secret)" if row.secret else _shortened(value)
                 problems.append(f"{source}={shown}: expected {row.kind.expected}")
                 values[row.name] = row.kind.parse(row.defaults["balanced"])
         problems += _unknown(keywords, environ)
@@ -448,21 +448,28 @@ def _find(
 
 def _unknown(keywords: Mapping[str, object], environ: Mapping[str, str]) -> Iterator[str]:
     names = {row.name: row for row in table()}
-    variables = [row.variable for row in table()]
+    variables = {row.variable: row for row in table()}
     for name, value in keywords.items():
         if name not in names:
-            yield f"{name}={value!r}: no such setting{_nearest(name, list(names))}"
+            yield _no_such("setting", name, value, names)
     for variable in sorted(environ):
         if variable.startswith(ENV_PREFIX) and variable not in variables:
-            # The value is not shown: a misspelt LOWMEM_ADMIN_TOKEN is still a secret.
-            yield f"{variable}: no such variable{_nearest(variable, variables)}"
+            yield _no_such("variable", variable, environ[variable], variables)
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def _no_such(what: str, name: str, value: object, rows: Mapping[str, Setting[Any]]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    nearest = difflib.get_close_matches(name, rows, n=1)
+    # A misspelt LOWMEM_ADMIN_TOKEN is still a secret.
+    hidden = any(rows[near].secret for near in nearest) or re.search("KEY|TOKEN|SECRET", name, re.I)
+    shown = "(a secret)" if hidden else _shortened(value)
+    return f"{name}={shown}: no such {what}" + "".join(f"; did you mean {n}?" for n in nearest)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -479,4 +486,4 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _shown(threshold: int | float) -> str:
-    return format_size(threshold) if isinstance(threshold, int) else f"{threshold:.6%}"
+    return format_size(threshold) if isinstance(threshold, int) else f"{100 * threshold:g}%"

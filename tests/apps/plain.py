@@ -13,6 +13,7 @@ from typing import Any
 from lowmem_wsgi import LowMemory
 
 seen: dict[str, Any] = {"calls": 0, "largest": 0}
+released = threading.Event()
 passes: list[float] = []  # when each full collection began
 
 
@@ -53,20 +54,15 @@ def garbage(environ: dict[str, Any]) -> bytes:
     return b"garbage"
 
 
-def spike_pieces(environ: dict[str, Any]) -> bytes:
-    """60 MB in 50 KB pieces."""
-    pieces = [bytearray(50_000) for _ in range(1200)]
-    return str(len(pieces)).encode()
+def hold(environ: dict[str, Any]) -> bytes:
+    """Answer when somebody asks for the release."""
+    released.wait(30)
+    return b"held"
 
 
-def spike_rows(environ: dict[str, Any]) -> bytes:
-    rows = [{"id": n, "name": f"client {n}", "city": "Kiel"} for n in range(300_000)]
-    return str(len(rows)).encode()
-
-
-def rss(environ: dict[str, Any]) -> bytes:
-    with open("/proc/self/statm") as file:
-        return str(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")).encode()
+def release(environ: dict[str, Any]) -> bytes:
+    released.set()
+    return b"released"
 
 
 def count_passes(environ: dict[str, Any]) -> bytes:
@@ -94,9 +90,8 @@ ROUTES: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "/read": read_all,
     "/swallow": swallow,
     "/garbage": garbage,
-    "/spike-pieces": spike_pieces,
-    "/spike-rows": spike_rows,
-    "/rss": rss,
+    "/hold": hold,
+    "/healthz/release": release,
     "/count-passes": count_passes,
     "/told": told,
     "/out-of-memory": out_of_memory,
@@ -115,10 +110,6 @@ def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Itera
         file = open(__file__, "rb")  # the server closes it  # noqa: SIM115
         start_response("200 OK", [("Content-Type", "text/plain")])
         return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
-    if path == "/slow":
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        time.sleep(float(environ["QUERY_STRING"] or 1))
-        return [b"slow"]
     if path == "/fails":
         raise RuntimeError("the app's own error")
     if path == "/login":

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..memory.reading import Usage, process_figures, read_container
+from ..memory.reading import Usage, process_age, process_figures, read_container
 from ..settings import DEFAULT_LIMIT, Settings, threshold_bytes
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         },
         "requests": {
             "total": lowmem.overload.total,
-            "in_flight": lowmem.overload.in_flight,
+            "in_flight": lowmem.overload.in_flight(),
             "uploads_rejected": lowmem.uploads.rejected,
             "sessions_expired": lowmem.sessions.expired,
             "shed": lowmem.overload.shed,

@@ -48,8 +48,9 @@ class Body(io.BufferedIOBase):
     """wsgi.input, ended where it may end.
 
     A declared body ends after its length, whatever the client goes on to send. An undeclared
-    one that goes past `limit` bytes sets `overflowed` and raises UploadTooLarge; no byte past
-    the limit is ever handed out.
+    one that goes past `limit` bytes raises UploadTooLarge and is `overflowed`; no byte past the
+    limit is ever handed out. One that the server cannot read (a malformed chunk, a client that
+    left) raises UploadBroken and is `broken`.
     """
 
     def __init__(self, stream: InputStream, limit: int, *, declared: bool) -> None:
@@ -57,6 +58,7 @@ class Body(io.BufferedIOBase):
         self.left = limit
         self.declared = declared
         self.overflowed = False
+        self.broken = False
 
     def readable(self) -> bool:
         return True
@@ -76,21 +78,29 @@ class Body(io.BufferedIOBase):
         return self._take(self.stream.readline, self.left if size is None or size < 0 else size)
 
     def _take(self, take: Callable[[int], bytes], size: int) -> bytes:
-        if self.left == 0 and not self.declared:
+        if self.left == 0 and not self.declared and size:
             self._end()
         size = min(size, self.left)
-        data = take(size) if size else b""
+        data = self._ask(take, size) if size else b""
         self.left -= len(data)
         return data
 
     def _end(self) -> None:
         """At the limit: the body ends here too, or it is too large."""
-        if not self.overflowed:
-            self.overflowed = bool(self.stream.read(1))
+        self.overflowed = self.overflowed or bool(self._ask(self.stream.read, 1))
         if self.overflowed:
             from .upload_error import UploadTooLarge  # brings werkzeug, which a Bottle app lacks
 
             raise UploadTooLarge
+
+    def _ask(self, take: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            return take(size)
+        except Exception as error:
+            self.broken = True
+            from .upload_error import UploadBroken
+
+            raise UploadBroken from error
 
     def discard(self, seconds: float, clock: Callable[[], float], sock: Any) -> None:
         """Read on and drop, up to DRAIN_BYTES and `seconds`."""

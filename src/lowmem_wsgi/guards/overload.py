@@ -30,8 +30,8 @@ class Overload:
         self.total = 0
         self.shed = 0
 
-    @property
     def in_flight(self) -> int:
+        """How many requests there are now."""
         return len(self._inside)
 
     def enter(self, request: int, environ: WSGIEnvironment) -> Refusal | None:

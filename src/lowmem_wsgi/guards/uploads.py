@@ -1,8 +1,8 @@
 """The upload cap: no request body larger than its path allows.
 
 A declared length over the cap is refused before the app is called. An undeclared body
-(chunked) is read through a stream that ends the request at the cap: `overflow` then holds the
-refusal to answer with, whatever the app made of the error.
+(chunked) is read through a stream that ends at the cap: `fault` is then what to answer with,
+whatever the app made of the error.
 """
 
 from __future__ import annotations
@@ -69,12 +69,20 @@ class UploadCap:
         )
         return None
 
-    def overflow(self, environ: WSGIEnvironment) -> Refusal | None:
-        """The refusal for a body that went over its cap while the app was reading it."""
+    def fault(self, environ: WSGIEnvironment) -> Refusal | None:
+        """The refusal for a body that turned out too large, or unreadable, in the app's hands."""
         body = environ.get(BODY)
-        if body is None or not body.overflowed:
+        if body is None or not (body.overflowed or body.broken):
             return None
-        return self._too_large("an undeclared body", self.limit_for(environ.get("PATH_INFO", "")))
+        if body.overflowed:
+            limit = self.limit_for(environ.get("PATH_INFO", ""))
+            return self._too_large("an undeclared body", limit)
+        return Refusal(
+            "400 Bad Request",
+            "The body of this request is malformed or incomplete.",
+            why="its body cannot be read",
+            setting="none, the request is malformed",
+        )
 
     def _too_large(self, sent: str, limit: int) -> Refusal:
         with self._lock:

@@ -37,9 +37,12 @@ WARM_UP = frozenset(1 << power for power in range(7))
 # Growth worth giving back: at least this much, and this share of what the process uses.
 TRIM_BYTES = 1 * MB
 TRIM_SHARE = 1 / 25
-# Giving back takes at most this share of the time ...
+# Giving back takes at most this share of the time, but rests no longer than so many seconds ...
 TRIM_DUTY = 1 / 20
-# ... except that so much growth is given back at once.
+TRIM_REST = 0.5
+# ... except that it rests twice as long after each time that it gave little, up to so long; and
+# that so much growth since the last time is given back at once.
+TRIM_REST_IN_VAIN = 60.0
 TRIM_NOW_BYTES = 32 * MB
 
 THAW_EVERY = 300.0  # seconds
@@ -78,25 +81,26 @@ class Collector:
         self.freed_bytes = 0
 
         self._slow_seconds = 0.0
-        # RSS after the last giving back, or lower where it fell by itself; after the last thaw.
-        self._floor = self._thawed_rss = self._rss()
+        # RSS when last idle after giving back, or lower where it fell by itself; after the last
+        # giving back; after the last thaw.
+        self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
         self._trimmed_at = self._thawed_at = now()
-        self._trim_seconds = self._thaw_seconds = 0.0
+        self._trim_rest = self._thaw_seconds = 0.0
 
-    def after_request(self, idle: bool = True) -> None:
+    def after_request(self, in_flight: Callable[[], int] = lambda: 0) -> None:
         """Run the passes now, or see to it that the thread running them runs them again.
 
-        `idle`: no other request is in flight. Every call is followed by a run that began after
-        it; calls that come during a run share the next one.
+        `in_flight` tells how many other requests there are, when it matters. Every call is
+        followed by a run that began after it; calls that come during a run share the next one.
         """
         self._wanted = True
-        self._fulfil(idle)
+        self._fulfil(in_flight)
 
     def thaw(self) -> None:
         """Collect everything, what was frozen as garbage included, and freeze what is left."""
         with self._running:
-            self._thaw()
-        self._fulfil(idle=False)
+            self._thaw(lambda: 1)
+        self._fulfil(lambda: 1)
 
     def freeze(self) -> None:
         """Take all that is alive out of the collector's sight (where `gc_freeze` is on)."""
@@ -104,30 +108,30 @@ class Collector:
             gc.collect()
             gc.freeze()
 
-    def _fulfil(self, idle: bool) -> None:
+    def _fulfil(self, in_flight: Callable[[], int]) -> None:
         # A request sets the wish, then tries the lock; the holder lets go, then looks for a wish.
         # So one of the two always sees it, and nobody waits.
         while self._wanted and self._running.acquire(blocking=False):
             try:
                 self._wanted = False
-                self._run(idle)
+                self._run(in_flight)
             finally:
                 self._running.release()
 
-    def _run(self, idle: bool) -> None:
+    def _run(self, in_flight: Callable[[], int]) -> None:
         began = self._now()
         self._collect()
         ended = self._now()
         self.runs += 1
         self.last_seconds = seconds = ended - began
         self.total_seconds += seconds
-        if self.freezing and self._should_freeze(seconds, idle):
+        if self.freezing and self._should_freeze(seconds, in_flight):
             gc.freeze()
             self._slow_seconds = 0.0
         if self.trimming:
-            self._trim(ended)
+            self._trim(ended, in_flight)
         if ended - self._thawed_at >= THAW_EVERY:
-            self._thaw()
+            self._thaw(in_flight)
 
     def _collect(self) -> None:
         for _ in range(self.passes):
@@ -138,23 +142,26 @@ class Collector:
             self._insist()
 
     def _insist(self) -> None:
-        """The passes again, each made sure of (the statistics cost more than the passes)."""
+        """The passes again, each made sure of (the statistics cost more than the passes).
+
+        Gives up after a tenth of a second: the other thread's finalizer may take for ever.
+        """
         done = _full_collections() + self.passes
         for _ in range(100):
             self.collected += gc.collect()
             if _full_collections() >= done:
                 return
-            time.sleep(0)
+            time.sleep(0.001)
 
-    def _should_freeze(self, seconds: float, idle: bool) -> bool:
+    def _should_freeze(self, seconds: float, in_flight: Callable[[], int]) -> bool:
         if self.runs in WARM_UP:
             return True
         if seconds < SLOW_RUN:
             return False
         self._slow_seconds += seconds
-        return idle or self._slow_seconds >= SLOW_BUDGET
+        return not in_flight() or self._slow_seconds >= SLOW_BUDGET
 
-    def _trim(self, now: float) -> None:
+    def _trim(self, now: float, in_flight: Callable[[], int]) -> None:
         used = self._rss()
         if used < self._floor:
             self._floor = used
@@ -162,20 +169,20 @@ class Collector:
         growth = used - self._floor
         if growth < TRIM_BYTES or growth < self._floor * TRIM_SHARE:
             return
-        rested = now - self._trimmed_at >= self._trim_seconds / TRIM_DUTY
-        if not rested and growth < TRIM_NOW_BYTES:
+        if used - self._trimmed_rss < TRIM_NOW_BYTES and now - self._trimmed_at < self._trim_rest:
             return
-        self._give_back()
-        self._floor = left = self._rss()
-        self._trimmed_at = self._now()
-        self._trim_seconds = self._trimmed_at - now
-        self.freed_bytes += max(0, used - left)
-        if self.freezing and left - self._thawed_rss >= THAW_BYTES:
-            rested = now - self._thawed_at >= self._thaw_seconds / THAW_DUTY
-            if rested:
-                self._thaw()
+        left = self._given_back(used, in_flight)
+        ended = self._trimmed_at
+        rest = min((ended - now) / TRIM_DUTY, TRIM_REST)
+        in_vain = used - left < growth / 4
+        self._trim_rest = (
+            min(max(rest, 2 * self._trim_rest), TRIM_REST_IN_VAIN) if in_vain else rest
+        )
+        rested = ended - self._thawed_at >= self._thaw_seconds / THAW_DUTY
+        if self.freezing and left - self._thawed_rss >= THAW_BYTES and rested:
+            self._thaw(in_flight)
 
-    def _thaw(self) -> None:
+    def _thaw(self, in_flight: Callable[[], int]) -> None:
         began = self._now()
         before = self._rss()
         if self.freezing:
@@ -185,11 +192,21 @@ class Collector:
             gc.freeze()
         self._slow_seconds = 0.0
         if self.trimming:
-            self._give_back()
-        self._floor = self._thawed_rss = left = self._rss()
-        self.freed_bytes += max(0, before - left)
-        self._thawed_at = self._trimmed_at = ended = self._now()
+            self._thawed_rss = self._given_back(before, in_flight)
+        self._thawed_at = ended = self._now()
         self._thaw_seconds = ended - began
+
+    def _given_back(self, used: int, in_flight: Callable[[], int]) -> int:
+        """Give back; RSS after it, `used` being that before."""
+        self._give_back()
+        left = self._rss()
+        self.freed_bytes += max(0, used - left)
+        self._trimmed_at, self._trimmed_rss = self._now(), left
+        if left < self._floor or not in_flight():
+            # What is left is what the app keeps. With requests in flight it is theirs as well, and
+            # taken for the floor it would hide what they leave behind.
+            self._floor = left
+        return left
 
     def after_fork(self) -> None:
         """In a new child: forget the parent's threads, files and figures."""
@@ -199,7 +216,7 @@ class Collector:
             self._rss.reopen()
         self.runs = self.collected = self.freed_bytes = 0
         self.last_seconds = self.total_seconds = 0.0
-        self._floor = self._thawed_rss = self._rss()
+        self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
 
 
 def _full_collections() -> int:

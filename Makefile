@@ -1,0 +1,64 @@
+# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV ?= .venv
+# What is tested: the tree. CI sets this to the wheel it has built.
+PACKAGE ?= -e .
+PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all lint types docs bench clean
+
+demo: $(VENV)/demo
+	@echo
+	@echo "  The example runs at http://127.0.0.1:$(PORT)/ (Ctrl-C ends it). Try:"
+	@echo "    log in as demo / demo, add a client, import a CSV, upload a file"
+	@echo "    curl http://127.0.0.1:$(PORT)/api/memory-status"
+	@echo "    curl -H 'Authorization: Bearer demo' http://127.0.0.1:$(PORT)/api/memory-status"
+	@echo "    curl -H 'Authorization: Bearer demo' -X POST http://127.0.0.1:$(PORT)/api/force-cleanup"
+	@echo "    head -c 5000000 /dev/zero | curl --data-binary @- http://127.0.0.1:$(PORT)/login   (413)"
+	@echo
+	@cd examples/flask_app && LOWMEM_ADMIN_TOKEN=$${LOWMEM_ADMIN_TOKEN:-demo} \
+	  PYTHONMALLOC=$${PYTHONMALLOC:-malloc} MALLOC_ARENA_MAX=$${MALLOC_ARENA_MAX:-1} \
+	  exec $(abspath $(VENV))/bin/gunicorn -c python:lowmem_wsgi.gunicorn \
+	  --bind 127.0.0.1:$(PORT) app:app
+
+test: $(VENV)/tests
+	$(VENV)/bin/python -m pytest
+
+# The tests on every Python from 3.10 to 3.13 that is installed.
+test-all:
+	tools/test-all.sh
+
+lint: $(VENV)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/dev
+	$(VENV)/bin/mypy
+
+# The pages that are made from the code.
+docs: $(VENV)/tests
+	$(VENV)/bin/python docs/generate.py
+
+bench: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/in_process.py
+	$(VENV)/bin/python benchmarks/wrap_size.py
+	$(VENV)/bin/python benchmarks/request_cost.py
+
+clean:
+	rm -rf .venv .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A file each for what is installed, so that make knows when to install anew.
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/demo: $(VENV)/python pyproject.toml
+	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements.txt
+	@touch $@
+
+$(VENV)/tests $(VENV)/dev $(VENV)/bench: $(VENV)/python pyproject.toml
+	$(PIP) install $(PACKAGE) --group $(notdir $@)
+	@touch $@

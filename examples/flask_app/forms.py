@@ -1,0 +1,49 @@
+"""What makes a client acceptable, in a form as in a CSV file."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Client(NamedTuple):
+    name: str
+    email: str
+    city: str
+    phone: str
+
+
+COLUMNS = Client._fields
+
+_LONGEST = {"name": 100, "email": 254, "city": 80, "phone": 30}
+_EMAIL = re.compile(r"[a-z0-9][a-z0-9._%+'-]*@([a-z0-9-]+\.)+[a-z0-9-]{2,}", re.ASCII)
+_PHONE = re.compile(r"\+?[0-9 ()./-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def clean_client(values: Mapping[str, str]) -> tuple[Client, dict[str, str]]:
+    """A client from what was typed, and what is wrong with it by field."""
+    # split() and join() also make the no-break spaces of a copied cell ordinary ones.
+    client = Client(*(" ".join(values.get(column, "").split()) for column in COLUMNS))
+    client = client._replace(email=client.email.lower())
+    errors: dict[str, str] = {}
+
+    for column, value in zip(COLUMNS, client, strict=True):
+        if not value and column != "phone":
+            errors[column] = "This is needed."
+        elif len(value) > _LONGEST[column]:
+            errors[column] = f"At most {_LONGEST[column]} characters, please."
+        elif _CONTROL.search(value):
+            errors[column] = "This has control characters in it."
+        elif column in ("name", "city") and value[0] in "=+-@":
+            # A spreadsheet would run it as a formula when it opens the exported file.
+            errors[column] = "This cannot start with = + - or @."
+
+    if "email" not in errors and not _EMAIL.fullmatch(client.email):
+        errors["email"] = "Not an email address: it should look like ada@example.com."
+    if "phone" not in errors and client.phone and not _is_phone(client.phone):
+        errors["phone"] = "Only digits, spaces and ( ) . / - after an optional +."
+    return client, errors
+
+
+def _is_phone(value: str) -> bool:
+    return bool(_PHONE.fullmatch(value)) and any(char.isdigit() for char in value)

@@ -1,0 +1,34 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lowmem_wsgi import log
+from lowmem_wsgi.memory import collector
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of this machine's environment changes what is tested."""
+    for name in list(os.environ):
+        if name.startswith("LOWMEM_") or name == "SECRET_KEY":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def restored_interpreter() -> Iterator[None]:
+    """Each test leaves the collector, the recursion limit and the logs as it found them."""
+    threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
+    log.once.forget()
+    log.limited.forget()
+    yield
+    gc.set_threshold(*threshold)
+    sys.setrecursionlimit(depth)
+    gc.unfreeze()
+    collector._process_collector.cache_clear()

@@ -1,0 +1,414 @@
+"""The collector: passes, freezing, thawing, giving back, and requests that end together."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from lowmem_wsgi.memory import collector as module
+from lowmem_wsgi.memory.collector import Collector, malloc_trim, shared
+from lowmem_wsgi.memory.reading import OwnRss
+
+MB = 1024 * 1024
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Memory:
+    """A process whose RSS a test sets; giving back brings it down to what is live."""
+
+    def __init__(self) -> None:
+        self.rss = self.live = 50 * MB
+        self.given_back = 0
+
+    def read(self) -> int:
+        return self.rss
+
+    def give_back(self) -> None:
+        self.given_back += 1
+        self.rss = self.live
+
+
+def make(clock: Clock | None = None, memory: Memory | None = None, **options: Any) -> Collector:
+    memory = memory or Memory()
+    return Collector(rss=memory.read, give_back=memory.give_back, now=clock or Clock(), **options)
+
+
+def full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
+def test_three_full_passes_follow_each_request() -> None:
+    collector = make(freeze=False)
+    before = full_collections()
+    for _ in range(5):
+        collector.after_request()
+    assert full_collections() - before == 15
+    assert collector.runs == 5
+
+
+def test_the_number_of_passes_is_the_setting() -> None:
+    before = full_collections()
+    make(passes=0, freeze=False).after_request()
+    make(passes=1, freeze=False).after_request()
+    assert full_collections() - before == 1
+
+
+def test_what_is_alive_is_frozen_after_the_first_request_and_as_the_app_warms_up() -> None:
+    collector = make()
+    frozen = []
+    kept = []
+    for _ in range(10):
+        kept.append([[] for _ in range(1000)])
+        collector.after_request()
+        frozen.append(gc.get_freeze_count())
+    steps = itertools.pairwise(frozen)
+    grew = [run for run, (before, after) in enumerate(steps, 2) if after > before + 900]
+    assert frozen[0] > 1000
+    assert grew == [2, 4, 8]
+
+
+def test_nothing_is_frozen_where_freezing_is_off() -> None:
+    collector = make(freeze=False)
+    collector.freeze()
+    for _ in range(10):
+        collector.after_request()
+    collector.thaw()
+    assert gc.get_freeze_count() == 0
+
+
+def slow(collector: Collector, clock: Clock, seconds: float, monkeypatch: Any) -> None:
+    def collect() -> int:
+        clock.now += seconds
+        return 0
+
+    monkeypatch.setattr(collector, "_collect", collect)
+
+
+def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(monkeypatch: Any) -> None:
+    clock = Clock()
+    collector = make(clock)
+    collector.runs = 100  # warmed up
+    freezes = []
+    monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
+    slow(collector, clock, 0.0001, monkeypatch)
+    collector.after_request()
+    assert freezes == []
+    slow(collector, clock, 0.002, monkeypatch)
+    collector.after_request(lambda: 1)
+    assert freezes == []
+    collector.after_request()
+    assert freezes == [103]
+
+
+def test_under_steady_load_slow_runs_are_not_paid_for_without_end(monkeypatch: Any) -> None:
+    clock = Clock()
+    collector = make(clock)
+    collector.runs = 100
+    freezes = []
+    monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
+    slow(collector, clock, 0.03125, monkeypatch)
+    for _ in range(8):
+        collector.after_request(lambda: 1)
+    assert freezes == [104, 108]
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_frozen_by_accident_is_found_by_the_slow_clock() -> None:
+    import weakref
+
+    clock = Clock()
+    collector = make(clock)
+    cycle = Cycle()
+    gone = weakref.ref(cycle)
+    collector.after_request()  # frozen while alive
+    del cycle
+    for _ in range(5):
+        collector.after_request()
+    assert gone() is not None
+    clock.now += 599
+    collector.after_request()
+    assert gone() is None
+
+
+def test_growth_that_giving_back_does_not_cure_is_looked_for_in_the_frozen_heap() -> None:
+    import weakref
+
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory)
+    cycle = Cycle()
+    gone = weakref.ref(cycle)
+    collector.after_request()
+    del cycle
+    clock.now += 10
+    memory.rss = memory.live = memory.rss + 20 * MB
+    collector.after_request()
+    assert gone() is None
+
+
+def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory)
+    for _ in range(10):
+        clock.now += 1
+        collector.after_request()
+    assert memory.given_back == 0
+    memory.rss += 60 * MB
+    collector.after_request()
+    assert memory.given_back == 1
+    assert collector.freed_bytes == 60 * MB
+    clock.now += 1
+    collector.after_request()
+    assert memory.given_back == 1
+
+
+def test_growth_that_stays_is_not_given_back_again_and_again() -> None:
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory, freeze=False)
+    memory.rss = memory.live = 90 * MB
+    for _ in range(20):
+        clock.now += 1
+        collector.after_request()
+    assert memory.given_back == 1
+
+
+def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() -> None:
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory, freeze=False)
+
+    def costly() -> None:
+        clock.now += 0.010
+        memory.give_back()
+
+    collector._give_back = costly
+    calls = 0
+    for _ in range(100):
+        clock.now += 0.010
+        memory.rss = memory.live + 5 * MB
+        collector.after_request()
+        calls = memory.given_back
+    assert 3 <= calls <= 8  # 5 % of about a second, 10 ms each
+
+
+def test_large_growth_is_given_back_at_once() -> None:
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory, freeze=False)
+    for _ in range(5):
+        memory.rss = memory.live + 150 * MB
+        collector.after_request()
+    assert memory.given_back == 5
+
+
+def test_what_a_request_in_flight_holds_is_given_back_when_it_leaves_it_behind() -> None:
+    """Given back while another request held 80 MB, memory is not taken to need those 80 MB."""
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory, freeze=False)
+    memory.rss = memory.live = 130 * MB
+    collector.after_request(lambda: 1)
+    memory.live = 50 * MB  # the other request has freed them, the system does not know yet
+    for _ in range(3):
+        clock.now += 1
+        collector.after_request()
+    assert memory.rss == 50 * MB
+
+
+def test_nothing_is_given_back_where_trimming_is_off() -> None:
+    memory = Memory()
+    collector = make(memory=memory, trim=False)
+    memory.rss += 100 * MB
+    collector.after_request()
+    assert memory.given_back == 0
+
+
+def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later() -> None:
+    collector = make(freeze=False)
+    running, go_on = threading.Event(), threading.Event()
+    runs: list[str] = []
+    real = collector._collect
+
+    def collect() -> None:
+        runs.append(threading.current_thread().name)
+        if len(runs) == 1:
+            running.set()
+            assert go_on.wait(10)
+        real()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    first = threading.Thread(target=collector.after_request, name="first")
+    first.start()
+    assert running.wait(10)
+    for _ in range(3):
+        collector.after_request()  # returns at once: the thread that runs will see to it
+    assert runs == ["first"]
+    go_on.set()
+    first.join(10)
+    assert runs == ["first", "first"]
+
+
+def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run() -> None:
+    collector = make(freeze=False)
+    real = collector._thaw
+
+    def thaw(in_flight: Any) -> None:
+        collector.after_request()
+        real(in_flight)
+
+    collector._thaw = thaw  # type: ignore[method-assign]
+    collector.thaw()
+    assert collector.runs == 1
+
+
+def test_many_threads_lose_no_run() -> None:
+    """Each end of a request is followed by a run begun after it, whatever the interleaving."""
+    collector = make(freeze=False, passes=1)
+    began = 0
+    ended: list[int] = []
+    real = collector._collect
+
+    def collect() -> None:
+        nonlocal began
+        began += 1
+        real()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def request() -> None:
+        for _ in range(200):
+            ended.append(began)
+            collector.after_request()
+
+    threads = [threading.Thread(target=request) for _ in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not collector._wanted
+    assert began > max(ended)
+
+
+def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for() -> None:
+    collector = make(freeze=False)
+    in_finalizer, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            in_finalizer.set()
+            go_on.wait(10)
+
+    gc.disable()
+    try:
+        Slow()
+        other = threading.Thread(target=gc.collect, args=(1,))
+        other.start()
+        assert in_finalizer.wait(10)
+        assert gc.collect() == 0  # what the library must see through
+        threading.Timer(0.02, go_on.set).start()
+        before = full_collections()
+        collector.after_request()
+        go_on.set()
+        other.join(10)
+    finally:
+        gc.enable()
+    assert full_collections() - before >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_run_leaves_the_child_a_working_collector() -> None:
+    collector = shared(passes=3, freeze=True, trim=True)
+    with collector._running:
+        collector._wanted = True
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                collector.after_request()
+                code = 0 if collector.runs == 1 else 2
+            finally:
+                os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -> None:
+    one = shared(passes=1, freeze=False, trim=True)
+    two = shared(passes=2, freeze=True, trim=False)
+    assert one is two
+    assert (one.passes, one.freezing, one.trimming) == (2, True, True)
+
+
+def test_malloc_trim_is_a_silent_no_op_where_there_is_none(monkeypatch: Any) -> None:
+    import ctypes
+
+    class NoTrim:
+        def __init__(self, name: object) -> None:
+            pass
+
+    monkeypatch.setattr(ctypes, "CDLL", NoTrim)
+    module._find_malloc_trim.cache_clear()
+    try:
+        assert malloc_trim() is False
+    finally:
+        module._find_malloc_trim.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_fast_reading_of_rss_agrees_with_psutil() -> None:
+    import psutil
+
+    rss = OwnRss()
+    assert abs(rss() - psutil.Process().memory_info().rss) < 2 * MB
+    before = rss()
+    ballast = bytearray(50 * MB)
+    assert 45 * MB < rss() - before < 55 * MB
+    del ballast
+
+
+@pytest.mark.parametrize("make_proc", ["absent", "empty", "garbage"])
+def test_without_proc_rss_comes_from_psutil(tmp_path: Any, make_proc: str) -> None:
+    if make_proc != "absent":
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self" / "statm").write_text("" if make_proc == "empty" else "a b c")
+    assert OwnRss(str(tmp_path))() > 5 * MB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_reads_its_own_rss_not_the_parents() -> None:
+    rss = OwnRss()
+    rss()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            rss.reopen()
+            before = rss()
+            ballast = bytearray(50 * MB)
+            code = 0 if rss() - before > 45 * MB else 2
+            del ballast
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
