@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lowmem_wsgi import LowMemory
@@ -15,6 +15,7 @@ from lowmem_wsgi import LowMemory
 seen: dict[str, Any] = {"calls": 0, "largest": 0}
 released = threading.Event()
 passes: list[float] = []  # when each full collection began
+closed: list[float] = []  # when the server closed each response of /garbage
 
 
 def _note_pass(phase: str, info: dict[str, int]) -> None:
@@ -46,12 +47,17 @@ def swallow(environ: dict[str, Any]) -> bytes:
         return f"all is well, apart from {error}".encode()
 
 
-def garbage(environ: dict[str, Any]) -> bytes:
-    """Make cycles."""
-    for _ in range(100):
-        a: list[Any] = []
-        a.append(a)
-    return b"garbage"
+class Garbage:
+    """A response that leaves cycles behind, and remembers when the server closed it."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(100):
+            a: list[Any] = []
+            a.append(a)
+        return iter([b"garbage"])
+
+    def close(self) -> None:
+        closed.append(time.monotonic())
 
 
 def hold(environ: dict[str, Any]) -> bytes:
@@ -72,9 +78,8 @@ def count_passes(environ: dict[str, Any]) -> bytes:
 
 
 def told(environ: dict[str, Any]) -> bytes:
-    return json.dumps(
-        {"seen": seen, "passes": passes, "pid": os.getpid(), "threads": threading.active_count()}
-    ).encode()
+    figures = {"seen": seen, "passes": passes, "closed": closed, "pid": os.getpid()}
+    return json.dumps(figures).encode()
 
 
 def out_of_memory(environ: dict[str, Any]) -> bytes:
@@ -89,7 +94,6 @@ ROUTES: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "/": lambda environ: b"hello",
     "/read": read_all,
     "/swallow": swallow,
-    "/garbage": garbage,
     "/hold": hold,
     "/healthz/release": release,
     "/count-passes": count_passes,
@@ -110,6 +114,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Itera
         file = open(__file__, "rb")  # the server closes it  # noqa: SIM115
         start_response("200 OK", [("Content-Type", "text/plain")])
         return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
+    if path == "/garbage":
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "7")])
+        return Garbage()
     if path == "/fails":
         raise RuntimeError("the app's own error")
     if path == "/login":
