@@ -110,13 +110,18 @@ class LowMemory:
         """Refuse the request, or make it ready for the app."""
         try:
             refusal = self.overload.enter(id(exchange), environ) or self.uploads.refusal(environ)
-            if refusal is None:
-                environ[ENVIRON] = self._environ_value
-                self.sessions.open(environ)
-            return refusal
         except Exception:
             log.failure("A guard")
-            return None
+            refusal = None
+        if refusal is not None:
+            return refusal
+        environ[ENVIRON] = self._environ_value
+        try:
+            self.sessions.open(environ)
+        except Exception:
+            environ.pop("HTTP_COOKIE", None)  # rather no session than one that never ends
+            log.failure("Opening a session")
+        return None
 
     def _rescue(
         self, environ: WSGIEnvironment, error: BaseException | None

@@ -82,6 +82,12 @@ def _positive(value: float) -> float:
     return value
 
 
+def _at_least_1(value: float) -> float:
+    if value < 1:
+        raise ValueError
+    return value
+
+
 def parse_size(value: object) -> int:
     """`512KB`, `4MB`, `1GiB` or a number of bytes, as bytes."""
     return int(_quantity(value, _UNITS))
@@ -210,6 +216,8 @@ SIZE = Kind("a size such as 512KB, 4MB, 1GiB or 524288", parse_size)
 LIMIT = Kind("a size above zero such as 512MB", lambda value: int(_positive(parse_size(value))))
 DURATION = Kind("a duration such as 600, 10m, 30s or 1h", parse_duration)
 INTERVAL = Kind("a duration above zero such as 10s or 1m", lambda v: _positive(parse_duration(v)))
+# A cookie's time is counted in whole seconds.
+LIFETIME = Kind("a duration from 1s such as 10m or 1h", lambda v: _at_least_1(parse_duration(v)))
 SWITCH = Kind("1/0, true/false, on/off or yes/no", parse_bool)
 THRESHOLD = Kind("a size such as 400MB or a share of the limit such as 78%", parse_threshold)
 COUNT = Kind("a whole number from 0", _counts_from(0))
@@ -283,7 +291,7 @@ class Settings:
         "none",
         "Other limits for some paths; the longest path prefix wins.",
     )
-    session_lifetime = Setting(INTERVAL, "10m", "How long a session cookie is honoured.")
+    session_lifetime = Setting(LIFETIME, "10m", "How long a session cookie is honoured.")
     session_cookies = Setting(
         COOKIES, "session,sessionid", "The cookies that carry sessions (Flask's, Django's)."
     )

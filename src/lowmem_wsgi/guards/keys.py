@@ -34,8 +34,8 @@ def find_keys(
     own = setting or app_secrets(app)
     if own:
         return tuple(derive(secret.encode("utf-8", "surrogateescape")) for secret in own)
-    directory = runtime_directory(environ)
     try:
+        directory = runtime_directory(environ)
         key = shared_secret(directory)
     except (OSError, Refused) as error:
         log.once(
@@ -61,11 +61,14 @@ def app_secrets(app: object) -> tuple[str, ...]:
     for layer in layers(app):
         module = type(layer).__module__.partition(".")[0]
         if module == "django" and (settings := _django_settings()) is not None:
-            return _texts([*settings.SECRET_KEY_FALLBACKS[::-1], settings.SECRET_KEY])
+            try:
+                return _texts(settings.SECRET_KEY_FALLBACKS, settings.SECRET_KEY)
+            except Exception:  # ImproperlyConfigured: it has none
+                return ()
         # Flask, and what follows its convention. Subclasses live in the user's modules.
         config = getattr(layer, "config", None)
         if isinstance(config, Mapping) and config.get("SECRET_KEY"):
-            return _texts([*(config.get("SECRET_KEY_FALLBACKS") or [])[::-1], config["SECRET_KEY"]])
+            return _texts(config.get("SECRET_KEY_FALLBACKS"), config["SECRET_KEY"])
     return ()
 
 
@@ -93,10 +96,12 @@ def _django_settings() -> Any:
     return conf.settings if conf is not None and conf.settings.configured else None
 
 
-def _texts(values: list[Any]) -> tuple[str, ...]:
+def _texts(fallbacks: object, secret: Any) -> tuple[str, ...]:
+    """Fallbacks (newest first, as Flask and Django have them) and secret, oldest to newest."""
+    older = fallbacks[::-1] if isinstance(fallbacks, (list, tuple)) else ()
     return tuple(
         value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-        for value in values
+        for value in (*older, secret)
         if value
     )
 
@@ -148,9 +153,15 @@ def shared_secret(directory: str) -> bytes:
 def _read(path: str) -> bytes:
     # Binary and no link to follow; neither flag exists everywhere.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:
-        _check_owner(path, os.fstat(file.fileno()))
-        secret = file.read(_BYTES + 1)
+    file = os.open(path, flags)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused(f"{path} is not a file")
+        _check_owner(path, found)
+        secret = os.read(file, _BYTES + 1)
+    finally:
+        os.close(file)
     if len(secret) != _BYTES:
         raise Refused(f"{path} holds no key of {_BYTES} bytes")
     return secret

@@ -36,6 +36,8 @@ MOST_BYTES = 4096
 # run out, seldom enough that not every response carries a cookie.
 RENEW_AFTER = 0.1
 
+_CACHED = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
+
 SETTING = "LOWMEM_SESSION_LIFETIME"
 
 
@@ -66,9 +68,12 @@ class Sessions:
         self._lock = threading.Lock()
         self.expired = 0
         # Python's http.cookies, which Bottle uses, starts a new cookie after white space, and
-        # others after a comma: "x=1 session=..." must not carry a session past us.
+        # others after a comma; Django strips what is white space in Unicode, here in UTF-8's
+        # bytes, from names: neither "secure session=..." nor "\xc2\xa0session=..." must carry a
+        # session past us.
+        gap = r'[\x00-\x20",\x7f-\xff]'
         either = "|".join(re.escape(name) for name in names)
-        self._hidden = re.compile(rf'(?:^|[\s,"\x00-\x20])(?:{either})\s*=')
+        self._hidden = re.compile(f"(?:^=*|{gap})(?:{either}){gap}*=")
 
     @property
     def keys(self) -> Sequence[bytes]:
@@ -85,13 +90,14 @@ class Sessions:
             return
         now = int(self._clock())
         kept: list[str] = []
-        letters: dict[str, Letter] = {}
-        for part in header.split(";"):
-            name, equals, value = part.partition("=")
-            name, value = name.strip(), value.strip()
+        letters: list[tuple[str, Letter]] = []
+        for piece in header.split(";"):
+            part = piece.strip(" \t")  # and no other white space: in Latin-1 it may be half an "à"
+            name, _, value = part.partition("=")
+            name, value = name.rstrip(" \t"), value.lstrip(" \t")
             if name not in self._names:
-                if not self._hidden.search(value if equals else part):
-                    kept.append(part.strip())
+                if not self._hidden.search(part):
+                    kept.append(part)
                 continue
             try:
                 letter = unseal(name, value, self.keys, now, self._lifetime)
@@ -99,7 +105,7 @@ class Sessions:
                 self._ended(environ, name, error.reason)
             else:
                 kept.append(f"{name}={letter.value}")
-                letters.setdefault(name, letter)
+                letters.append((name, letter))
         cookies = "; ".join(part for part in kept if part)
         if cookies:
             environ["HTTP_COOKIE"] = cookies
@@ -110,15 +116,18 @@ class Sessions:
 
     def amend(self, environ: WSGIEnvironment, headers: Headers) -> Headers:
         """The response's headers, the app's session cookies in envelopes, used ones sent again."""
-        letters: dict[str, Letter] = environ.get(LETTERS) or {}
-        setting = any(name.lower() == "set-cookie" for name, _ in headers)
+        letters: list[tuple[str, Letter]] = environ.get(LETTERS) or []
+        setting = any(
+            name.lower() == "set-cookie" and set_cookie.parse(value)[0] in self._names
+            for name, value in headers
+        )
         if (not letters and not setting) or not self.keys:
             return headers
         now = self._clock()
         if setting:
-            letters = dict(letters)
+            letters = list(letters)
             headers = [
-                (name, self._sealed(value, now, letters))
+                (name, self._sealed(environ, value, now, letters))
                 if name.lower() == "set-cookie"
                 else (name, value)
                 for name, value in headers
@@ -127,20 +136,33 @@ class Sessions:
             headers = headers + self._renewals(letters, now)
         return headers
 
-    def _sealed(self, header: str, now: float, letters: dict[str, Letter]) -> str:
+    def _sealed(
+        self, environ: WSGIEnvironment, header: str, now: float, letters: list[tuple[str, Letter]]
+    ) -> str:
         name, value, attributes = set_cookie.parse(header)
         if name not in self._names:
             return header
-        letters.pop(name, None)  # the app has spoken: nothing to send again
+        # The app has spoken: nothing to send again.
+        letters[:] = [pair for pair in letters if pair[0] != name]
         kept = set_cookie.relative(attributes, now, self._lifetime)
         if kept is None:
             return header  # a deletion
-        return self._rendered(name, value, kept, now)
+        again = kept
+        if not any(key.lower() == "path" and path.startswith("/") for key, path in kept):
+            # The browser takes the path from this page. Sent again from another, it must say so:
+            # else there would be two cookies, and logging out would end one.
+            again = [*kept, ("Path", set_cookie.default_path(environ))]
+        return self._rendered(name, value, kept, now, again)
 
     def _rendered(
-        self, name: str, value: str, attributes: set_cookie.Attributes, now: float
+        self,
+        name: str,
+        value: str,
+        attributes: set_cookie.Attributes,
+        now: float,
+        again: set_cookie.Attributes | None = None,
     ) -> str:
-        sealed = seal(name, value, set_cookie.pack(attributes), self.keys[-1], int(now))
+        sealed = seal(name, value, set_cookie.pack(again or attributes), self.keys[-1], int(now))
         size = len(name) + 1 + len(sealed)
         if size > MOST_BYTES:
             log.limited(
@@ -156,11 +178,11 @@ class Sessions:
             )
         return set_cookie.render(name, sealed, attributes, now)
 
-    def _renewals(self, letters: dict[str, Letter], now: float) -> Headers:
+    def _renewals(self, letters: list[tuple[str, Letter]], now: float) -> Headers:
         due = now - self._lifetime * RENEW_AFTER
         renewed = [
             ("Set-Cookie", self._rendered(name, letter.value, attributes, now))
-            for name, letter in letters.items()
+            for name, letter in letters
             if letter.sealed_at <= due
             for attributes in (set_cookie.unpack(letter.attributes),)
         ]
@@ -172,9 +194,11 @@ class Sessions:
         if environ.get("PATH_INFO", "").startswith(self._static_prefix):
             return False
         policy = ",".join(v for name, v in headers if name.lower() == "cache-control").lower()
+        if "public" in policy:
+            return False
         if "private" in policy or "no-store" in policy or "no-cache" in policy:
             return True
-        return "public" not in policy and "max-age" not in policy and "s-maxage" not in policy
+        return not _CACHED.search(policy)
 
     def _ended(self, environ: WSGIEnvironment, name: str, reason: str) -> None:
         with self._lock:

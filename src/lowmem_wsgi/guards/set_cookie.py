@@ -7,8 +7,14 @@ now, so that the same attributes can be sent again later.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 Attributes = list[tuple[str, str]]
+
+_SPACE = " \t"  # all that RFC 6265 strips: the others may be half of a UTF-8 letter
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
@@ -18,7 +24,8 @@ def parse(header: str) -> tuple[str, str, Attributes]:
     pair, *rest = header.split(";")
     name, _, value = pair.partition("=")
     parts = (part.partition("=") for part in rest if part.strip())
-    return name.strip(), value.strip(), [(key.strip(), value.strip()) for key, _, value in parts]
+    attributes = [(key.strip(_SPACE), text.strip(_SPACE)) for key, _, text in parts]
+    return name.strip(_SPACE), value.strip(_SPACE), attributes
 
 
 def relative(attributes: Attributes, now: float, most: float) -> Attributes | None:
@@ -28,6 +35,7 @@ def relative(attributes: Attributes, now: float, most: float) -> Attributes | No
     """
     result: Attributes = []
     ends: dict[str, int] = {}
+    bounded = any(key.lower() == "max-age" for key, _ in attributes)
     for key, value in attributes:
         attribute = key.lower()
         seconds: int | None
@@ -41,7 +49,7 @@ def relative(attributes: Attributes, now: float, most: float) -> Attributes | No
         if seconds is not None:
             ends[attribute] = seconds
             result.append((key, str(min(seconds, int(most)))))
-        elif attribute == "expires" and value:
+        elif attribute == "expires" and value and not bounded:
             # A date that we cannot read a browser perhaps can: bound it in our own words.
             result.append(("Max-Age", str(int(most))))
     # Max-Age beats Expires (RFC 6265 §5.3).
@@ -78,7 +86,7 @@ def _seconds_until(date: str, now: float) -> int | None:
     from email.utils import parsedate_to_datetime
 
     try:
-        moment = parsedate_to_datetime(date.replace("-", " "))
+        moment = parsedate_to_datetime(date)
         if moment.tzinfo is None:
             from datetime import timezone
 
@@ -86,3 +94,11 @@ def _seconds_until(date: str, now: float) -> int | None:
         return int(moment.timestamp() - now)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
+
+
+def default_path(environ: WSGIEnvironment) -> str:
+    """The path of a cookie that names none: that of the page that set it (RFC 6265 §5.1.4)."""
+    from urllib.parse import quote
+
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return quote(path.encode("latin-1").rpartition(b"/")[0]) or "/"

@@ -1,0 +1,41 @@
+"""A Bottle app that signs its session cookie with a secret only it knows.
+
+Like many a Bottle app it names no Path. `bare` knows nothing of us.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from bottle import Bottle, request, response
+
+from lowmem_wsgi import LowMemory
+
+SECRET = "the Bottle app's own secret"
+
+bare = Bottle()
+
+
+@bare.get("/login")
+@bare.get("/account/login")
+def login() -> dict[str, Any]:
+    user = request.query_string
+    response.set_cookie("session", user, secret=SECRET, httponly=True, samesite="lax")
+    return {"user": user, "pid": os.getpid()}
+
+
+@bare.get("/who")
+@bare.get("/account/orders/who")
+def who() -> dict[str, Any]:
+    return {"user": request.get_cookie("session", secret=SECRET), "pid": os.getpid()}
+
+
+@bare.get("/logout")
+@bare.get("/account/logout")
+def logout() -> dict[str, Any]:
+    response.delete_cookie("session")
+    return {"user": None, "pid": os.getpid()}
+
+
+app = LowMemory(bare)
