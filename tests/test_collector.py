@@ -104,10 +104,10 @@ def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(monkeypatch
     collector.runs = 100  # warmed up
     freezes = []
     monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
-    slow(collector, clock, 0.0001, monkeypatch)
+    slow(collector, clock, module.SLOW_RUN / 2, monkeypatch)
     collector.after_request()
     assert freezes == []
-    slow(collector, clock, 0.002, monkeypatch)
+    slow(collector, clock, module.SLOW_RUN * 2, monkeypatch)
     collector.after_request(lambda: 1)
     assert freezes == []
     collector.after_request()
@@ -120,7 +120,7 @@ def test_under_steady_load_slow_runs_are_not_paid_for_without_end(monkeypatch: A
     collector.runs = 100
     freezes = []
     monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
-    slow(collector, clock, 0.03125, monkeypatch)
+    slow(collector, clock, module.SLOW_BUDGET / 3.5, monkeypatch)
     for _ in range(8):
         collector.after_request(lambda: 1)
     assert freezes == [104, 108]
@@ -134,18 +134,56 @@ class Cycle:
 def test_garbage_frozen_by_accident_is_found_by_the_slow_clock() -> None:
     import weakref
 
-    clock = Clock()
-    collector = make(clock)
+    clock, memory = Clock(), Memory()
+    collector = make(clock, memory)
     cycle = Cycle()
     gone = weakref.ref(cycle)
     collector.after_request()  # frozen while alive
     del cycle
+    memory.live += 5 * MB  # what it holds
+    memory.rss = memory.live
     for _ in range(5):
         collector.after_request()
     assert gone() is not None
     clock.now += 599
     collector.after_request()
     assert gone() is None
+
+
+def test_a_process_that_has_not_grown_is_not_thawed_and_keeps_its_pages_shared(
+    monkeypatch: Any,
+) -> None:
+    thaws = []
+    monkeypatch.setattr(gc, "unfreeze", lambda: thaws.append(1))
+    clock = Clock()
+    collector = make(clock)
+    for _ in range(20):
+        clock.now += 400
+        collector.after_request()
+    assert thaws == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_the_first_passes_of_a_forked_worker_copy_no_shared_page() -> None:
+    ballast = [[n] for n in range(400_000)]  # 40 MB of tracked objects
+    gc.disable()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            import psutil
+
+            collector = Collector()
+            before = psutil.Process().memory_full_info().uss
+            collector.after_request()
+            grown = psutil.Process().memory_full_info().uss - before
+            code = 0 if grown < 5 * MB else 2
+        finally:
+            os._exit(code)
+    gc.enable()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    del ballast
 
 
 def test_growth_that_giving_back_does_not_cure_is_looked_for_in_the_frozen_heap() -> None:

@@ -4,10 +4,12 @@ Three full passes after every request cost 200 ms on a heap of 100,000 objects, 
 microseconds on the same heap frozen (`gc.freeze` takes what is alive out of the collector's
 sight). So:
 
-* The heap is frozen once the app is loaded, again as it warms up, and whenever survivors make
-  a run slow.
+* The heap is frozen before the first run, again as the app warms up, and whenever survivors make
+  a run slow. Before, not after: a pass writes to every object it looks at, and so takes a copy of
+  each page that a forked worker shares with its master.
 * Frozen garbage is not garbage for ever: `thaw` unfreezes, collects and freezes again, on a slow
-  clock, and when memory has grown and giving back did not help.
+  clock if memory has grown meanwhile, and sooner where giving back did not help. A process that
+  does not grow has nothing to look for, and keeps its shared pages shared.
 * Collecting gives nothing back to the system; `malloc_trim` does. It is called when the process
   has grown since it last gave back, and not more often than it is worth.
 
@@ -26,11 +28,13 @@ from collections.abc import Callable
 from ..settings import MB
 from .reading import OwnRss
 
-# A run this long (seconds) has more survivors to look at than garbage to find.
-SLOW_RUN = 0.0005
+# A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
+# the next one.
+SLOW_RUN = 0.00002
 # With other requests in flight, freezing would keep their garbage until the next thaw. So it waits
-# for an idle moment, but not longer than until slow runs have cost this much (seconds).
-SLOW_BUDGET = 0.1
+# for an idle moment, but not longer than until slow runs have cost this much (seconds): then one
+# request in a few hundred has its garbage kept.
+SLOW_BUDGET = 0.01
 # The first requests fill caches and import modules: freeze after runs 1, 2, 4, 8 ... 64.
 WARM_UP = frozenset(1 << power for power in range(7))
 
@@ -119,6 +123,8 @@ class Collector:
                 self._running.release()
 
     def _run(self, in_flight: Callable[[], int]) -> None:
+        if self.freezing and not self.runs:
+            gc.freeze()
         began = self._now()
         self._collect()
         ended = self._now()
@@ -131,7 +137,7 @@ class Collector:
         if self.trimming:
             self._trim(ended, in_flight)
         if ended - self._thawed_at >= THAW_EVERY:
-            self._thaw(in_flight)
+            self._thaw_if_grown(ended, in_flight)
 
     def _collect(self) -> None:
         for _ in range(self.passes):
@@ -181,6 +187,13 @@ class Collector:
         rested = ended - self._thawed_at >= self._thaw_seconds / THAW_DUTY
         if self.freezing and left - self._thawed_rss >= THAW_BYTES and rested:
             self._thaw(in_flight)
+
+    def _thaw_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
+        used = self._rss()
+        if used - self._thawed_rss >= max(TRIM_BYTES, self._thawed_rss * TRIM_SHARE):
+            self._thaw(in_flight)
+        else:
+            self._thawed_at = now  # look again when as much time has passed
 
     def _thaw(self, in_flight: Callable[[], int]) -> None:
         began = self._now()
