@@ -38,11 +38,11 @@ class Target:
         self.figure = figure
         self.bound = bound
         self.met = figure >= bound if at_least else figure <= bound
-        self._sign = ">=" if at_least else "<="
+        self.sign = ">=" if at_least else "<="
 
     def __str__(self) -> str:
         verdict = "met   " if self.met else "MISSED"
-        return f"{verdict}  {self.name}: {self.figure:.2f} ({self._sign} {self.bound:g})"
+        return f"{verdict}  {self.name}: {self.figure:.2f} ({self.sign} {self.bound:g})"
 
 
 def parser(doc: str | None, *, rounds: int, requests: int) -> argparse.ArgumentParser:

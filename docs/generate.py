@@ -1,0 +1,163 @@
+"""Write docs/settings.md from the table in src/lowmem_wsgi/settings.py.
+
+python docs/generate.py            write the page
+python docs/generate.py --check    exit with 1 if the page is not what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lowmem_wsgi.settings import Setting, Settings, SettingsError, table
+
+PAGE = Path(__file__).with_name("settings.md")
+
+# Rows that are read and checked but do not act yet, or not in full. Delete a row here when its
+# setting begins to act.
+NOT_YET = {
+    "warn_at": "So far only shown, as the level in the status.",
+    "critical_at": "So far only shown, as the level in the status.",
+    "cleanup_interval": "No effect yet.",
+    "check_interval": "No effect yet.",
+    "heavy_modules": "No effect yet.",
+    "lazy_heavy": "No effect yet.",
+    "purge_modules": "No effect yet.",
+    "recycle": "No effect yet.",
+    "ceiling": "No effect yet.",
+}
+
+# What is wrong in the page's example of an error: keywords, environment.
+WRONG_KEYWORDS = {"max_uplaod": "1MB", "recursion_limit": 5}
+WRONG_ENVIRON = {"LOWMEM_TRIM": "yess", "LOWMEM_SESSION_LIFETIME": "ten minutes"}
+
+TEMPLATE = """\
+# Settings
+
+<!-- Made by docs/generate.py from src/lowmem_wsgi/settings.py. Do not edit: run `make docs`. -->
+
+## How values are read
+
+* A keyword (`LowMemory(app, max_upload="4MB")`) beats the environment
+  (`LOWMEM_MAX_UPLOAD=4MB`), which beats the preset.
+* Sizes are counted in 1024s: `512KB`, `4MB`, `1GiB`, or a number of bytes. `KB` and `KiB` are
+  the same.
+* Durations: `600` and `600s` are seconds, `10m` minutes, `1h` hours, `2d` days, `500ms`
+  milliseconds.
+* Switches: `1`/`0`, `true`/`false`, `on`/`off`, `yes`/`no`. Anything else is an error, not
+  "off".
+* An environment variable that is empty counts as not set.
+* A keyword may be text, as in the environment, or a ready value: `max_upload=524288`,
+  `trim=False`, `session_cookies=["session", "cart"]`. `None` stands for `none`, `auto` or
+  `interpreter`.
+* An unknown keyword or an unknown `LOWMEM_*` variable is an error: a misspelt limit would be no
+  limit.
+
+All that is wrong is reported at once, in one `SettingsError`, when the app is wrapped.
+`LowMemory(app, {keywords})` with {environ} in the environment says:
+
+```text
+{error}
+```
+
+## The table
+
+"same": the same as in balanced. *In italics*: what a value looks like. A row that ends in
+**bold** does not act yet, or not in full. Its value is read and checked all the same, so that a
+configuration written today keeps working.
+
+| keyword | variable | balanced | ultra | what it is |
+|---|---|---|---|---|
+{rows}
+
+`balanced` is the default. `ultra` takes the source document's own numbers, for comparison:
+[source-document.md](source-document.md#lowmem_presetultra-the-letter) says what that costs.
+
+The rows "for apps" change nothing by themselves. Apps read them, and `level`, `max_upload` and
+`session_lifetime`, from `environ["lowmem"]`: see
+[how-it-works.md](how-it-works.md#limits-for-the-app).
+
+## Gunicorn's variables
+
+The config `python:lowmem_wsgi.gunicorn` reads four more variables. They keep the names of the
+source document.
+
+| variable | default | ultra | what it sets |
+|---|---|---|---|
+| `WEB_CONCURRENCY` | 1 | same | `workers`: processes. Each costs memory. |
+| `WORKER_CONNECTIONS` | 3 | same | `threads`: requests that one worker serves at once. |
+| `WORKER_TIMEOUT` | 10 | same | `timeout`: seconds a worker may be silent; 0: for ever. |
+| `MAX_REQUESTS` | 0 | 3 | `max_requests`: requests after which a worker is replaced; 0: never. |
+
+`GUNICORN_CMD_ARGS` and the command line beat all four, as they beat any Gunicorn config. `PORT`
+is read by Gunicorn itself.
+
+The worker class is `gthread`. Its workers are not silent while a request takes long, so
+`WORKER_TIMEOUT` does not end a slow request; it ends a worker that hangs as a whole. With
+`--worker-class sync` it ends slow requests too.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    unknown = NOT_YET.keys() - {row.name for row in table()}
+    if unknown:
+        sys.exit(f"docs/generate.py: NOT_YET names no row of the table: {', '.join(unknown)}")
+    return TEMPLATE.format(
+        rows="\n".join(_rows()),
+        error=_error(),
+        keywords=", ".join(f"{name}={value!r}" for name, value in WRONG_KEYWORDS.items()),
+        environ=" and ".join(f"`{name}={value}`" for name, value in WRONG_ENVIRON.items()),
+    )
+
+
+def _rows() -> Iterator[str]:
+    for row in table():
+        balanced, ultra = (_code(row.defaults[name]) for name in ("balanced", "ultra"))
+        cells = [
+            _code(row.name),
+            _code(row.variable) + (f", else {_code(row.fallback)}" if row.fallback else ""),
+            balanced,
+            "same" if ultra == balanced else ultra,
+            _meaning(row),
+        ]
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _meaning(row: Setting[Any]) -> str:
+    expected = row.kind.expected[0].upper() + row.kind.expected[1:]
+    secret = " Never shown or logged." if row.secret else ""
+    not_yet = f" **{NOT_YET[row.name]}**" if row.name in NOT_YET else ""
+    return f"{row.help} *{expected}.*{secret}{not_yet}"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _error() -> str:
+    """What is really said of settings that are wrong."""
+    try:
+        Settings.load(WRONG_KEYWORDS, WRONG_ENVIRON)
+    except SettingsError as error:
+        return str(error)
+    sys.exit("docs/generate.py: the example of wrong settings is not wrong")
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--check"]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    text = page()
+    if not arguments:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+        print("docs/settings.md is stale: run `make docs`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
