@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_wsgi import log
-from lowmem_wsgi.memory import collector
+from lowmem_wsgi.memory import engine
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def restored_interpreter() -> Iterator[None]:
     """Each test leaves the collector, the recursion limit and the logs as it found them."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
+    engine._current.clear()
     log.once.forget()
     log.limited.forget()
     yield
     gc.set_threshold(*threshold)
     sys.setrecursionlimit(depth)
     gc.unfreeze()
-    collector._process_collector.cache_clear()
+    for running in engine._current:
+        running.monitor.stop()
+    engine._current.clear()

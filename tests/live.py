@@ -116,12 +116,14 @@ def serve(
     config: str | None = None,
     options: Sequence[str] = (),
     cwd: Path = APPS,
+    cgroup: Path | None = None,
     **env: str,
 ) -> Iterator[Server]:
     """Serve `app` (module:name, looked up in tests/apps) until the block ends.
 
     `server`: sync or gthread (Gunicorn), waitress, werkzeug. With `config` Gunicorn takes that
-    config and no numbers of ours.
+    config and no numbers of ours. In `cgroup`, where one is given, from its first
+    moment on.
     """
     log_path = tmp_path / f"{server}-{time.monotonic_ns()}.log"
     if server in ("sync", "gthread"):
@@ -136,6 +138,9 @@ def serve(
             command += ["--threads", str(threads)] if server == "gthread" else []
     else:
         command = [sys.executable, str(HERE / "serve.py"), server, app]
+    if cgroup is not None:
+        inside = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', str(cgroup)]
+        command = [*inside, *command]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*command, *options],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lowmem_wsgi.memory import collector as module
-from lowmem_wsgi.memory.collector import Collector, malloc_trim, shared
+from lowmem_wsgi.memory.collector import Collector, malloc_trim
 from lowmem_wsgi.memory.reading import OwnRss
 
 MB = 1024 * 1024
@@ -83,7 +83,6 @@ def test_what_is_alive_is_frozen_after_the_first_request_and_as_the_app_warms_up
 def test_nothing_is_frozen_where_freezing_is_off() -> None:
     collector = make(freeze=False)
     before = gc.get_freeze_count()  # Python 3.12 freezes some objects of its own
-    collector.freeze()
     for _ in range(10):
         collector.after_request()
     collector.thaw()
@@ -304,9 +303,9 @@ def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run() -> None:
     collector = make(freeze=False)
     real = collector._thaw
 
-    def thaw(in_flight: Any) -> None:
+    def thaw() -> None:
         collector.after_request()
-        real(in_flight)
+        real()
 
     collector._thaw = thaw  # type: ignore[method-assign]
     collector.thaw()
@@ -373,30 +372,6 @@ def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for(
     finally:
         gc.enable()
     assert full_collections() - before >= 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_fork_in_the_middle_of_a_run_leaves_the_child_a_working_collector() -> None:
-    collector = shared(passes=3, freeze=True, trim=True)
-    with collector._running:
-        collector._wanted = True
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                collector.after_request()
-                code = 0 if collector.runs == 1 else 2
-            finally:
-                os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -> None:
-    one = shared(passes=1, freeze=False, trim=True)
-    two = shared(passes=2, freeze=True, trim=False)
-    assert one is two
-    assert (one.passes, one.freezing, one.trimming) == (2, True, True)
 
 
 def test_malloc_trim_is_a_silent_no_op_where_there_is_none(monkeypatch: Any) -> None:

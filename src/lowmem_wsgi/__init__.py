@@ -8,7 +8,8 @@ Importing this package starts nothing: no thread, no changed global.
 """
 
 from ._version import __version__
+from .memory.pressure import on_pressure
 from .middleware import LowMemory
 from .settings import SettingsError
 
-__all__ = ["LowMemory", "SettingsError", "__version__"]
+__all__ = ["LowMemory", "SettingsError", "__version__", "on_pressure"]

@@ -69,10 +69,11 @@ def when_ready(server: _Any) -> None:
 def pre_fork(server: _Any, worker: _Any) -> None:
     """In the master, before each fork: freeze, so that no pass in a worker touches, and so
     copies, the pages it shares."""
-    from .memory import collector
+    if _settings.gc_freeze:
+        import gc
 
-    rules = _settings
-    collector.shared(passes=rules.gc_passes, freeze=rules.gc_freeze, trim=rules.trim).freeze()
+        gc.collect()
+        gc.freeze()
 
 
 def post_worker_init(worker: _Any) -> None:

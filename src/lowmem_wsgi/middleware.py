@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 import threading
 import traceback
 from collections.abc import Iterable
@@ -20,8 +18,8 @@ from .guards.refusals import Refusal
 from .guards.sessions import Sessions
 from .guards.static_files import StaticFiles
 from .guards.uploads import UploadCap
-from .memory import collector
-from .memory.cleanup import Ladder
+from .memory import engine
+from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
 
 if TYPE_CHECKING:
@@ -51,8 +49,7 @@ class LowMemory:
     def __init__(self, app: WSGIApplication, **settings: object) -> None:
         self.app = app
         self.settings = rules = Settings.load(settings)
-        self._level = "ok"
-        self._for_apps: dict[str, object] = {"level": self._level}
+        self._for_apps: dict[str, object] = {"level": "ok"}
         self._for_apps |= {name: getattr(rules, name) for name in FOR_APPS}
         self._environ_value = MappingProxyType(self._for_apps)
 
@@ -66,19 +63,19 @@ class LowMemory:
             static_prefix=rules.static_prefix,
         )
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
-        self.collector = collector.shared(
-            passes=rules.gc_passes, freeze=rules.gc_freeze, trim=rules.trim
-        )
+        self.engine = engine.join(rules)
+        self.engine.monitor.publish(self._for_apps)
+        self._monitor = self.engine.monitor
+        self._after_request = self.engine.collector.after_request
         self._admin = Admin(self).routes()
-        self.ladder = Ladder(self.collector)
         self.out_of_memory = 0
-        self._started = False
+        self._told = self._closed = False
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if ENVIRON in environ:  # wrapped twice: the outer one is at work
             return self.app(environ, start_response)
-        if not self._started:
+        if not self._monitor.running:
             self._start()
         route = self._admin.get(environ.get("PATH_INFO", ""))
         if route is not None:
@@ -94,15 +91,21 @@ class LowMemory:
 
     def cleanup(self) -> dict[str, Any]:
         """Free what can be freed, now. Bytes before, after and freed by each step."""
-        result = self.ladder.run()
-        freed = ", ".join(f"{s['step']} {format_size(s['freed_bytes'])}" for s in result["steps"])
+        result = self.engine.ladder.run()
         log.logger.info(
-            "🧹 cleanup: %s → %s (%s)",
+            "🧹 asked for: %s → %s (%s)",
             format_size(result["before_bytes"]),
             format_size(result["after_bytes"]),
-            freed,
+            freed_by_step(result),
         )
         return result
+
+    def close(self) -> None:
+        """Serve no more: the last app of a process to close leaves the interpreter as it was."""
+        if not self._closed:
+            self._closed = True
+            self.engine.monitor.withdraw(self._for_apps)
+            self.engine.leave()
 
     # --- A request, from its start to after its last byte
 
@@ -145,7 +148,7 @@ class LowMemory:
         try:
             self.overload.leave(id(exchange))
             if closed:
-                self.collector.after_request(self.overload.in_flight)
+                self._after_request(self.overload.in_flight)
         except Exception:
             log.failure("Cleaning up after a request")
 
@@ -158,17 +161,13 @@ class LowMemory:
         return busy("MemoryError in the app", "LOWMEM_CEILING")
 
     def _start(self) -> None:
-        """Once, at the first request: what must not happen at import."""
-        with self._lock:
-            if self._started:
-                return
-            self._started = True
+        """At the process's first request: what must not happen at import."""
         try:
-            if self.settings.gc_threshold is not None:
-                gc.set_threshold(*self.settings.gc_threshold)
-            if self.settings.recursion_limit is not None:
-                sys.setrecursionlimit(self.settings.recursion_limit)
-            log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
+            self.engine.start(self.settings)
+            with self._lock:
+                told, self._told = self._told, True
+            if not told:
+                log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
         except Exception:
             log.failure("Starting up")
 

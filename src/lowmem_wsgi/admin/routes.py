@@ -60,7 +60,7 @@ class Admin:
                 setting="none, the request is wrong",
             )
         if self._token is None:
-            return Json(brief(self._lowmem.settings))
+            return Json(brief(self._lowmem))
         return Json(self._lowmem.status())
 
     def _cleanup(self, environ: WSGIEnvironment) -> WSGIApplication:

@@ -7,62 +7,42 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..memory.reading import Usage, process_age, process_figures, read_container
-from ..settings import DEFAULT_LIMIT, Settings, threshold_bytes
+from ..memory.governor import CRITICAL, OK, WARN
+from ..memory.reading import Usage, process_age, process_figures
 
 if TYPE_CHECKING:
     from ..middleware import LowMemory
 
 
-def usage(settings: Settings, rss: int | None) -> Usage:
-    """What is used of what there is: the container's where it has a limit, else the process's."""
-    container = read_container()
-    if container is not None:
-        return Usage(container.used, settings.memory_limit or container.limit, container.source)
-    return Usage(rss or 0, settings.memory_limit or DEFAULT_LIMIT, "process")
-
-
-def level(used: int, warn: int, critical: int) -> str:
-    return "critical" if used >= critical else "warn" if used >= warn else "ok"
-
-
-def brief(settings: Settings) -> dict[str, Any]:
+def brief(lowmem: LowMemory) -> dict[str, Any]:
     """All that is told without a token."""
-    figures = process_figures()
-    now = usage(settings, figures["rss_bytes"])
-    limit = now.limit or DEFAULT_LIMIT
-    return {
-        "status": level(
-            now.used,
-            threshold_bytes(settings.warn_at, limit),
-            threshold_bytes(settings.critical_at, limit),
-        ),
-        "memory": {
-            "used_bytes": now.used,
-            "limit_bytes": limit,
-            "percent": round(100 * now.used / limit, 1),
-        },
-    }
+    now = lowmem.engine.memory.read()
+    return {"status": _level(lowmem, now), "memory": _memory(now)}
+
+
+def _memory(now: Usage) -> dict[str, Any]:
+    percent = round(100 * now.used / now.limit, 1) if now.limit else None
+    return {"used_bytes": now.used, "limit_bytes": now.limit, "percent": percent}
+
+
+def _level(lowmem: LowMemory, now: Usage) -> str:
+    """The monitor's level; before it runs, what this one reading says."""
+    monitor = lowmem.engine.monitor
+    if monitor.running:
+        return monitor.level
+    warn, critical = monitor.thresholds
+    return CRITICAL if now.used >= critical else WARN if now.used >= warn else OK
 
 
 def status(lowmem: LowMemory) -> dict[str, Any]:
-    settings = lowmem.settings
     figures = process_figures()
-    now = usage(settings, figures["rss_bytes"])
-    limit = now.limit or DEFAULT_LIMIT
-    warn = threshold_bytes(settings.warn_at, limit)
-    critical = threshold_bytes(settings.critical_at, limit)
-    collector, ladder = lowmem.collector, lowmem.ladder
+    now = lowmem.engine.memory.read()
+    warn, critical = lowmem.engine.monitor.thresholds
+    collector, ladder = lowmem.engine.collector, lowmem.engine.ladder
     last = ladder.last or {"at": None, "freed_bytes": None, "steps": []}
     return {
-        "status": level(now.used, warn, critical),
-        "memory": {
-            "used_bytes": now.used,
-            "limit_bytes": limit,
-            "percent": round(100 * now.used / limit, 1),
-            "source": now.source,
-            **figures,
-        },
+        "status": _level(lowmem, now),
+        "memory": {**_memory(now), "source": now.source, **figures},
         "thresholds": {"warn_bytes": warn, "critical_bytes": critical},
         "gc": {
             "passes": collector.passes,

@@ -1,47 +1,139 @@
-"""The ladder: one step after another that frees memory, each saying what it freed."""
+"""The ladder: one step after another that frees memory, each saying what it freed.
+
+Giving back comes first and after every step: only then does a step's figure, the fall of the
+process's RSS, say what that step freed, and not what an earlier one had left lying about.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from .collector import Collector, malloc_trim
+from .. import log
+from .collector import Collector
+from .governor import CRITICAL
+from .pressure import callbacks
+from .purge import purge
 from .reading import OwnRss
+
+# (module, function): caches of the standard library that fill again by themselves. A module
+# that is not loaded has no cache.
+_CACHES = (
+    ("sys", "_clear_internal_caches"),  # Python 3.13
+    ("sys", "_clear_type_cache"),
+    ("re", "purge"),
+    ("linecache", "clearcache"),
+    ("importlib", "invalidate_caches"),
+    ("urllib.parse", "clear_cache"),
+    ("struct", "_clearcache"),
+)
+
+# A step: its name, and what to call. What it returns, if anything, is told with the figures.
+Step = tuple[str, Callable[[], object]]
 
 
 class Ladder:
-    """Runs the steps and keeps the figures of the last run. Thread-safe."""
+    """Runs the steps and keeps the figures of the last run. Thread-safe.
 
-    def __init__(self, collector: Collector, now: Callable[[], float] = time.time) -> None:
-        self._steps: tuple[tuple[str, Callable[[], object]], ...] = (
-            ("collect", collector.thaw),
-            ("trim", malloc_trim),
-        )
-        self._rss = OwnRss()
+    `heavy`: packages to drop at critical (see purge.py).
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        heavy: Sequence[str] = (),
+        *,
+        rss: Callable[[], int] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._collector = collector
+        self.heavy = tuple(heavy)
+        self._rss = OwnRss() if rss is None else rss
         self._now = now
         self._lock = threading.Lock()
         self.count = 0
         self.last: dict[str, Any] | None = None
 
-    def run(self) -> dict[str, Any]:
-        """All steps, now. `before_bytes`, `after_bytes`, `freed_bytes`, and the same by step."""
+    def run(self, level: str = CRITICAL, *, tell: bool = True) -> dict[str, Any]:
+        """The steps for `level`, now. With `tell`, the `on_pressure` callbacks among them.
+
+        Gives `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
+        `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
+        """
         with self._lock:
             before = left = self._rss()
             steps = []
-            for name, step in self._steps:
+            for name, action in self._steps(level, tell):
                 began = time.perf_counter()
-                step()
-                seconds = time.perf_counter() - began
+                note = self._attempt(name, action)
+                self._collector.give_back()
                 was, left = left, self._rss()
-                steps.append({"step": name, "freed_bytes": was - left, "seconds": seconds})
+                step = {"step": name, "freed_bytes": was - left}
+                step["seconds"] = round(time.perf_counter() - began, 6)
+                steps.append(step if note is None else {**step, "note": note})
             self.count += 1
             self.last = {
                 "at": self._now(),
+                "level": level,
                 "before_bytes": before,
                 "after_bytes": left,
                 "freed_bytes": before - left,
                 "steps": steps,
             }
             return self.last
+
+    def _steps(self, level: str, tell: bool) -> list[Step]:
+        steps: list[Step] = [("trim", _nothing), ("caches", clear_caches)]
+        if tell:
+            steps += [
+                (f"callback {name}", partial(_tell, call, level)) for name, call in callbacks()
+            ]
+        if level == CRITICAL:
+            steps += [(f"purge {name}", partial(purge, name)) for name in self.heavy]
+        return [*steps, ("collect", self._collector.thaw)]
+
+    def _attempt(self, name: str, action: Callable[[], object]) -> str | None:
+        try:
+            note = action()
+        except Exception as error:
+            log.limited(logging.ERROR, ("step", name), "🧹 %s failed", name, exc_info=True)
+            return f"{type(error).__name__}: {error}"
+        return note if isinstance(note, str) else None
+
+    def after_fork(self) -> None:
+        """In a new child: forget the parent's threads and figures."""
+        self._lock = threading.Lock()
+        if isinstance(self._rss, OwnRss):
+            self._rss.reopen()
+        self.count, self.last = 0, None
+
+
+def _nothing() -> None:
+    """The trim itself: it follows every step."""
+
+
+def _tell(callback: Callable[[str], object], level: str) -> None:
+    callback(level)  # what it returns is its own affair
+
+
+def clear_caches() -> None:
+    """Empty the standard library's caches."""
+    for module, function in _CACHES:
+        if module in sys.modules:
+            clear = getattr(importlib.import_module(module), function, None)
+            if clear is not None:
+                _without_warning(clear)
+
+
+def _without_warning(clear: Callable[[], object]) -> None:
+    import warnings
+
+    with warnings.catch_warnings():  # sys._clear_type_cache is deprecated where the other exists
+        warnings.simplefilter("ignore")
+        clear()

@@ -13,14 +13,13 @@ sight). So:
 * Collecting gives nothing back to the system; `malloc_trim` does. It is called when the process
   has grown since it last gave back, and not more often than it is worth.
 
-One collector serves a process, however many apps it holds (`shared`).
+One collector serves a process, however many apps it holds (engine.py).
 """
 
 from __future__ import annotations
 
 import functools
 import gc
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -103,14 +102,21 @@ class Collector:
     def thaw(self) -> None:
         """Collect everything, what was frozen as garbage included, and freeze what is left."""
         with self._running:
-            self._thaw(lambda: 1)
-        self._fulfil(lambda: 1)
+            self._thaw()
+        self._fulfil(_somebody)
 
-    def freeze(self) -> None:
-        """Take all that is alive out of the collector's sight (where `gc_freeze` is on)."""
-        if self.freezing:
-            gc.collect()
-            gc.freeze()
+    def give_back(self) -> None:
+        """Give free memory back now (where `trim` is on)."""
+        if self.trimming:
+            with self._running:
+                self._given_back(self._rss(), _somebody)
+            self._fulfil(_somebody)
+
+    def tidy(self) -> None:
+        """What no request came to do: give back growth that had to wait, look at the slow clock."""
+        with self._running:
+            self._look_around(self._now(), _somebody)
+        self._fulfil(_somebody)
 
     def _fulfil(self, in_flight: Callable[[], int]) -> None:
         # A request sets the wish, then tries the lock; the holder lets go, then looks for a wish.
@@ -134,10 +140,13 @@ class Collector:
         if self.freezing and self._should_freeze(seconds, in_flight):
             gc.freeze()
             self._slow_seconds = 0.0
+        self._look_around(ended, in_flight)
+
+    def _look_around(self, now: float, in_flight: Callable[[], int]) -> None:
         if self.trimming:
-            self._trim(ended, in_flight)
-        if ended - self._thawed_at >= THAW_EVERY:
-            self._thaw_if_grown(ended, in_flight)
+            self._trim(now, in_flight)
+        if now - self._thawed_at >= THAW_EVERY:
+            self._thaw_if_grown(now, in_flight)
 
     def _collect(self) -> None:
         for _ in range(self.passes):
@@ -186,28 +195,32 @@ class Collector:
         )
         rested = ended - self._thawed_at >= self._thaw_seconds / THAW_DUTY
         if self.freezing and left - self._thawed_rss >= THAW_BYTES and rested:
-            self._thaw(in_flight)
+            self._thaw_and_give_back(in_flight)
 
     def _thaw_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
         used = self._rss()
         if used - self._thawed_rss >= max(TRIM_BYTES, self._thawed_rss * TRIM_SHARE):
-            self._thaw(in_flight)
+            self._thaw_and_give_back(in_flight)
         else:
             self._thawed_at = now  # look again when as much time has passed
 
-    def _thaw(self, in_flight: Callable[[], int]) -> None:
-        began = self._now()
+    def _thaw_and_give_back(self, in_flight: Callable[[], int]) -> None:
         before = self._rss()
+        self._thaw()
+        if self.trimming:
+            self._thawed_rss = self._given_back(before, in_flight)
+
+    def _thaw(self) -> None:
+        began = self._now()
         if self.freezing:
             gc.unfreeze()
         self.collected += gc.collect()
         if self.freezing:
             gc.freeze()
         self._slow_seconds = 0.0
-        if self.trimming:
-            self._thawed_rss = self._given_back(before, in_flight)
         self._thawed_at = ended = self._now()
         self._thaw_seconds = ended - began
+        self._thawed_rss = self._rss()
 
     def _given_back(self, used: int, in_flight: Callable[[], int]) -> int:
         """Give back; RSS after it, `used` being that before."""
@@ -232,29 +245,13 @@ class Collector:
         self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
 
 
+def _somebody() -> int:
+    """For callers who do not know what is in flight."""
+    return 1
+
+
 def _full_collections() -> int:
     return int(gc.get_stats()[-1]["collections"])
-
-
-_sharing = threading.Lock()
-
-
-def shared(*, passes: int, freeze: bool, trim: bool) -> Collector:
-    """The process's collector. Apps that share it and differ get the most thorough of each."""
-    with _sharing:
-        collector = _process_collector()
-        collector.passes = max(collector.passes, passes)
-        collector.freezing = collector.freezing or freeze
-        collector.trimming = collector.trimming or trim
-    return collector
-
-
-@functools.cache
-def _process_collector() -> Collector:
-    collector = Collector(passes=0, freeze=False, trim=False)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=collector.after_fork)
-    return collector
 
 
 def malloc_trim() -> bool:

@@ -2,14 +2,19 @@
 
 A container dies when its own usage meets its limit, not when one process looks large. So:
 the cgroup's usage less the file cache that the kernel drops first (`inactive_file`), against
-the least limit among the cgroup and its ancestors. Where no cgroup states a limit, the
-process's own RSS. Roots are injectable; nothing here raises for what a system lacks.
+the least limit among the cgroup and its ancestors. Where no cgroup states a limit: the
+machine's memory, if that is all there is (a small virtual machine), else the process's own.
+
+Roots are injectable. No reader here raises for what a system lacks, or says in words nobody
+has heard of: it falls back, and `Usage.source` says to what.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+
+from ..settings import DEFAULT_LIMIT
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -19,10 +24,13 @@ class Usage:
 
     __slots__ = ("limit", "source", "used")
 
-    def __init__(self, used: int, limit: int | None, source: str) -> None:
+    def __init__(self, used: int, limit: int, source: str) -> None:
         self.used = used
         self.limit = limit
         self.source = source
+
+    def __repr__(self) -> str:
+        return f"Usage({self.used}, {self.limit}, {self.source!r})"
 
 
 # --- One process
@@ -94,40 +102,98 @@ def process_figures() -> dict[str, int | None]:
 
 
 def _peak_rss(proc: str = "/proc") -> int | None:
-    for line in _read(f"{proc}/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return _stat(f"{proc}/self/status", "VmHWM:") * 1024 or None
 
 
 # --- The container
 
 
-def read_container(root: str = "") -> Usage | None:
-    """Usage and limit of the container this process is in; None where no cgroup limits it.
+class Container:
+    """Usage and limit of the cgroup that would be out of memory first.
 
-    `root` stands before /proc and /sys, for tests.
+    Finds the cgroup once (a process is seldom moved), reads its files anew each time.
     """
-    least: Usage | None = None
-    for usage in _levels(root):
-        if usage.limit is not None and (least is None or usage.limit < least.limit):  # type: ignore[operator]
-            least = usage
-    return least
+
+    def __init__(self, root: str = "") -> None:
+        self._machine = _mem_total(root)
+        self._cgroups = [
+            (version, directory)
+            for version, own, top in _mounts(root)
+            for directory in _upwards(own, top)
+        ]
+
+    def read(self) -> Usage | None:
+        """The reading with the least limit, own cgroup and ancestors; None where none is limited.
+
+        "No limit" is `max` in v2, 9223372036854771712 in v1, and in both anything that the machine
+        does not have.
+        """
+        least: Usage | None = None
+        for version, directory in self._cgroups:
+            limit = _LIMITS[version](directory)
+            if limit is None or limit >= self._machine or (least and limit >= least.limit):
+                continue
+            used = _USED[version](directory)
+            if used is not None:
+                least = Usage(used, limit, f"cgroup v{version}")
+        return least
+
+    def out_of_memory_kills(self) -> int | None:
+        """How many processes of the own cgroup the kernel's OOM killer has taken."""
+        for version, directory in self._cgroups[:1]:
+            name = "memory.events" if version == 2 else "memory.oom_control"
+            if os.path.exists(f"{directory}/{name}"):
+                return _stat(f"{directory}/{name}", "oom_kill")
+        return None
+
+    def pressure(self) -> float | None:
+        """Percent of the last ten seconds in which some task waited for memory (v2's PSI)."""
+        for version, directory in self._cgroups[:1]:
+            for line in _read(f"{directory}/memory.pressure").splitlines() if version == 2 else ():
+                share = line.partition("avg10=")[2].split(" ")[0]
+                if line.startswith("some") and share.replace(".", "", 1).isdigit():
+                    return float(share)
+        return None
 
 
-def _levels(root: str) -> Iterator[Usage]:
-    """The limited cgroups over this process, its own first."""
-    machine = _mem_total(root)
-    for version, own, top in _mounts(root):
-        read = _read_v2 if version == 2 else _read_v1
-        directory = own
-        while True:
-            usage = read(directory)
-            if usage is not None and usage.limit is not None and usage.limit < machine:
-                yield usage
-            if len(directory) <= len(top):
-                break
-            directory = os.path.dirname(directory)
+def _used_v2(directory: str) -> int | None:
+    return _without_cache(
+        f"{directory}/memory.current", f"{directory}/memory.stat", "inactive_file"
+    )
+
+
+def _used_v1(directory: str) -> int | None:
+    return _without_cache(
+        f"{directory}/memory.usage_in_bytes", f"{directory}/memory.stat", "total_inactive_file"
+    )
+
+
+def _limit_v2(directory: str) -> int | None:
+    """memory.max kills; memory.high, where lower, stalls the container instead."""
+    found = [_number(f"{directory}/{name}") for name in ("memory.max", "memory.high")]
+    return min((limit for limit in found if limit), default=None)
+
+
+def _limit_v1(directory: str) -> int | None:
+    return _number(f"{directory}/memory.limit_in_bytes") or None
+
+
+_USED = {1: _used_v1, 2: _used_v2}
+_LIMITS = {1: _limit_v1, 2: _limit_v2}
+
+
+def _without_cache(usage_path: str, stat_path: str, key: str) -> int | None:
+    usage = _number(usage_path)
+    return None if usage is None else max(0, usage - _stat(stat_path, key))
+
+
+def _upwards(directory: str, top: str) -> Iterator[str]:
+    """A cgroup's directory and those above it, as far as the mount."""
+    while True:
+        yield directory
+        if len(directory) <= len(top):
+            return
+        directory = os.path.dirname(directory)
 
 
 def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
@@ -141,7 +207,7 @@ def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
         elif "memory" in controllers.split(","):
             own[1] = path
     for line in _read(f"{root}/proc/self/mountinfo").splitlines():
-        # ID parent major:minor ROOT MOUNTPOINT options... - TYPE source superoptions
+        # ID parent major:minor ROOT MOUNTPOINT options... - TYPE source superoptions (proc(5))
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) < 5 or len(kind) < 3:
@@ -158,32 +224,78 @@ def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _inside(top: str, mounted: str, path: str) -> str:
-    """The directory of cgroup `path` under the mount of `mounted` at `top`."""
-    if mounted != "/":
-        # Docker mounts a container's own cgroup; the path in /proc may be the host's.
-        path = path[len(mounted) :] if path.startswith(mounted) else "/"
-    directory = os.path.normpath(top + "/" + path.replace("..", ""))
+    """The directory of cgroup `path` where the hierarchy is mounted from `mounted` at `top`.
+
+    In a container the mount often begins at the container's own cgroup, while the path may be the
+    host's, or climb out of the namespace (`/../other`): then the mount itself is ours.
+    """
+    parts = [part for part in path.split("/") if part]
+    base = [part for part in mounted.split("/") if part]
+    if ".." in parts or parts[: len(base)] != base:
+        return top
+    directory = "/".join([top.rstrip("/"), *parts[len(base) :]])
     return directory if os.path.isdir(directory) else top
 
 
-def _read_v2(directory: str) -> Usage | None:
-    used = _number(f"{directory}/memory.current")
-    if used is None:
-        return None
-    cache = _stat(f"{directory}/memory.stat", "inactive_file")
-    return Usage(max(0, used - cache), _number(f"{directory}/memory.max"), "cgroup v2")
+# --- All together
 
 
-def _read_v1(directory: str) -> Usage | None:
-    used = _number(f"{directory}/memory.usage_in_bytes")
-    if used is None:
-        return None
-    cache = _stat(f"{directory}/memory.stat", "total_inactive_file")
-    return Usage(max(0, used - cache), _number(f"{directory}/memory.limit_in_bytes"), "cgroup v1")
+class Memory:
+    """What the site uses of what it may: call `read`.
+
+    `limit` in bytes is what the settings say (None: what the system says, else DEFAULT_LIMIT).
+    """
+
+    def __init__(
+        self, limit: int | None = None, *, root: str = "", rss: Callable[[], int] | None = None
+    ) -> None:
+        self._limit = limit
+        self._root = root
+        self._container = Container(root)
+        self._rss = OwnRss() if rss is None else rss
+
+    def read(self) -> Usage:
+        """The container's figures; else the machine's, where it has no more than the limit; else
+        those of this process."""
+        usage = self._container.read()
+        if usage is None:
+            asked = self._limit or DEFAULT_LIMIT
+            machine = read_machine(self._root)
+            fits = machine is not None and machine.limit <= asked
+            usage = machine if machine and fits else Usage(self._rss(), asked, "process")
+        if self._limit is not None and self._limit < usage.limit:
+            usage.limit = self._limit
+        return usage
+
+    def reopen(self) -> None:
+        """In a new child: look again, and at its own figures."""
+        self._container = Container(self._root)
+        if isinstance(self._rss, OwnRss):
+            self._rss.reopen()
+
+    @property
+    def real(self) -> bool:
+        """Whether the limit is one that something enforces."""
+        return self.read().source != "process"
+
+
+def read_machine(root: str = "") -> Usage | None:
+    """The machine's memory: /proc/meminfo, else psutil."""
+    path = f"{root}/proc/meminfo"
+    total, available = (_stat(path, key) * 1024 for key in ("MemTotal:", "MemAvailable:"))
+    if not (total and available) and not root:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        total, available = memory.total, memory.available
+    return Usage(max(0, total - available), total, "machine") if total and available else None
 
 
 def _mem_total(root: str) -> float:
     return _stat(f"{root}/proc/meminfo", "MemTotal:") * 1024 or float("inf")
+
+
+# --- Files of the kernel
 
 
 def _number(path: str) -> int | None:
@@ -193,17 +305,17 @@ def _number(path: str) -> int | None:
 
 
 def _stat(path: str, key: str) -> int:
+    """The number behind `key` in a file of lines such as `key 123 kB`; 0 where there is none."""
     for line in _read(path).splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            digits = value.split()[:1]
-            return int(digits[0]) if digits and digits[0].isdigit() else 0
+        words = line.split()
+        if len(words) > 1 and words[0] == key and words[1].isascii() and words[1].isdigit():
+            return int(words[1]) if len(words[1]) < 20 else 0
     return 0
 
 
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+            return file.read(1_000_000)
     except OSError:
         return ""

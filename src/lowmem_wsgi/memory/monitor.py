@@ -1,0 +1,200 @@
+"""The background thread: reads memory, keeps the level, and acts when it rises.
+
+One daemon thread a process, started by that process's first request. It sleeps the longer the
+further memory is from the next threshold, at the steepest growth seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from .. import log
+from ..settings import MB, Settings, format_size, threshold_bytes
+from .cleanup import Ladder
+from .collector import Collector
+from .governor import CRITICAL, LEVELS, OK, WARN, Governor
+from .reading import Memory, Usage
+
+# Seconds between two looks: at most, at least, and when the last one asks for another level.
+REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
+# It looks this often on the way to a threshold.
+LOOKS = 4
+# Bytes a second that growth is taken for before any was seen: a fast import, a large query.
+USUAL_GROWTH = 100 * MB
+# What was seen is half forgotten after so many seconds.
+MEMORY_OF_GROWTH = 60.0
+
+
+def next_look(distance: int, steepest: float) -> float:
+    """Seconds to the next reading, `distance` bytes under a threshold."""
+    arrival = distance / max(steepest, USUAL_GROWTH)
+    return min(max(arrival / LOOKS, SHORTEST), REST)
+
+
+class Monitor:
+    """Call `start` at a request; it does nothing where the thread runs already."""
+
+    def __init__(
+        self,
+        rules: Settings,
+        memory: Memory,
+        ladder: Ladder,
+        collector: Collector,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rules = rules
+        self._memory = memory
+        self._ladder = ladder
+        self._collector = collector
+        self._now = now
+        self.running = False
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._published: list[dict[str, object]] = []
+        self._tidied_at = self._logged_at = self._acted_at = 0.0
+        self._steepest = 0.0
+        self._seen: tuple[float, int] | None = None
+        self._forget()
+
+    @property
+    def level(self) -> str:
+        return self._governor.level
+
+    def publish(self, mapping: dict[str, object]) -> None:
+        """Keep the level in mapping["level"]."""
+        mapping["level"] = self.level
+        self._published.append(mapping)
+
+    def withdraw(self, mapping: dict[str, object]) -> None:
+        self._published[:] = [other for other in self._published if other is not mapping]
+
+    def start(self) -> None:
+        with self._lock:
+            if self.running:
+                return
+            self.running = True
+        self._stop.clear()
+        threading.Thread(target=self._run, name="lowmem-monitor", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread at its next wake-up, which is now."""
+        self._stop.set()
+        self.running = False
+
+    def after_fork(self) -> None:
+        """In a new child: there is no thread here, and nothing was seen yet."""
+        self.running = False
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._memory.reopen()
+        self._forget()
+
+    def tick(self) -> float:
+        """One look, and what follows from it. Seconds to the next."""
+        now = self._now()
+        usage = self._memory.read()
+        self._notice_growth(now, usage.used)
+        self._keep_thresholds(usage.limit)
+        before = self.level
+        level = self._governor.observe(usage.used)
+        if level != before:
+            self._changed(usage, before, level)
+        elif level != OK and now - self._acted_at >= self._rules.cleanup_interval:
+            self._act(usage, level, tell=False)
+        if now - self._tidied_at >= self._rules.cleanup_interval:
+            self._tidied_at = now
+            self._collector.tidy()
+        if now - self._logged_at >= self._rules.check_interval:
+            self._logged_at = now
+            log.logger.info("🔍 %s, %s", self._figures(usage), level)
+        return self._pause(usage.used)
+
+    # --- In between
+
+    def _run(self) -> None:
+        stop = self._stop
+        while not stop.is_set():
+            try:
+                pause = self.tick()
+            except Exception:
+                log.failure("The memory monitor")
+                pause = REST
+            stop.wait(pause)
+
+    def _forget(self) -> None:
+        now = self._now()
+        self._governor = self._governor_for(self._memory.read().limit)
+        self._steepest, self._seen = 0.0, None
+        self._tidied_at = self._logged_at = self._acted_at = now
+
+    def _governor_for(self, limit: int) -> Governor:
+        self._limit = limit
+        critical = threshold_bytes(self._rules.critical_at, limit)
+        # Sizes from the settings may make no sense under a limit that is found only now.
+        warn = min(threshold_bytes(self._rules.warn_at, limit), critical - 1)
+        return Governor(max(1, warn), max(2, critical))
+
+    @property
+    def thresholds(self) -> tuple[int, int]:
+        """warn and critical, in bytes."""
+        return self._governor.warn, self._governor.critical
+
+    def _keep_thresholds(self, limit: int) -> None:
+        if limit != self._limit:
+            self._governor = self._governor_for(limit)
+
+    def _notice_growth(self, now: float, used: int) -> None:
+        if self._seen is not None and now > self._seen[0]:
+            seconds, grown = now - self._seen[0], used - self._seen[1]
+            self._steepest *= 0.5 ** (seconds / MEMORY_OF_GROWTH)
+            self._steepest = max(self._steepest, grown / seconds)
+        self._seen = (now, used)
+
+    def _pause(self, used: int) -> float:
+        if self._governor.unsettled:
+            return CONFIRM
+        if self.level == CRITICAL:
+            return REST / LOOKS
+        threshold = self._governor.warn if self.level == OK else self._governor.critical
+        return next_look(threshold - used, self._steepest)
+
+    def _changed(self, usage: Usage, before: str, level: str) -> None:
+        for mapping in self._published:
+            mapping["level"] = level
+        if LEVELS.index(level) > LEVELS.index(before):
+            self._act(usage, level, tell=True)
+        else:
+            log.logger.info("🔍 %s, %s again after %s", self._figures(usage), level, before)
+
+    def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
+        self._acted_at = self._now()
+        result = self._ladder.run(level, tell=tell)
+        sign, severity = {WARN: ("🧹", logging.WARNING), CRITICAL: ("🚨", logging.ERROR)}[level]
+        log.limited(
+            severity,
+            ("acted", level, tell),
+            "%s %s at %s: freed %s (%s)",
+            sign,
+            level,
+            self._figures(usage),
+            format_size(result["freed_bytes"]),
+            freed_by_step(result),
+        )
+
+    def _figures(self, usage: Usage) -> str:
+        share = 100 * usage.used / usage.limit if usage.limit else 0
+        return (
+            f"{format_size(usage.used)} of {format_size(usage.limit)} ({share:.0f} %, "
+            f"{usage.source})"
+        )
+
+
+def freed_by_step(result: dict[str, list[dict[str, object]]]) -> str:
+    """The steps of a cleanup for a log line: `trim 39 MB, collect 0 bytes`."""
+    return ", ".join(
+        f"{step['step']} {format_size(int(str(step['freed_bytes'])))}" for step in result["steps"]
+    )

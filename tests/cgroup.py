@@ -1,0 +1,92 @@
+"""A real memory limit around processes of a test's own: a cgroup that is gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lowmem_wsgi.memory.reading import _mounts
+
+
+@dataclass
+class Cgroup:
+    path: Path
+    version: int
+
+    def limit(self, size: int) -> None:
+        names = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.swap.max")}
+        for name, value in zip(names[self.version], (size, 0), strict=False):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).write_text(str(value))
+        if self.version == 1:  # no swap beyond it
+            with contextlib.suppress(OSError):
+                (self.path / "memory.memsw.limit_in_bytes").write_text(str(size))
+
+    def number(self, name: str) -> int:
+        return int((self.path / name).read_text())
+
+    def stat(self, key: str) -> int:
+        lines = (line.split() for line in (self.path / "memory.stat").read_text().splitlines())
+        return next(int(value) for name, value in lines if name == key)
+
+    def working_set(self) -> int:
+        """Usage without the cache that the kernel drops first, by the kernel's own files."""
+        if self.version == 2:
+            return self.number("memory.current") - self.stat("inactive_file")
+        return self.number("memory.usage_in_bytes") - self.stat("total_inactive_file")
+
+    def kills(self) -> int:
+        name = "memory.events" if self.version == 2 else "memory.oom_control"
+        lines = (line.split() for line in (self.path / name).read_text().splitlines())
+        return next((int(value) for key, value in lines if key == "oom_kill"), 0)
+
+
+@contextlib.contextmanager
+def memory_cgroup(size: int) -> Iterator[Cgroup]:
+    """A cgroup limited to `size` bytes, child of our own.
+
+    Where none can be made the test is skipped with the reason, but not in CI: there it fails.
+    """
+    group, reason = _make()
+    if group is None:
+        if os.environ.get("LOWMEM_TESTS_NEED_CGROUP"):
+            pytest.fail(f"no memory cgroup can be made here: {reason}")
+        pytest.skip(f"no memory cgroup can be made here: {reason}")
+    try:
+        group.limit(size)
+        yield group
+    finally:
+        for pid in (group.path / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)  # none is in it but what the test put there
+        for _ in range(500):
+            try:
+                group.path.rmdir()
+                break
+            except OSError:
+                time.sleep(0.01)
+
+
+def _make() -> tuple[Cgroup | None, str]:
+    reason = "no cgroup file system with memory"
+    for version, own, _ in _mounts(""):
+        path = Path(own) / f"lowmem-test-{uuid.uuid4().hex[:12]}"
+        try:
+            path.mkdir()
+        except OSError as error:
+            reason = str(error)
+            continue
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        if (path / name).exists():
+            return Cgroup(path, version), ""
+        path.rmdir()
+        reason = f"{own} has no memory controller"
+    return None, reason

@@ -1,0 +1,132 @@
+"""The memory governor on a real server, in a real memory cgroup where that matters."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgroup import memory_cgroup
+from live import Server, serve, wait_for
+
+MB = 1024 * 1024
+TOKEN = {"LOWMEM_ADMIN_TOKEN": "t"}
+# malloc gives back pages, and not only whole arenas: what is freed is seen to be freed.
+MALLOC = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
+
+
+def status(server: Server) -> dict[str, Any]:
+    reply = server.get("/api/memory-status", Authorization="Bearer t")
+    assert reply.status == 200, reply.text
+    result: dict[str, Any] = json.loads(reply.body)
+    return result
+
+
+def ask(server: Server, path: str) -> Any:
+    reply = server.get(path)
+    assert reply.status == 200, (path, reply.text, server.log)
+    return json.loads(reply.body)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serve("memory:app", tmp_path=tmp_path, **TOKEN, **MALLOC) as running:
+        yield running
+
+
+def test_the_status_agrees_with_the_kernel_and_page_cache_does_not_count(tmp_path: Path) -> None:
+    """In a memory cgroup of 128 MB."""
+    file = tmp_path / "hundred"
+    with file.open("wb") as output:
+        for _ in range(100):
+            output.write(b"x" * MB)
+    with (
+        memory_cgroup(128 * MB) as group,
+        serve("memory:app", tmp_path=tmp_path, cgroup=group.path, **TOKEN) as server,
+    ):
+        first = status(server)
+        assert first["memory"]["source"] == f"cgroup v{group.version}"
+        assert first["memory"]["limit_bytes"] == 128 * MB
+        assert first["thresholds"]["warn_bytes"] == 100 * MB
+        assert abs(first["memory"]["used_bytes"] - group.working_set()) <= 2 * MB
+        assert ask(server, f"/read-file?path={file}") == 100 * MB
+        for _ in range(20):
+            now = status(server)
+            assert now["status"] == "ok"
+            assert abs(now["memory"]["used_bytes"] - group.working_set()) <= 2 * MB
+        ask(server, "/keep?mb=20")
+        more = status(server)["memory"]["used_bytes"]
+        assert abs(more - group.working_set()) <= 2 * MB
+        assert 18 * MB <= more - first["memory"]["used_bytes"] <= 26 * MB
+
+
+def test_warn_and_critical_are_acted_on_within_50_ms_of_a_growth_of_100_mb_a_second(
+    tmp_path: Path,
+) -> None:
+    with serve("memory:app", tmp_path=tmp_path, LOWMEM_MEMORY_LIMIT="512MB", **TOKEN) as server:
+        ask(server, "/keep?mb=60")
+        moments = ask(server, "/grow?rate=100&top=480")
+        told = dict(ask(server, "/report")["told"])
+        for level, threshold in (("warn", 400 * MB), ("critical", 450 * MB)):
+            crossed = next(moment for size, moment in moments if size >= threshold)
+            assert told[level] - crossed <= 0.05, (level, told[level] - crossed)
+        assert "🧹 warn at" in server.log
+        assert "🚨 critical at" in server.log
+
+
+def test_at_rest_the_monitor_takes_at_most_a_thousandth_of_a_core(server: Server) -> None:
+    """60 s of it take at most 60 ms; here a tenth of both, and a margin for the first reading."""
+    ask(server, "/")
+    wait_for(lambda: "ok" in server.get("/api/memory-status").text, "the monitor")
+    before, began = ask(server, "/monitor-cpu"), time.monotonic()
+    wait_for(lambda: time.monotonic() - began >= 6, "six seconds of rest", seconds=10)
+    assert ask(server, "/monitor-cpu") - before <= 0.006
+
+
+def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: Server) -> None:
+    ask(server, "/fill-cache?mb=100")
+    rss = ask(server, "/report")["rss"]
+    ask(server, f"/keep?mb={(420 * MB - rss) // MB}")
+    wait_for(lambda: ask(server, "/report")["told"], "the callback")
+    wait_for(lambda: status(server)["status"] == "ok", "the level to return to ok")
+    assert [level for level, _ in ask(server, "/report")["told"]] == ["warn"]
+    steps = {step["step"]: step for step in status(server)["cleanups"]["steps"]}
+    step = steps["callback memory.drop_cache"]
+    assert 95 * MB <= step["freed_bytes"] <= 105 * MB
+    assert "callback memory.drop_cache 100" in server.log or "drop_cache 99" in server.log
+
+
+def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> None:
+    """Four threads of requests, a hundred forced cleanups."""
+    done = threading.Event()
+    slowest: list[float] = []
+    errors: list[object] = []
+
+    def client() -> None:
+        worst = 0.0
+        while not done.is_set():
+            began = time.monotonic()
+            reply = server.get("/")
+            worst = max(worst, time.monotonic() - began)
+            if reply.status != 200:
+                errors.append(reply)
+        slowest.append(worst)
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        reply = server.request("POST", "/api/force-cleanup", headers={"Authorization": "Bearer t"})
+        assert reply.status == 200
+    done.set()
+    for thread in threads:
+        thread.join(30)
+    assert not errors
+    assert len(slowest) == 4
+    assert max(slowest) <= 0.25
+    assert status(server)["cleanups"]["count"] >= 100

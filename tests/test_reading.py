@@ -1,0 +1,314 @@
+"""Reading the container's memory from trees of files like those of real systems."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowmem_wsgi.memory.reading import Container, Memory, read_machine
+
+MB = 1024 * 1024
+NO_LIMIT_V1 = 9223372036854771712
+
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw\n"
+V1 = "35 28 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+
+
+def tree(root: Path, files: dict[str, object]) -> str:
+    """Lay out files under `root`; its path."""
+    for name, content in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n" if not str(content).endswith("\n") else str(content))
+    return str(root)
+
+
+def meminfo(total_mb: int = 8192, available_mb: int = 6000) -> str:
+    return f"MemTotal: {total_mb * 1024} kB\nMemAvailable: {available_mb * 1024} kB\n"
+
+
+def v2_group(path: str, used: int, limit: object, cache: int = 0) -> dict[str, object]:
+    return {
+        f"{path}/memory.current": used * MB,
+        f"{path}/memory.max": limit,
+        f"{path}/memory.stat": f"anon 1\ninactive_file {cache * MB}\nactive_file 5\n",
+    }
+
+
+def v1_group(path: str, used: int, limit: int, cache: int = 0) -> dict[str, object]:
+    return {
+        f"{path}/memory.usage_in_bytes": used * MB,
+        f"{path}/memory.limit_in_bytes": limit,
+        f"{path}/memory.stat": f"inactive_file 7\ntotal_inactive_file {cache * MB}\n",
+    }
+
+
+GROUP = "/sys/fs/cgroup"
+GROUP1 = "/sys/fs/cgroup/memory"
+
+# name -> (files, used MB, limit MB, source), or None for what is read where there is no container.
+SHAPES: dict[str, tuple[dict[str, object], tuple[int, int, str] | None]] = {
+    "v2, plain": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/app", 300, 512 * MB, cache=100),
+        },
+        (200, 512, "cgroup v2"),
+    ),
+    "v2, nested, the parent's limit is lower and its usage counts": (
+        {
+            "/proc/self/cgroup": "0::/site/worker",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/site/worker", 100, 900 * MB),
+            **v2_group(f"{GROUP}/site", 250, 400 * MB, cache=50),
+        },
+        (200, 400, "cgroup v2"),
+    ),
+    "v2, only an ancestor has a limit": (
+        {
+            "/proc/self/cgroup": "0::/a/b/c",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/a/b/c", 10, "max"),
+            **v2_group(f"{GROUP}/a/b", 20, "max"),
+            **v2_group(f"{GROUP}/a", 30, 256 * MB),
+        },
+        (30, 256, "cgroup v2"),
+    ),
+    "v2, in a container that sees itself as /": (
+        {
+            "/proc/self/cgroup": "0::/",
+            "/proc/self/mountinfo": V2,
+            **v2_group(GROUP, 120, 512 * MB, cache=20),
+        },
+        (100, 512, "cgroup v2"),
+    ),
+    "v2, the mount begins at the container's own cgroup": (
+        {
+            "/proc/self/cgroup": "0::/docker/abc",
+            "/proc/self/mountinfo": V2.replace(" / /sys", " /docker/abc /sys"),
+            **v2_group(GROUP, 120, 512 * MB),
+        },
+        (120, 512, "cgroup v2"),
+    ),
+    "v2, a path that climbs out of the namespace": (
+        {
+            "/proc/self/cgroup": "0::/../other",
+            "/proc/self/mountinfo": V2,
+            **v2_group(GROUP, 120, 512 * MB),
+        },
+        (120, 512, "cgroup v2"),
+    ),
+    "v2, memory.high lower than memory.max": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/app", 300, 512 * MB),
+            f"{GROUP}/app/memory.high": 400 * MB,
+        },
+        (300, 400, "cgroup v2"),
+    ),
+    "v2, no limit": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/app", 300, "max"),
+        },
+        None,
+    ),
+    "v1": (
+        {
+            "/proc/self/cgroup": "5:cpu:/x\n4:memory:/app\n",
+            "/proc/self/mountinfo": V1,
+            **v1_group(f"{GROUP1}/app", 300, 512 * MB, cache=100),
+        },
+        (200, 512, "cgroup v1"),
+    ),
+    "v1, controllers mounted together": (
+        {
+            "/proc/self/cgroup": "4:cpu,memory:/app\n",
+            "/proc/self/mountinfo": V1.replace("rw,memory", "rw,cpu,memory"),
+            **v1_group(f"{GROUP1}/app", 300, 512 * MB),
+        },
+        (300, 512, "cgroup v1"),
+    ),
+    "v1 in Docker: the path in /proc is the host's": (
+        {
+            "/proc/self/cgroup": "4:memory:/docker/abc\n",
+            "/proc/self/mountinfo": V1.replace(" / /sys", " /docker/abc /sys"),
+            **v1_group(GROUP1, 300, 512 * MB),
+        },
+        (300, 512, "cgroup v1"),
+    ),
+    "v1 in Docker, mounted from the root: the path is not there": (
+        {
+            "/proc/self/cgroup": "4:memory:/docker/abc\n",
+            "/proc/self/mountinfo": V1,
+            **v1_group(GROUP1, 300, 512 * MB),
+        },
+        (300, 512, "cgroup v1"),
+    ),
+    "v1, no limit": (
+        {
+            "/proc/self/cgroup": "4:memory:/app\n",
+            "/proc/self/mountinfo": V1,
+            **v1_group(f"{GROUP1}/app", 300, NO_LIMIT_V1),
+        },
+        None,
+    ),
+    "hybrid: v2 is there, memory is v1's": (
+        {
+            "/proc/self/cgroup": "4:memory:/app\n0::/app\n",
+            "/proc/self/mountinfo": V2.replace("cgroup rw,", "cgroup/unified rw,") + V1,
+            "/sys/fs/cgroup/unified/app/cgroup.procs": "1",
+            **v1_group(f"{GROUP1}/app", 300, 512 * MB),
+        },
+        (300, 512, "cgroup v1"),
+    ),
+    "hybrid, v2 mounted elsewhere": (
+        {
+            "/proc/self/cgroup": "4:memory:/app\n0::/app\n",
+            "/proc/self/mountinfo": V2.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified") + V1,
+            **v1_group(f"{GROUP1}/app", 300, 512 * MB),
+        },
+        (300, 512, "cgroup v1"),
+    ),
+    "a limit above the machine's memory is none": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/app", 300, 16384 * MB),
+        },
+        None,
+    ),
+    "no cgroup at all": ({}, None),
+    "no mountinfo": ({"/proc/self/cgroup": "0::/app", **v2_group(GROUP, 1, 2 * MB)}, None),
+    "files missing": ({"/proc/self/cgroup": "0::/app", "/proc/self/mountinfo": V2}, None),
+    "usage missing": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            f"{GROUP}/app/memory.max": 512 * MB,
+        },
+        None,
+    ),
+    "stat missing: nothing is taken off": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            f"{GROUP}/app/memory.max": 512 * MB,
+            f"{GROUP}/app/memory.current": 300 * MB,
+        },
+        (300, 512, "cgroup v2"),
+    ),
+    "garbage in every file": (
+        {
+            "/proc/self/cgroup": "garbage\n0::/app\n:::::\n4:memory",
+            "/proc/self/mountinfo": "garbage\n1 2 3 - \n" + V2,
+            f"{GROUP}/app/memory.max": "a lot",
+            f"{GROUP}/app/memory.current": "-5",
+            f"{GROUP}/app/memory.stat": "inactive_file\ninactive_file x\n\x00",
+        },
+        None,
+    ),
+    "more cache than usage": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/app", 50, 512 * MB, cache=60),
+        },
+        (0, 512, "cgroup v2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_container_is_read_right_or_not_at_all(tmp_path: Path, name: str) -> None:
+    files, expected = SHAPES[name]
+    usage = Container(tree(tmp_path, {"/proc/meminfo": meminfo(), **files})).read()
+    found = usage and (usage.used // MB, usage.limit // MB, usage.source)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_there_is_always_a_reading_and_it_says_what_it_is_of(tmp_path: Path, name: str) -> None:
+    files, expected = SHAPES[name]
+    root = tree(tmp_path, {"/proc/meminfo": meminfo(), **files})
+    usage = Memory(root=root, rss=lambda: 60 * MB).read()
+    if expected is None:
+        assert (usage.used, usage.limit, usage.source) == (60 * MB, 512 * MB, "process")
+    else:
+        assert usage.source == expected[2]
+
+
+def test_files_that_may_not_be_read_are_as_good_as_missing(tmp_path: Path) -> None:
+    files, _ = SHAPES["v2, plain"]
+    root = tree(tmp_path, {"/proc/meminfo": meminfo(), **files})
+    path = tmp_path / "sys/fs/cgroup/app/memory.current"
+    path.unlink()
+    path.mkdir()  # what even root cannot read as a file
+    assert Container(root).read() is None
+
+
+def test_a_small_machine_is_its_own_limit(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"/proc/meminfo": meminfo(480, 300)})
+    usage = Memory(root=root, rss=lambda: 1).read()
+    assert (usage.used // MB, usage.limit // MB, usage.source) == (180, 480, "machine")
+
+
+def test_a_limit_from_the_settings_counts_where_it_is_the_lower(tmp_path: Path) -> None:
+    files, _ = SHAPES["v2, plain"]
+    root = tree(tmp_path, {"/proc/meminfo": meminfo(), **files})
+    assert Memory(256 * MB, root=root).read().limit == 256 * MB
+    assert Memory(900 * MB, root=root).read().limit == 512 * MB
+
+
+def test_the_kernels_count_of_kills_is_read(tmp_path: Path) -> None:
+    files, _ = SHAPES["v2, plain"]
+    events = {f"{GROUP}/app/memory.events": "low 0\nmax 3\noom 2\noom_kill 1\n"}
+    assert Container(tree(tmp_path / "2", {**files, **events})).out_of_memory_kills() == 1
+    files, _ = SHAPES["v1"]
+    events = {f"{GROUP1}/app/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n"}
+    assert Container(tree(tmp_path / "1", {**files, **events})).out_of_memory_kills() == 4
+    assert Container(str(tmp_path / "none")).out_of_memory_kills() is None
+
+
+def test_pressure_is_read_where_the_kernel_tells_it(tmp_path: Path) -> None:
+    files, _ = SHAPES["v2, plain"]
+    line = "some avg10=12.50 avg60=3.00 avg300=0.10 total=1\nfull avg10=1.00 avg60=0 total=2\n"
+    stalled = {f"{GROUP}/app/memory.pressure": line}
+    assert Container(tree(tmp_path / "2", {**files, **stalled})).pressure() == 12.5
+    assert Container(tree(tmp_path / "1", SHAPES["v1"][0])).pressure() is None
+
+
+@settings(max_examples=200)
+@given(st.lists(st.binary(max_size=80), min_size=5, max_size=5))
+def test_no_content_of_any_file_makes_the_reader_raise(contents: list[bytes]) -> None:
+    import tempfile
+
+    names = ["proc/self/cgroup", "proc/self/mountinfo", "sys/fs/cgroup/app/memory.max"]
+    names += ["sys/fs/cgroup/app/memory.current", "proc/meminfo"]
+    with tempfile.TemporaryDirectory() as root:
+        tree(Path(root), {"/proc/self/cgroup": "0::/app", "/proc/self/mountinfo": V2})
+        for name, content in zip(names, contents, strict=True):
+            path = Path(root) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content:
+                path.write_bytes(content)
+        usage = Memory(root=root, rss=lambda: 1).read()
+        assert usage.used >= 0
+        assert usage.limit > 0
+
+
+def test_the_machine_is_read_here() -> None:
+    usage = read_machine()
+    assert usage is not None
+    assert 0 < usage.used < usage.limit
+    if os.path.exists("/proc/meminfo"):
+        import psutil
+
+        assert abs(usage.limit - psutil.virtual_memory().total) < MB
