@@ -319,12 +319,13 @@ def test_a_hostile_path_stays_on_one_line_of_the_log(caplog: pytest.LogCaptureFi
 
 def test_one_line_at_the_start_says_which_limits_are_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lowmem_wsgi")
-    wrapped = LowMemory(ok, preset="ultra")
+    wrapped = LowMemory(ok, preset="ultra", upload_limits="/import=4MB", trim="off")
     assert not caplog.records
     call(wrapped, make_environ("/healthz"))
     call(wrapped, make_environ("/healthz"))
     (record,) = caplog.records
-    for part in ("ultra", "512 KB", "600 s", "LOWMEM_MAX_UPLOAD", "3 requests at once"):
+    parts = ("ultra", "512 KB", "600 s", "LOWMEM_MAX_UPLOAD", "3 requests at once")
+    for part in (*parts, "/import to 4 MB", "no trim", "(25, 1, 1)", "recursion to 200"):
         assert part in record.getMessage()
 
 

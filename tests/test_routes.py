@@ -160,6 +160,14 @@ def test_force_cleanup_answers_bytes_before_after_and_by_step() -> None:
     assert get_json(wrapped, **bearer(TOKEN))["cleanups"]["count"] == 2
 
 
+@pytest.mark.parametrize(("site", "code"), [("cross-site", 403), ("same-site", 403), ("none", 200)])
+def test_another_sites_page_cannot_force_a_cleanup(site: str, code: int) -> None:
+    wrapped = LowMemory(ok, admin_token=TOKEN)
+    environ = make_environ(CLEANUP, **basic("", TOKEN), HTTP_SEC_FETCH_SITE=site)
+    assert call(wrapped, environ).code == code
+    assert wrapped.engine.ladder.count == (code == 200)
+
+
 def test_the_cleanup_method_runs_the_same_ladder() -> None:
     wrapped = LowMemory(ok)
     assert wrapped.cleanup()["steps"]

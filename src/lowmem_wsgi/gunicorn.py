@@ -77,7 +77,8 @@ def pre_fork(server: _Any, worker: _Any) -> None:
 
 
 def post_worker_init(worker: _Any) -> None:
-    """In the worker: wrap, where nothing was loaded before forking (--no-preload)."""
+    """In the worker: wrap, where nothing was loaded before forking (`preload_app = False` in a
+    config of the site's own)."""
     _log_through(worker.log)
     worker.wsgi = _wrapped(worker.wsgi)
 

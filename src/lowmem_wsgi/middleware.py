@@ -158,7 +158,7 @@ class LowMemory:
         # The frames hold what filled the memory: let go of it before anything else is made.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = error.__context__ = error.__cause__ = None
-        return busy("MemoryError in the app", "LOWMEM_CEILING")
+        return busy("MemoryError in the app", "none, the app asked for more than it could get")
 
     def _start(self) -> None:
         """At the process's first request: what must not happen at import."""
@@ -172,14 +172,30 @@ class LowMemory:
             log.failure("Starting up")
 
     def _in_force(self) -> str:
+        """The limits that are on, each with the variable that governs it."""
         rules = self.settings
         limits = [
             f"preset {rules.preset}",
             f"uploads to {format_size(rules.max_upload)} (LOWMEM_MAX_UPLOAD)",
+        ]
+        limits += [
+            f"{path} to {format_size(size)} (LOWMEM_UPLOAD_LIMITS)"
+            for path, size in (rules.upload_limits or {}).items()
+        ]
+        limits += [
             f"sessions for {rules.session_lifetime:g} s (LOWMEM_SESSION_LIFETIME)",
-            f"{rules.gc_passes} passes after each request (LOWMEM_GC_PASSES)",
             f"static files cached for {rules.static_max_age:g} s (LOWMEM_STATIC_MAX_AGE)",
+            f"{rules.gc_passes} passes after each request (LOWMEM_GC_PASSES)",
         ]
         if rules.max_in_flight is not None:
             limits.append(f"{rules.max_in_flight} requests at once (LOWMEM_MAX_IN_FLIGHT)")
+        if rules.gc_threshold is not None:
+            limits.append(f"collector's threshold {rules.gc_threshold} (LOWMEM_GC_THRESHOLD)")
+        if rules.recursion_limit is not None:
+            limits.append(f"recursion to {rules.recursion_limit} (LOWMEM_RECURSION_LIMIT)")
+        limits += [
+            f"no {name} (LOWMEM_{name.upper()})"
+            for name in ("gc_freeze", "trim")
+            if not getattr(rules, name)
+        ]
         return ", ".join(limits)

@@ -71,6 +71,14 @@ class Admin:
                 why="a forced cleanup, and no token is set",
                 setting="LOWMEM_ADMIN_TOKEN",
             )
+        if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+            # A browser that knows the password sends it along with other sites' images, too.
+            return Refusal(
+                "403 Forbidden",
+                "A cleanup may not be forced from another site.",
+                why="asked for by a page of another site",
+                setting="none, the request is wrong",
+            )
         if environ["REQUEST_METHOD"] == "HEAD":
             return Json({})
         return Json(self._lowmem.cleanup())

@@ -196,5 +196,7 @@ class Monitor:
 def freed_by_step(result: dict[str, list[dict[str, object]]]) -> str:
     """The steps of a cleanup for a log line: `trim 39 MB, collect 0 bytes`."""
     return ", ".join(
-        f"{step['step']} {format_size(int(str(step['freed_bytes'])))}" for step in result["steps"]
+        # A step that looks at shared pages takes copies of them, so a figure can be negative.
+        f"{step['step']} {format_size(max(0, int(str(step['freed_bytes']))))}"
+        for step in result["steps"]
     )

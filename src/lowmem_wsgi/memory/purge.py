@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 _COMPILED = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 
@@ -36,18 +36,28 @@ def _why_not(name: str, own: dict[str, ModuleType]) -> str | None:
         if file.endswith(_COMPILED) or _is_builtin(module):
             return f"{key} is compiled, and cannot be loaded again"
     for key, module in list(sys.modules.items()):
-        if key in own or not isinstance(module, ModuleType):
+        if key in own or not issubclass(type(module), ModuleType):
             continue
-        for attribute, value in list(vars(module).items()):
-            home = value.__name__ if isinstance(value, ModuleType) else _home(value)
-            if home in own:
+        for attribute, value in list(object.__getattribute__(module, "__dict__").items()):
+            if _home(value) in own:
                 return f"{key} still uses it, as {attribute}"
     return None
 
 
-def _home(value: object) -> str:
-    home = getattr(value, "__module__", "") if callable(value) else type(value).__module__
-    return home if isinstance(home, str) else ""
+def _home(value: object) -> object:
+    """The module a value is or comes from.
+
+    Asks types and never the value: lazy objects (Django's settings, late imports) come to life at
+    the first question, `isinstance` included.
+    """
+    kind = type(value)
+    if issubclass(kind, ModuleType):
+        return object.__getattribute__(value, "__dict__").get("__name__")
+    if issubclass(kind, FunctionType):
+        return value.__module__
+    if issubclass(kind, type):
+        return type.__getattribute__(value, "__module__")  # type: ignore[arg-type]
+    return kind.__module__
 
 
 def _is_builtin(module: ModuleType) -> bool:
