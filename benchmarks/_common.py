@@ -9,11 +9,12 @@ import json
 import math
 import os
 import platform
+import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -108,10 +109,11 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def in_turn(names: Sequence[str], turn: int) -> list[str]:
-    """The names, beginning with another in each round: none always follows the same one."""
-    start = turn % len(names)
-    return [*names[start:], *names[:start]]
+def shuffled(names: Iterable[str], turn: int) -> list[str]:
+    """The names in another order each turn, so that none always follows the same one."""
+    found = list(names)
+    random.Random(turn).shuffle(found)
+    return found
 
 
 # --- Servers

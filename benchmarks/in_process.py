@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from _common import Target, in_turn, parser, print_table, report
+from _common import Target, parser, print_table, report, shuffled
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import create_environ
 from whitenoise import WhiteNoise
@@ -67,11 +67,12 @@ def main() -> int:
         per_request(app, 1000)
 
     took: dict[str, list[float]] = {name: [] for name in apps}
-    runs, passes = ours.collector.runs, ours.collector.total_seconds
+    before = ours.status()["gc"]
     for turn in range(given.rounds):
-        for name in in_turn(list(apps), turn):
+        for name in shuffled(apps, turn):
             took[name].append(per_request(apps[name], given.requests))
-    runs, passes = ours.collector.runs - runs, ours.collector.total_seconds - passes
+    after = ours.status()["gc"]
+    runs, seconds = (after[key] - before[key] for key in ("runs", "total_seconds"))
 
     figures: dict[str, dict[str, float]] = {}
     for name, times in took.items():
@@ -86,8 +87,8 @@ def main() -> int:
     head = ["", "min", "median", "added (min)", "added (median)"]
     print_table(head, [[name, *row.values()] for name, row in figures.items()])
     print(
-        f"\nLowMemory ran its {ours.collector.passes} passes {runs} times, in "
-        f"{1e6 * passes / runs:.2f} µs each: part of what is added."
+        f"\nLowMemory ran its {after['passes']} passes {runs} times, "
+        f"in {1e6 * seconds / runs:.2f} µs each: part of what is added."
     )
     print()
     target = Target("added by LowMemory, median, µs", figures[OURS]["added_median_us"], 10)

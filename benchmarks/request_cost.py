@@ -32,7 +32,6 @@ from _common import (
     Server,
     Target,
     gunicorn,
-    in_turn,
     median_ratio,
     parser,
     percentile,
@@ -40,6 +39,7 @@ from _common import (
     print_table,
     report,
     scratch,
+    shuffled,
     worker,
 )
 
@@ -103,6 +103,9 @@ class Variant:
         seconds = max(spell[-1] for spell in spells) - min(spell[0] for spell in spells)
         self.rounds.append([1000 * (b - a) for spell in spells for a, b in pairwise(spell)])
         self.per_second.append(len(self.rounds[-1]) / seconds)
+        # A worker being replaced would disturb the next variant's round: wait for the new one.
+        with Client(self.server.port) as client:
+            client.get("/")
         self._weigh()
         gc.collect()  # not while we measure: see main
 
@@ -186,10 +189,10 @@ def main() -> int:
             objects = int(client.get("/heap").text)
         for restart in range(given.restarts):
             with contextlib.ExitStack() as stack:
-                for name in in_turn(list(found), restart):
+                for name in shuffled(found, restart):
                     stack.enter_context(found[name].served(directory))
                 for turn in range(restart, given.rounds, given.restarts):
-                    for name in in_turn(list(found), turn):
+                    for name in shuffled(found, turn):
                         letter = name == LETTER
                         found[name].measure(given.letter_requests if letter else given.requests)
 

@@ -19,11 +19,11 @@ from _common import (
     Client,
     Target,
     gunicorn,
-    in_turn,
     parser,
     print_table,
     report,
     scratch,
+    shuffled,
     worker,
 )
 
@@ -60,7 +60,7 @@ def main() -> int:
     with scratch() as directory:
         for turn in range(given.rounds):
             for name, (app, _) in APPS.items():
-                for variant in in_turn(list(VARIANTS), turn):
+                for variant in shuffled(VARIANTS, turn):
                     weights[name, variant].append(weigh(app, variant, given.requests, directory))
 
     figures: dict[str, dict[str, dict[str, float]]] = {name: {} for name in APPS}

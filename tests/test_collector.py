@@ -55,7 +55,7 @@ def test_three_full_passes_follow_each_request() -> None:
     before = full_collections()
     for _ in range(5):
         collector.after_request()
-    assert full_collections() - before == 15
+    assert 15 <= full_collections() - before < 25
     assert collector.runs == 5
 
 
@@ -299,6 +299,22 @@ def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later(
     assert runs == ["first", "first"]
 
 
+def test_a_thread_is_not_kept_for_ever_running_the_passes_of_others() -> None:
+    collector = make(freeze=False, passes=0)
+    runs: list[int] = []
+
+    def collect() -> None:
+        runs.append(1)
+        collector._wanted = True  # others never cease to end
+
+    collector._collect = collect  # type: ignore[method-assign]
+    collector.after_request()
+    assert len(runs) == module.MOST_RUNS
+    collector._collect = lambda: runs.append(2)  # type: ignore[method-assign]
+    collector.tidy()  # and what is left is done
+    assert runs[-1] == 2
+
+
 def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run() -> None:
     collector = make(freeze=False)
     real = collector._thaw
@@ -342,11 +358,32 @@ def test_many_threads_lose_no_run() -> None:
             thread.join(60)
     finally:
         sys.setswitchinterval(interval)
-    assert not collector._wanted
     assert began > max(ended)
 
 
-def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for() -> None:
+def test_cleaning_up_from_within_a_run_does_not_wait_for_itself() -> None:
+    """As a finalizer or a signal handler may."""
+    collector = make(freeze=False)
+    real = collector._collect
+
+    def collect() -> None:
+        real()
+        collector.thaw()
+        collector.give_back()
+        collector.tidy()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    thread = threading.Thread(target=collector.after_request, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert collector.runs == 1
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for(
+    generation: int,
+) -> None:
     collector = make(freeze=False)
     in_finalizer, go_on = threading.Event(), threading.Event()
 
@@ -361,7 +398,7 @@ def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for(
     gc.disable()
     try:
         Slow()
-        other = threading.Thread(target=gc.collect, args=(1,))
+        other = threading.Thread(target=gc.collect, args=(generation,))
         other.start()
         assert in_finalizer.wait(10)
         assert gc.collect() == 0  # what the library must see through
@@ -372,7 +409,7 @@ def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for(
         other.join(10)
     finally:
         gc.enable()
-    assert full_collections() - before >= 1
+    assert full_collections() - before >= 3
 
 
 def test_malloc_trim_is_a_silent_no_op_where_there_is_none(monkeypatch: Any) -> None:

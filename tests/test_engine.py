@@ -160,6 +160,20 @@ def test_what_cannot_be_called_is_refused() -> None:
         on_pressure("drop")  # type: ignore[type-var]
 
 
+def test_a_callback_may_ask_for_a_cleanup_itself() -> None:
+    site = Site()
+
+    @on_pressure
+    def eager(level: str) -> None:
+        site.ladder.run(WARN)
+
+    thread = threading.Thread(target=site.ladder.run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert site.ladder.count == 1
+
+
 # --- Ladder
 
 
@@ -421,6 +435,15 @@ def test_the_first_request_starts_the_one_thread_of_the_process() -> None:
     wait_for(lambda: monitors() == 0, "the thread to end")
 
 
+def test_stopped_and_started_at_once_there_is_still_one_thread() -> None:
+    wrapped = LowMemory(ok)
+    for _ in range(5):
+        call(wrapped, make_environ())
+        wrapped.engine.monitor.stop()
+    call(wrapped, make_environ())
+    wait_for(lambda: monitors() == 1, "all but one to end")
+
+
 def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -> None:
     LowMemory(ok, gc_passes=1, gc_freeze="off")
     two = LowMemory(ok, gc_passes=2, trim="off")
@@ -489,6 +512,10 @@ def test_a_thread_that_cannot_be_started_is_logged_and_requests_go_on(
     for _ in range(3):
         assert call(wrapped, make_environ()).body == b"ok"
     assert len(caplog.records) == 1
+    monkeypatch.undo()
+    wrapped.engine.monitor._retry_at = 0.0  # ten seconds later
+    call(wrapped, make_environ())
+    assert wrapped.engine.monitor.running
 
 
 @pytest.mark.parametrize("gevent", [False, True])

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from typing import Any
+from wsgiref.util import FileWrapper
 
 import pytest
 from hypothesis import given
@@ -52,9 +53,12 @@ def test_a_body_of_exactly_the_cap_is_served() -> None:
 
 
 def test_an_undeclared_body_over_the_cap_is_413_whatever_the_app_answers() -> None:
-    def swallows(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    def swallow(environ: dict[str, Any]) -> None:
         with pytest.raises(UploadTooLarge):
             environ["wsgi.input"].read()
+
+    def swallows(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        swallow(environ)
         start_response("200 OK", TEXT)
         return [b"all is well"]
 
@@ -69,10 +73,39 @@ def test_an_undeclared_body_over_the_cap_is_413_whatever_the_app_answers() -> No
         start_response("200 OK", TEXT)
         yield environ["wsgi.input"].read()
 
-    for app in (swallows, breaks, streams, echo_length):
-        response = call(LowMemory(app), post("/", b"x" * 600 * KB, chunked=True))
+    def sends_a_file(environ: dict[str, Any], start_response: Any) -> FileWrapper:
+        swallow(environ)
+        start_response("200 OK", TEXT)
+        return FileWrapper(io.BytesIO(b"all is well"))
+
+    def writes(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        swallow(environ)
+        start_response("200 OK", TEXT)(b"all is well")
+        return []
+
+    for app in (swallows, breaks, streams, echo_length, sends_a_file, writes):
+        wrapped = LowMemory(app)
+        environ = post("/", b"x" * 600 * KB, chunked=True, **{"wsgi.file_wrapper": FileWrapper})
+        response = call(wrapped, environ)
         assert response.code == 413, app
         assert b"512 KB" in response.body
+        assert wrapped.uploads.rejected == 1
+
+
+def test_an_overflow_after_the_first_byte_is_cut_off_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", TEXT)
+        yield b"begun"
+        yield environ["wsgi.input"].read()
+
+    wrapped = LowMemory(app)
+    with pytest.raises(UploadTooLarge):
+        call(wrapped, post("/slow", b"x" * 600 * KB, chunked=True))
+    (record,) = caplog.records
+    assert "/slow" in record.getMessage()
+    assert wrapped.uploads.rejected == 1
 
 
 def test_an_app_never_sees_a_byte_over_the_cap() -> None:
@@ -380,6 +413,16 @@ def test_only_files_under_the_prefix_that_were_found_are_cached() -> None:
     assert call(wrapped, make_environ("/static/a.css")).header("Cache-Control") == "max-age=30"
     assert call(wrapped, make_environ("/static/missing")).header("Cache-Control") == "no-cache"
     assert call(wrapped, make_environ("/page")).header("Cache-Control") == "no-cache"
+
+
+def test_a_static_response_that_sets_a_cookie_is_kept_from_shared_caches() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        headers = [("Cache-Control", "public, max-age=600, s-maxage=600")]
+        start_response("200 OK", [*headers, ("Set-Cookie", "theme=dark")])
+        return [b""]
+
+    policy = call(LowMemory(app), make_environ("/static/a.css")).header("Cache-Control")
+    assert policy == "private, max-age=30"
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=60))

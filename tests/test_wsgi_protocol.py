@@ -393,6 +393,60 @@ def test_a_failure_of_ours_is_logged_once_and_the_request_goes_on(
     assert len(caplog.records) == 3  # one for each of the three places
 
 
+def test_asking_an_ended_response_for_more_ends_it_again() -> None:
+    result: Any = iter(LowMemory(nothing)(make_environ(), lambda *_: None))
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(result)
+
+
+def test_a_response_that_is_replaced_is_closed_once_though_the_server_refuses_the_other() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", TEXT)
+        raise MemoryError
+        yield b""
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("the server's")
+
+    watched = Watched(app)
+    wrapped = LowMemory(watched)
+    result: Any = wrapped(make_environ(), refuses)
+    with pytest.raises(RuntimeError, match="the server's"):
+        next(iter(result))
+    result.close()
+    assert watched.closed == 1
+    assert wrapped.overload.in_flight() == 0
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_where_the_server_refuses_the_headers_the_response_is_closed_and_passes_run(
+    as_file: bool,
+) -> None:
+    closed = []
+
+    class File(FileWrapper):
+        def close(self) -> None:
+            closed.append(1)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        return File(None) if as_file else [b"x"]
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("the server's")
+
+    wrapped = LowMemory(app)
+
+    def serve() -> None:
+        with pytest.raises(RuntimeError, match="the server's"):
+            wrapped(make_environ(**{"wsgi.file_wrapper": File}), refuses)
+
+    assert passes_during(serve) >= 3
+    assert closed == ([1] if as_file else [])
+    assert wrapped.overload.in_flight() == 0
+
+
 def test_out_of_memory_is_503_for_that_request_with_the_frames_cleared() -> None:
     import weakref
 

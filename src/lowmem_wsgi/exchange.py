@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Headers = list[tuple[str, str]]
     # What to do with a response, given by the middleware:
     Amend = Callable[[WSGIEnvironment, str, Headers], Headers]
-    Rescue = Callable[[WSGIEnvironment, "BaseException | None"], "WSGIApplication | None"]
+    Rescue = Callable[[WSGIEnvironment, "BaseException | None", bool], "WSGIApplication | None"]
     Finish = Callable[["Exchange", bool], None]
 
 
@@ -27,9 +27,9 @@ class Exchange:
     """Calls an app for one request, and stands between it and the server until `close`.
 
     amend(environ, status, headers)  the headers to send
-    rescue(environ, error)           before anything is sent, after the app has returned, raised
-                                     `error` or yielded: another app to answer instead, or None
-                                     (asked until it names one)
+    rescue(environ, error, sent)     after the app has returned, raised `error` or yielded: another
+                                     app to answer instead, or None (asked until it names one).
+                                     Where the headers are `sent` it is told, and cannot answer
     finish(exchange, closed)         the request is over; called once. Not `closed`: the server
                                      dropped the response without a close()
     """
@@ -67,26 +67,30 @@ class Exchange:
 
     def run(self, app: WSGIApplication) -> Iterable[bytes]:
         """The response of `app`, to be returned to the server."""
+        result: Iterable[bytes] = ()
         other = None
         try:
-            result = app(self.environ, self.start_response)
-        except BaseException as error:
-            other = self._other(error)
-            if other is None:
-                self.close()  # the server has no response to close
-                raise
-            result = ()
-        kind = type(result)
-        if kind is list or kind is tuple:
-            other = other or self._other(None)
-            if other is None:  # all is there, so nothing can go wrong any more
-                self.send_headers()
-                return Whole(self, result)
-            result = self._replaced(result, other)
-        wrapper = self.environ.get("wsgi.file_wrapper")
-        if wrapper is not None and _is_file(result, wrapper):
-            return self._file(result)
-        return SizedStream(self, result) if hasattr(result, "__len__") else Stream(self, result)
+            try:
+                result = app(self.environ, self.start_response)
+            except BaseException as error:
+                other = self._other(error)
+                if other is None:
+                    raise
+            kind = type(result)
+            whole = kind is list or kind is tuple
+            wrapper = self.environ.get("wsgi.file_wrapper")
+            if whole or (wrapper is not None and _is_file(result, wrapper)):
+                # All is there: it can still be answered otherwise, and after this no more.
+                other = other or self._other(None)
+                if other is None:
+                    self.send_headers()
+                    return Whole(self, result) if whole else self._file(result)
+                replaced, result = result, ()
+                result = self._replaced(replaced, other)
+            return SizedStream(self, result) if hasattr(result, "__len__") else Stream(self, result)
+        except BaseException:
+            self._close_both(result)  # the server gets nothing that it could close
+            raise
 
     # --- What the app calls
 
@@ -109,6 +113,8 @@ class Exchange:
         return self.write
 
     def write(self, data: bytes, /) -> None:
+        if not self.sent and self._rescue(self.environ, None, False) is not None:
+            raise OSError("the body of this request could not be read")  # and run() answers
         self.send_headers()
         self._server_write(data)
 
@@ -121,17 +127,16 @@ class Exchange:
             headers = self._amend(self.environ, self._status, self._headers)
             self._server_write = self._server_start(self._status, headers)
 
-    def first(self, result: Iterable[bytes]) -> tuple[Iterable[bytes], Iterator[bytes], bytes]:
-        """Begin to iterate: the response, its iterator and its first chunk.
+    def first(self, stream: Stream) -> bytes:
+        """Begin to iterate a response, or what answers instead; its first chunk.
 
-        They are of `result` or, where that came to nothing that may be sent, of what answers
-        instead. StopIteration where there is no chunk.
+        StopIteration where there is none.
         """
-        chunks: Iterator[bytes] = iter(())
         chunk: bytes | None = None
+        stream.chunks = iter(())  # nothing more, should this fail
         try:
-            chunks = iter(result)
-            chunk = next(chunks, None)
+            stream.chunks = iter(stream.result)
+            chunk = next(stream.chunks, None)
         except BaseException as error:
             other = self._other(error)
             if other is None:
@@ -139,15 +144,17 @@ class Exchange:
         else:
             other = self._other(None)
         if other is not None:
-            return self.first(self._replaced(result, other))
+            replaced, stream.result = stream.result, ()  # closed once, come what may
+            stream.result = self._replaced(replaced, other)
+            return self.first(stream)
         self.send_headers()
         if chunk is None:
             raise StopIteration
-        return result, chunks, chunk
+        return chunk
 
     def failed(self, error: BaseException) -> None:
         """The response failed after its first byte: the server must cut it off."""
-        self._rescue(self.environ, error)
+        self._rescue(self.environ, error, True)
 
     def close(self) -> None:
         """The request is over."""
@@ -166,21 +173,21 @@ class Exchange:
     def _other(self, error: BaseException | None) -> WSGIApplication | None:
         if self.sent or self._rescued:
             return None
-        other = self._rescue(self.environ, error)
+        other = self._rescue(self.environ, error, False)
         self._rescued = other is not None
         return other
 
     def _replaced(self, result: Iterable[bytes], other: WSGIApplication) -> Iterable[bytes]:
-        try:
-            close_result(result)
-        except Exception:
-            log.failure("Closing a response that was replaced")
+        _close(result)
         self._status = None
         return other(self.environ, self.start_response)
 
+    def _close_both(self, result: object) -> None:
+        _close(result)
+        self.close()
+
     def _file(self, result: Any) -> Iterable[bytes]:
         """A response of the server's own wsgi.file_wrapper: it must get this very object."""
-        self.send_headers()
         close = getattr(result, "close", None)
 
         def close_both() -> None:
@@ -201,12 +208,12 @@ class Exchange:
 class Stream:
     """A response passed through: one yield for each yield of the app."""
 
-    __slots__ = ("_begun", "_chunks", "_exchange", "_result")
+    __slots__ = ("_begun", "_exchange", "chunks", "result")
 
     def __init__(self, exchange: Exchange, result: Iterable[bytes]) -> None:
         self._exchange = exchange
-        self._result = result
-        self._chunks: Iterator[bytes] | None = None
+        self.result = result
+        self.chunks: Iterator[bytes] | None = None
         self._begun = False  # a chunk was made and the headers are sent
 
     def __iter__(self) -> Iterator[bytes]:
@@ -214,22 +221,22 @@ class Stream:
 
     def __next__(self) -> bytes:
         try:
-            return next(self._chunks) if self._begun else self._begin()  # type: ignore[arg-type]
+            return next(self.chunks) if self._begun else self._begin()  # type: ignore[arg-type]
         except StopIteration:
             raise
         except BaseException as error:
-            self._exchange.failed(error)
+            if self._exchange.sent:
+                self._exchange.failed(error)
             raise
 
     def _begin(self) -> bytes:
         exchange = self._exchange
         try:
-            if self._chunks is None:
-                self._result, self._chunks, chunk = exchange.first(self._result)
-                return chunk
+            if self.chunks is None:
+                return exchange.first(self)
             # An app may yield empty chunks before it calls start_response.
             try:
-                return next(self._chunks)
+                return next(self.chunks)
             finally:
                 exchange.send_headers()
         finally:
@@ -237,10 +244,12 @@ class Stream:
 
     def close(self) -> None:
         # Dropped before the exchange is closed, so that the passes find it gone.
-        result = self._result
-        self._result, self._chunks, self._begun = (), iter(()), True
+        result = self.result
+        self.result, self.chunks, self._begun = (), iter(()), True
         try:
-            close_result(result)
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
         finally:
             del result
             self._exchange.close()
@@ -252,7 +261,7 @@ class SizedStream(Stream):
     __slots__ = ()
 
     def __len__(self) -> int:
-        return len(self._result)  # type: ignore[arg-type]
+        return len(self.result)  # type: ignore[arg-type]
 
 
 class Whole:
@@ -275,11 +284,14 @@ class Whole:
         self._exchange.close()
 
 
-def close_result(result: object) -> None:
-    """Call the close() of an app's response, if it has one."""
+def _close(result: object) -> None:
+    """Close a response that the server will not see. Its trouble with that is not the client's."""
     close = getattr(result, "close", None)
     if close is not None:
-        close()
+        try:
+            close()
+        except Exception:
+            log.failure("Closing a response that was not sent")
 
 
 def _is_file(result: object, wrapper: object) -> bool:

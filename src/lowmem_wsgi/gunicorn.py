@@ -69,7 +69,10 @@ def when_ready(server: _Any) -> None:
 def pre_fork(server: _Any, worker: _Any) -> None:
     """In the master, before each fork: freeze, so that no pass in a worker touches, and so
     copies, the pages it shares."""
-    if _settings.gc_freeze:
+    from .memory.engine import current
+
+    engine = current()
+    if engine.collector.freezing if engine else _settings.gc_freeze:
         import gc
 
         gc.collect()

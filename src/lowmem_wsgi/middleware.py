@@ -19,6 +19,7 @@ from .guards.sessions import Sessions
 from .guards.static_files import StaticFiles
 from .guards.uploads import UploadCap
 from .memory import engine
+from .memory.governor import OK
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
 
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
 
 # The level and the limits, for apps. Also the mark of a request that is guarded already.
 ENVIRON = "lowmem"
-FOR_APPS = (
-    *("max_upload", "session_lifetime", "home_rows", "max_rows", "batch_size"),
-    *("cache_timeout", "pool_size"),
-)
+FOR_APPS = ["session_lifetime", "home_rows", "max_rows", "batch_size", "cache_timeout", "pool_size"]
 
 
 class LowMemory:
@@ -49,10 +47,6 @@ class LowMemory:
     def __init__(self, app: WSGIApplication, **settings: object) -> None:
         self.app = app
         self.settings = rules = Settings.load(settings)
-        self._for_apps: dict[str, object] = {"level": "ok"}
-        self._for_apps |= {name: getattr(rules, name) for name in FOR_APPS}
-        self._environ_value = MappingProxyType(self._for_apps)
-
         self.overload = Overload(rules.max_in_flight, rules.exempt_paths)
         self.uploads = UploadCap(rules.max_upload, rules.upload_limits)
         self.sessions = Sessions(
@@ -62,9 +56,12 @@ class LowMemory:
             sliding=rules.session_sliding,
             static_prefix=rules.static_prefix,
         )
+        self._for_apps = {limit: self._told_to_apps(limit) for limit in self.uploads.limits}
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
         self.engine = engine.join(rules)
-        self.engine.monitor.publish(self._for_apps)
+        for mapping in self._for_apps.values():
+            self.engine.monitor.publish(mapping)
+        self._views = {limit: MappingProxyType(told) for limit, told in self._for_apps.items()}
         self._monitor = self.engine.monitor
         self._after_request = self.engine.collector.after_request
         self._admin = Admin(self).routes()
@@ -104,7 +101,8 @@ class LowMemory:
         """Serve no more: the last app of a process to close leaves the interpreter as it was."""
         if not self._closed:
             self._closed = True
-            self.engine.monitor.withdraw(self._for_apps)
+            for mapping in self._for_apps.values():
+                self.engine.monitor.withdraw(mapping)
             self.engine.leave()
 
     # --- A request, from its start to after its last byte
@@ -118,7 +116,7 @@ class LowMemory:
             refusal = None
         if refusal is not None:
             return refusal
-        environ[ENVIRON] = self._environ_value
+        environ[ENVIRON] = self._views[self.uploads.limit_for(environ.get("PATH_INFO", ""))]
         try:
             self.sessions.open(environ)
         except Exception:
@@ -127,14 +125,17 @@ class LowMemory:
         return None
 
     def _rescue(
-        self, environ: WSGIEnvironment, error: BaseException | None
+        self, environ: WSGIEnvironment, error: BaseException | None, sent: bool
     ) -> WSGIApplication | None:
         """Another answer, where the app's is none that we can let out."""
+        refusal = None
         if isinstance(error, MemoryError):
-            return self._ran_out_of_memory(error)
-        if error is None or isinstance(error, Exception):
-            return self.uploads.fault(environ)
-        return None
+            refusal = self._ran_out_of_memory(error)
+        elif error is None or isinstance(error, Exception):
+            refusal = self.uploads.fault(environ)
+        if refusal is not None and sent:  # too late to say it to the client
+            refusal.report(environ)
+        return refusal
 
     def _amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
         try:
@@ -170,6 +171,10 @@ class LowMemory:
                 log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
         except Exception:
             log.failure("Starting up")
+
+    def _told_to_apps(self, max_upload: int) -> dict[str, object]:
+        limits = {name: getattr(self.settings, name) for name in FOR_APPS}
+        return {"level": OK, "max_upload": max_upload, **limits}
 
     def _in_force(self) -> str:
         """The limits that are on, each with the variable that governs it."""

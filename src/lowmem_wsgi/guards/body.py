@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import socket
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, WSGIEnvironment
@@ -59,6 +61,7 @@ class Body(io.BufferedIOBase):
         self.declared = declared
         self.overflowed = False
         self.broken = False
+        self.counted = False  # among the rejected uploads, whose fault this is asked for repeatedly
 
     def readable(self) -> bool:
         return True
@@ -102,13 +105,11 @@ class Body(io.BufferedIOBase):
 
             raise UploadBroken from error
 
-    def discard(self, seconds: float, clock: Callable[[], float], sock: Any) -> None:
+    def discard(self, seconds: float, clock: Callable[[], float]) -> None:
         """Read on and drop, up to DRAIN_BYTES and `seconds`."""
         left = min(self.left, DRAIN_BYTES) if self.declared else DRAIN_BYTES
         end = clock() + seconds
-        while left > 0 and (now := clock()) < end:
-            if sock is not None:
-                sock.settimeout(end - now)
+        while left > 0 and clock() < end:
             data = self.stream.read(min(left, _PIECE))
             if not data:
                 return
@@ -118,8 +119,8 @@ class Body(io.BufferedIOBase):
 def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic) -> None:
     """Drop what the client is still sending, so that it comes to read the answer.
 
-    Call after the response. Bounded by DRAIN_BYTES and DRAIN_SECONDS (where the server shows
-    us its socket; elsewhere by the server's own timeout). Never raises.
+    Call after the response. Bounded by DRAIN_BYTES and, where the server shows us its socket, by
+    DRAIN_SECONDS; elsewhere by the server's own timeout. Never raises.
     """
     body = environ.get(BODY)
     if body is None:
@@ -134,14 +135,27 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
     if not body.declared and not environ.get("wsgi.input_terminated"):
         return  # the server does not end this stream, a read could wait for ever
     sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    timeout = sock.gettimeout() if sock is not None else None
     try:
-        body.discard(DRAIN_SECONDS, clock, sock)
+        # A timeout of the socket would bound one recv, and a read may be of many: so the reading
+        # side is closed when the time is up, and a client that drips comes to its end.
+        timer = None if sock is None else _in(DRAIN_SECONDS, lambda: sock.shutdown(socket.SHUT_RD))
+        try:
+            body.discard(DRAIN_SECONDS, clock)
+        finally:
+            if timer is not None:
+                timer.cancel()
     except Exception:
         return  # the client is gone, or sends nonsense: there is nobody left to answer
-    finally:
-        if sock is not None:
-            try:
-                sock.settimeout(timeout)
-            except OSError:
-                pass
+
+
+def _in(seconds: float, action: Callable[[], object]) -> threading.Timer:
+    def act() -> None:
+        try:
+            action()
+        except OSError:
+            pass  # closed meanwhile
+
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -59,16 +59,23 @@ def find_keys(
 def app_secrets(app: object) -> tuple[str, ...]:
     """The secrets of the Flask or Django app inside `app`, oldest to newest."""
     for layer in layers(app):
-        module = type(layer).__module__.partition(".")[0]
-        if module == "django" and (settings := _django_settings()) is not None:
-            try:
-                return _texts(settings.SECRET_KEY_FALLBACKS, settings.SECRET_KEY)
-            except Exception:  # ImproperlyConfigured: it has none
-                return ()
-        # Flask, and what follows its convention. Subclasses live in the user's modules.
-        config = getattr(layer, "config", None)
-        if isinstance(config, Mapping) and config.get("SECRET_KEY"):
-            return _texts(config.get("SECRET_KEY_FALLBACKS"), config["SECRET_KEY"])
+        try:
+            found = _layer_secrets(layer)
+        except Exception:  # a proxy, a property, Django without a SECRET_KEY: it has none to show
+            continue
+        if found:
+            return found
+    return ()
+
+
+def _layer_secrets(layer: Any) -> tuple[str, ...]:
+    module = type(layer).__module__.partition(".")[0]
+    if module == "django" and (settings := _django_settings()) is not None:
+        return _texts(settings.SECRET_KEY_FALLBACKS, settings.SECRET_KEY)
+    # Flask, and what follows its convention. Subclasses live in the user's modules.
+    config = getattr(layer, "config", None)
+    if isinstance(config, Mapping) and config.get("SECRET_KEY"):
+        return _texts(config.get("SECRET_KEY_FALLBACKS"), config["SECRET_KEY"])
     return ()
 
 
@@ -160,6 +167,7 @@ def _read(path: str) -> bytes:
             raise Refused(f"{path} is not a file")
         _check_owner(path, found)
         secret = os.read(file, _BYTES + 1)
+        os.utime(path)  # temporary directories are swept of what is old
     finally:
         os.close(file)
     if len(secret) != _BYTES:

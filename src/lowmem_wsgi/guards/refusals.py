@@ -45,7 +45,7 @@ class Refusal:
         self.headers = headers
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Answer:
-        report(environ, self.status, self.why, self.setting)
+        self.report(environ)
         content_type, body = self._render(environ)
         start_response(
             self.status,
@@ -58,6 +58,10 @@ class Refusal:
             ],
         )
         return Answer(b"" if environ.get("REQUEST_METHOD") == "HEAD" else body, environ)
+
+    def report(self, environ: WSGIEnvironment) -> None:
+        """Log it, rate-limited."""
+        report(environ, self.status, self.why, self.setting)
 
     def _render(self, environ: WSGIEnvironment) -> tuple[str, bytes]:
         title = self.status

@@ -69,9 +69,9 @@ class Sessions:
         self.expired = 0
         # Python's http.cookies, which Bottle uses, starts a new cookie after white space, and
         # others after a comma; Django strips what is white space in Unicode, here in UTF-8's
-        # bytes, from names: neither "secure session=..." nor "\xc2\xa0session=..." must carry a
-        # session past us.
-        gap = r'[\x00-\x20",\x7f-\xff]'
+        # bytes, from names; WebOb begins a name wherever a letter of one can stand. Neither
+        # "secure session=..." nor "\xc2\xa0session=..." nor "x[session=..." may get past us.
+        gap = r'[\x00-\x20",\[\\\]\x7f-\xff]'
         either = "|".join(re.escape(name) for name in names)
         self._hidden = re.compile(f"(?:^=*|{gap})(?:{either}){gap}*=")
 
@@ -194,7 +194,7 @@ class Sessions:
         if environ.get("PATH_INFO", "").startswith(self._static_prefix):
             return False
         policy = ",".join(v for name, v in headers if name.lower() == "cache-control").lower()
-        if "public" in policy:
+        if "public" in policy or (not policy and any(n.lower() == "expires" for n, _ in headers)):
             return False
         if "private" in policy or "no-store" in policy or "no-cache" in policy:
             return True

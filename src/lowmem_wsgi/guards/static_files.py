@@ -25,9 +25,19 @@ class StaticFiles:
         if not path.startswith(self.prefix) or not status.startswith(_CACHED):
             return headers
         given = [value for name, value in headers if name.lower() == "cache-control"]
-        policy = capped(", ".join(given), self._max_age)
+        policy = ", ".join(given)
+        if any(name.lower() == "set-cookie" for name, _ in headers):
+            policy = private(policy)  # no other client may get this cookie from a shared cache
+        policy = capped(policy, self._max_age)
         kept = [pair for pair in headers if pair[0].lower() != "cache-control"]
         return [*kept, ("Cache-Control", policy)]
+
+
+def private(policy: str) -> str:
+    """A Cache-Control value that keeps shared caches out."""
+    directives = [d for d in (part.strip() for part in policy.split(",")) if d]
+    kept = [d for d in directives if not d.lower().startswith(("public", "s-maxage", "private"))]
+    return ", ".join([*kept, "private"])
 
 
 def capped(policy: str, most: int) -> str:

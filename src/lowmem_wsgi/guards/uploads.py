@@ -36,6 +36,11 @@ class UploadCap:
         self._lock = threading.Lock()
         self.rejected = 0
 
+    @property
+    def limits(self) -> set[int]:
+        """All the caps there are, in bytes."""
+        return {self._limit, *(size for _, size in self._limits)}
+
     def limit_for(self, path: str) -> int:
         """The cap for a path, in bytes."""
         for prefix, size in self._limits:
@@ -76,7 +81,8 @@ class UploadCap:
             return None
         if body.overflowed:
             limit = self.limit_for(environ.get("PATH_INFO", ""))
-            return self._too_large("an undeclared body", limit)
+            counted, body.counted = body.counted, True
+            return self._too_large("an undeclared body", limit, count=not counted)
         return Refusal(
             "400 Bad Request",
             "The body of this request is malformed or incomplete.",
@@ -84,9 +90,10 @@ class UploadCap:
             setting="none, the request is malformed",
         )
 
-    def _too_large(self, sent: str, limit: int) -> Refusal:
-        with self._lock:
-            self.rejected += 1
+    def _too_large(self, sent: str, limit: int, *, count: bool = True) -> Refusal:
+        if count:
+            with self._lock:
+                self.rejected += 1
         return Refusal(
             TOO_LARGE,
             f"This upload is larger than the {format_size(limit)} allowed here.",

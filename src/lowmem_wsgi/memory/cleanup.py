@@ -56,7 +56,8 @@ class Ladder:
         self.heavy = tuple(heavy)
         self._rss = OwnRss() if rss is None else rss
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._running = False
         self.count = 0
         self.last: dict[str, Any] | None = None
 
@@ -67,26 +68,34 @@ class Ladder:
         `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
         """
         with self._lock:
-            before = left = self._rss()
-            steps = []
-            for name, action in self._steps(level, tell):
-                began = time.perf_counter()
-                note = self._attempt(name, action)
-                self._collector.give_back()
-                was, left = left, self._rss()
-                step = {"step": name, "freed_bytes": was - left}
-                step["seconds"] = round(time.perf_counter() - began, 6)
-                steps.append(step if note is None else {**step, "note": note})
-            self.count += 1
-            self.last = {
-                "at": self._now(),
-                "level": level,
-                "before_bytes": before,
-                "after_bytes": left,
-                "freed_bytes": before - left,
-                "steps": steps,
-            }
-            return self.last
+            if self._running:  # asked for by a callback of this very run, or a signal handler
+                return self.last or self._result(level, self._rss(), self._rss(), [])
+            self._running = True
+            try:
+                self.last = self._climb(level, tell)
+                self.count += 1
+                return self.last
+            finally:
+                self._running = False
+
+    def _climb(self, level: str, tell: bool) -> dict[str, Any]:
+        before = left = self._rss()
+        steps = []
+        for name, action in self._steps(level, tell):
+            began = time.perf_counter()
+            note = self._attempt(name, action)
+            self._collector.give_back()
+            was, left = left, self._rss()
+            step = {"step": name, "freed_bytes": was - left}
+            step["seconds"] = round(time.perf_counter() - began, 6)
+            steps.append(step if note is None else {**step, "note": note})
+        return self._result(level, before, left, steps)
+
+    def _result(
+        self, level: str, before: int, after: int, steps: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        figures = {"before_bytes": before, "after_bytes": after, "freed_bytes": before - after}
+        return {"at": self._now(), "level": level, **figures, "steps": steps}
 
     def _steps(self, level: str, tell: bool) -> list[Step]:
         steps: list[Step] = [("trim", _nothing), ("caches", clear_caches)]
@@ -108,7 +117,8 @@ class Ladder:
 
     def after_fork(self) -> None:
         """In a new child: forget the parent's threads and figures."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._running = False
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
         self.count, self.last = 0, None

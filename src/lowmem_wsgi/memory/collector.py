@@ -34,6 +34,8 @@ SLOW_RUN = 0.00002
 # for an idle moment, but not longer than until slow runs have cost this much (seconds): then one
 # request in a few hundred has its garbage kept.
 SLOW_BUDGET = 0.01
+# So many runs for others a thread makes after its own request, at most.
+MOST_RUNS = 10
 # The first requests fill caches and import modules: freeze after runs 1, 2, 4, 8 ... 64.
 WARM_UP = frozenset(1 << power for power in range(7))
 
@@ -74,8 +76,8 @@ class Collector:
         self._rss = OwnRss() if rss is None else rss
         self._give_back = malloc_trim if give_back is None else give_back
         self._now = now
-        self._wanted = False
-        self._running = threading.Lock()
+        self._owner = 0  # the thread in a run, by its ident
+        self._forget_threads()
 
         self.runs = 0
         self.collected = 0
@@ -97,36 +99,49 @@ class Collector:
         followed by a run that began after it; calls that come during a run share the next one.
         """
         self._wanted = True
-        self._fulfil(in_flight)
+        if self._owner != threading.get_ident():  # else a finalizer that a pass has called
+            self._fulfil(in_flight)
+
+    def _fulfil(self, in_flight: Callable[[], int]) -> None:
+        # A request sets the wish, then tries the lock; the holder lets go, then looks for a wish.
+        # So one of the two always sees it, and nobody waits. Nor is one thread kept for ever: what
+        # it leaves after MOST_RUNS the next request does, or `tidy`.
+        for _ in range(MOST_RUNS):
+            if not self._wanted or not self._running.acquire(blocking=False):
+                return
+            try:
+                self._owner = threading.get_ident()
+                self._wanted = False
+                self._run(in_flight)
+            finally:
+                self._owner = 0
+                self._running.release()
 
     def thaw(self) -> None:
         """Collect everything, what was frozen as garbage included, and freeze what is left."""
-        with self._running:
-            self._thaw()
-        self._fulfil(_somebody)
+        self._alone(self._thaw)
 
     def give_back(self) -> None:
         """Give free memory back now (where `trim` is on)."""
         if self.trimming:
-            with self._running:
-                self._given_back(self._rss(), _somebody)
-            self._fulfil(_somebody)
+            self._alone(lambda: self._given_back(self._rss(), _somebody))
 
     def tidy(self) -> None:
         """What no request came to do: give back growth that had to wait, look at the slow clock."""
-        with self._running:
-            self._look_around(self._now(), _somebody)
-        self._fulfil(_somebody)
+        self._alone(lambda: self._look_around(self._now(), _somebody))
 
-    def _fulfil(self, in_flight: Callable[[], int]) -> None:
-        # A request sets the wish, then tries the lock; the holder lets go, then looks for a wish.
-        # So one of the two always sees it, and nobody waits.
-        while self._wanted and self._running.acquire(blocking=False):
+    def _alone(self, action: Callable[[], object]) -> None:
+        """Do it while no run is under way. From within one (a finalizer, a signal handler) it is
+        left undone: it would wait for itself."""
+        if self._owner == threading.get_ident():
+            return
+        with self._running:
+            self._owner = threading.get_ident()
             try:
-                self._wanted = False
-                self._run(in_flight)
+                action()
             finally:
-                self._running.release()
+                self._owner = 0
+        self._fulfil(_somebody)
 
     def _run(self, in_flight: Callable[[], int]) -> None:
         if self.freezing and not self.runs:
@@ -149,24 +164,32 @@ class Collector:
             self._thaw_if_grown(now, in_flight)
 
     def _collect(self) -> None:
-        for _ in range(self.passes):
+        if not self.passes:
+            return
+        # A real pass leaves the count of new objects at nothing. One that is asked for while
+        # another thread's collection is in a finalizer does nothing, and leaves these.
+        probe = set(), set(), set(), set(), set(), set(), set(), set()  # type: ignore[var-annotated]
+        self.collected += gc.collect()
+        if gc.get_count()[0] >= len(probe):
+            self._insist(self.passes)
+            return
+        for _ in range(self.passes - 1):
             self.collected += gc.collect()
-        # Asked for while another thread's collection is in a finalizer, a pass does nothing.
-        # A real one leaves the two older generations' counts at zero.
-        if self.passes and gc.get_count()[1:] != (0, 0):
-            self._insist()
 
-    def _insist(self) -> None:
-        """The passes again, each made sure of (the statistics cost more than the passes).
+    def _insist(self, passes: int) -> None:
+        """So many passes, each made sure of (the statistics cost more than the passes).
 
         Gives up after a tenth of a second: the other thread's finalizer may take for ever.
         """
-        done = _full_collections() + self.passes
+        done = _full_collections() + passes
         for _ in range(100):
+            before = _full_collections()
             self.collected += gc.collect()
-            if _full_collections() >= done:
+            now = _full_collections()
+            if now >= done:
                 return
-            time.sleep(0.001)
+            if now == before:
+                time.sleep(0.001)
 
     def _should_freeze(self, seconds: float, in_flight: Callable[[], int]) -> bool:
         if self.runs in WARM_UP:
@@ -234,10 +257,14 @@ class Collector:
             self._floor = left
         return left
 
+    def _forget_threads(self) -> None:
+        self._running = threading.Lock()
+        self._owner = 0
+        self._wanted = False
+
     def after_fork(self) -> None:
         """In a new child: forget the parent's threads, files and figures."""
-        self._wanted = False
-        self._running = threading.Lock()
+        self._forget_threads()
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
         self.runs = self.collected = self.freed_bytes = 0

@@ -84,6 +84,11 @@ def join(rules: Settings) -> Engine:
         return _current[0]
 
 
+def current() -> Engine | None:
+    """The process's engine, if an app has joined it."""
+    return _current[0] if _current else None
+
+
 @functools.cache  # once a process: it cannot be undone
 def _watch_forks() -> None:
     if hasattr(os, "register_at_fork"):

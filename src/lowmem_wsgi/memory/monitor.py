@@ -24,6 +24,8 @@ REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
 LOOKS = 4
 # Bytes a second that growth is taken for before any was seen: a fast import, a large query.
 USUAL_GROWTH = 100 * MB
+# A thread that could not be started is tried again after so many seconds.
+RETRY = 10.0
 # What was seen is half forgotten after so many seconds.
 MEMORY_OF_GROWTH = 60.0
 
@@ -56,6 +58,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._published: list[dict[str, object]] = []
         self._tidied_at = self._logged_at = self._acted_at = 0.0
+        self._retry_at = 0.0
         self._steepest = 0.0
         self._seen: tuple[float, int] | None = None
         self._forget()
@@ -73,17 +76,26 @@ class Monitor:
         self._published[:] = [other for other in self._published if other is not mapping]
 
     def start(self) -> None:
+        """Raises RuntimeError where no thread can be had; tried again after RETRY seconds."""
         with self._lock:
-            if self.running:
+            if self.running or self._now() < self._retry_at:
                 return
+            self._stop = threading.Event()  # one each: an ending thread still looks at its own
+            thread = threading.Thread(
+                target=self._run, args=(self._stop,), name="lowmem-monitor", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                self._retry_at = self._now() + RETRY
+                raise
             self.running = True
-        self._stop.clear()
-        threading.Thread(target=self._run, name="lowmem-monitor", daemon=True).start()
 
     def stop(self) -> None:
         """End the thread at its next wake-up, which is now."""
-        self._stop.set()
-        self.running = False
+        with self._lock:
+            self._stop.set()
+            self.running = False
 
     def after_fork(self) -> None:
         """In a new child: there is no thread here, and nothing was seen yet."""
@@ -115,8 +127,7 @@ class Monitor:
 
     # --- In between
 
-    def _run(self) -> None:
-        stop = self._stop
+    def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 pause = self.tick()

@@ -56,7 +56,7 @@ def _home(value: object) -> object:
     if issubclass(kind, FunctionType):
         return value.__module__
     if issubclass(kind, type):
-        return type.__getattribute__(value, "__module__")  # type: ignore[arg-type]
+        return type.__getattribute__(value, "__module__")
     return kind.__module__
 
 

@@ -53,7 +53,10 @@ class OwnRss:
 
     def reopen(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            try:
+                os.close(self._file)
+            except OSError:
+                pass
             self._file = None
         self._read = self._open
 
@@ -67,7 +70,13 @@ class OwnRss:
             return _psutil_rss()
 
     def _statm(self) -> int:
-        return int(os.pread(self._file, 64, 0).split(None, 2)[1]) * _PAGE  # type: ignore[arg-type]
+        try:
+            return int(os.pread(self._file, 64, 0).split(None, 2)[1]) * _PAGE  # type: ignore[arg-type]
+        except (OSError, ValueError, IndexError):
+            # Somebody who closes all files has closed this one; its number may be another's now.
+            self._file = None
+            self._read = _psutil_rss
+            return _psutil_rss()
 
 
 def _psutil_rss() -> int:
