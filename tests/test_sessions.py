@@ -770,3 +770,15 @@ def test_threads_that_meet_at_the_first_session_find_the_keys_once() -> None:
         thread.join()
     assert seen == ["session=ana"] * 8
     assert len(calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
+def test_no_byte_before_the_name_hides_a_session_from_us_and_not_from_webob() -> None:
+    """WebOb (Pyramid) begins a name wherever a letter of one can stand."""
+    cookies = pytest.importorskip("webob.cookies", reason="webob does not run on this Python")
+    for byte in map(chr, range(1, 256)):
+        if byte in ";\r\n":
+            continue
+        environ = {"HTTP_COOKIE": f"x{byte}session=bare", "PATH_INFO": "/", "REQUEST_METHOD": "GET"}
+        rule().open(environ)
+        assert "session" not in cookies.RequestCookies(environ), repr(byte)
