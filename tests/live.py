@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 APPS = HERE / "apps"
@@ -60,7 +61,7 @@ class Server:
         self,
         method: str,
         path: str,
-        body: object = None,
+        body: Any = None,
         headers: dict[str, str] | None = None,
         *,
         chunked: bool = False,
@@ -73,7 +74,7 @@ class Server:
                 path,
                 body=body,
                 headers=headers or {},
-                encode_chunked=chunked,  # type: ignore[arg-type]
+                encode_chunked=chunked,
             )
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
