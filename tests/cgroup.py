@@ -57,7 +57,7 @@ def memory_cgroup(size: int) -> Iterator[Cgroup]:
     """
     group, reason = _make()
     if group is None:
-        if os.environ.get("LOWMEM_TESTS_NEED_CGROUP"):
+        if os.environ.get("TESTS_NEED_CGROUP"):
             pytest.fail(f"no memory cgroup can be made here: {reason}")
         pytest.skip(f"no memory cgroup can be made here: {reason}")
     try:
