@@ -18,13 +18,8 @@ PAGE = Path(__file__).with_name("settings.md")
 # Rows that are read and checked but do not act yet, or not in full. Delete a row here when its
 # setting begins to act.
 NOT_YET = {
-    "warn_at": "So far only shown, as the level in the status.",
-    "critical_at": "So far only shown, as the level in the status.",
-    "cleanup_interval": "No effect yet.",
-    "check_interval": "No effect yet.",
-    "heavy_modules": "No effect yet.",
+    "heavy_modules": "So far only the packages that purge_modules may drop.",
     "lazy_heavy": "No effect yet.",
-    "purge_modules": "No effect yet.",
     "recycle": "No effect yet.",
     "ceiling": "No effect yet.",
 }
@@ -71,6 +66,8 @@ configuration written today keeps working.
 | keyword | variable | balanced | ultra | what it is |
 |---|---|---|---|---|
 {rows}
+
+The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md).
 
 `balanced` is the default. `ultra` takes the source document's own numbers, for comparison:
 [source-document.md](source-document.md#lowmem_presetultra-the-letter) says what that costs.

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from live import clean_environ
-from lowmem_wsgi.memory import collector
-from lowmem_wsgi.settings import parse_duration, parse_size, table
+from lowmem_wsgi.memory import collector, governor, monitor
+from lowmem_wsgi.settings import Settings, parse_duration, parse_size, table, threshold_bytes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -198,14 +198,54 @@ def test_the_page_on_the_source_document_lists_all_that_ultra_changes() -> None:
     assert listed == changed - {"LOWMEM_PRESET"}
 
 
+def constants_told(page: str, heading: str) -> dict[str, object]:
+    """The table of constants below a heading: name -> value."""
+    text = (DOCS / page).read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", text.partition("\n## ")[0], re.MULTILINE)
+    return {name: value(number) for name, number in rows}
+
+
 def test_the_collectors_constants_are_those_of_the_code() -> None:
-    section = (DOCS / "how-it-works.md").read_text(encoding="utf-8").partition("## The collector")
-    told = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", section[2], re.MULTILINE))
-    assert {name: value(text) for name, text in told.items()} == {
+    assert constants_told("how-it-works.md", "The collector") == {
         name: getattr(collector, name)
         for name in vars(collector)
-        if name.isupper() and name not in ("MB",)
+        if name.isupper() and name != "MB"
     }
+
+
+def test_the_governors_and_the_monitors_constants_are_those_of_the_code() -> None:
+    assert constants_told("memory.md", "The levels") == {
+        name: getattr(governor, name) for name in ("UP", "DOWN", "MARGIN")
+    }
+    imported = {"MB", "LEVELS", *map(str.upper, governor.LEVELS)}
+    assert constants_told("memory.md", "The monitor") == {
+        name: getattr(monitor, name)
+        for name in vars(monitor)
+        if name.isupper() and name not in imported
+    }
+
+
+def test_the_thresholds_that_are_told_are_those_of_the_code() -> None:
+    text = (DOCS / "memory.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+ MB) \|(.*)\|$", text, re.MULTILINE)
+    assert len(rows) >= 4
+    rules = Settings.load({}, {})
+    for limit, cells in rows:
+        warn, critical = (
+            threshold_bytes(share, parse_size(limit))
+            for share in (rules.warn_at, rules.critical_at)
+        )
+        levels = governor.Governor(warn, critical)
+        ok_again, warn_from, warn_again, critical_from = (
+            parse_size(cells.split("|")[place]) for place in (1, 0, 3, 2)
+        )
+        for edge, zone in (
+            (ok_again, governor.EASING),
+            (warn_from, governor.HIGH),
+            (warn_again, governor.FALLING),
+            (critical_from, governor.OVER),
+        ):
+            assert (levels.zone(edge - 1), levels.zone(edge)) == (zone - 1, zone), (limit, edge)
 
 
 def value(text: str) -> object:

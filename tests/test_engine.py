@@ -392,6 +392,28 @@ def test_a_limit_that_changes_moves_the_thresholds() -> None:
     assert site.monitor.thresholds == (200 * MB, 225 * MB)
 
 
+def test_a_limit_that_changes_leaves_the_level_and_what_apps_are_told_as_they_are() -> None:
+    site = Site()
+    told: dict[str, object] = {}
+    site.monitor.publish(told)
+    site.use(410)
+    site.run(1)
+    site.memory._limit = 500 * MB
+    site.monitor.tick()
+    assert site.monitor.level == told["level"] == WARN
+
+
+def test_thresholds_that_do_not_fit_the_limit_found_give_way_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = Site(warn_at="400MB", critical_at="450MB")
+    assert not caplog.records
+    site.memory._limit = 256 * MB
+    site.monitor.tick()
+    assert site.monitor.thresholds == (200 * MB, 225 * MB)
+    assert "LOWMEM_CRITICAL_AT (450 MB) do not fit the limit of 256 MB" in caplog.text
+
+
 def test_what_breaks_in_a_tick_is_logged_once_and_the_thread_goes_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,10 +473,22 @@ def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -
     assert (collector.passes, collector.freezing, collector.trimming) == (2, True, True)
 
 
+def test_a_second_app_of_other_thresholds_is_told_whose_hold(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    LowMemory(ok)
+    LowMemory(ok)
+    assert not caplog.records
+    LowMemory(ok, warn_at="50%", memory_limit="300MB")
+    assert "memory_limit, warn_at: its values hold" in caplog.text
+
+
 def test_the_level_reaches_apps() -> None:
     wrapped = LowMemory(ok)
     monitor = wrapped.engine.monitor
     assert call(wrapped, make_environ()).body == b"ok"
+    monitor._governor.level = WARN
+    monitor._governor.level = WARN
     monitor._changed(wrapped.engine.memory.read(), OK, WARN)
     assert call(wrapped, make_environ()).body == b"warn"
 

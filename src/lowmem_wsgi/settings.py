@@ -263,6 +263,10 @@ class Setting(Generic[T]):
         self.fallback = fallback
         self.secret = secret
 
+    def default(self, preset: str = "balanced") -> T:
+        """The value in a preset."""
+        return self.kind.parse(self.defaults[preset])
+
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
         self.variable = ENV_PREFIX + name.upper()
@@ -332,7 +336,9 @@ class Settings:
     critical_at = Setting(THRESHOLD, "87.890625%", "Last measures from here (450MB of 512).")
     cleanup_interval = Setting(INTERVAL, "10s", "How often the background thread tidies up.")
     check_interval = Setting(
-        INTERVAL, "30s", "How often memory is read at rest; sooner as it nears a threshold."
+        INTERVAL,
+        "30s",
+        "How often a reading is logged (memory is read each second, and sooner near a threshold).",
     )
     heavy_modules = Setting(
         MODULES, "pandas,numpy,matplotlib", "Packages worth importing late, or not at all."

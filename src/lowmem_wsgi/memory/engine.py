@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
 
+from .. import log
 from ..settings import Settings
 from . import pressure
 from .cleanup import Ladder
 from .collector import Collector
 from .monitor import Monitor
 from .reading import Memory
+
+# There is one of each in a process, and the first app says what it is.
+OF_THE_FIRST = (
+    *("memory_limit", "warn_at", "critical_at", "cleanup_interval", "check_interval"),
+    *("heavy_modules", "purge_modules"),
+)
 
 
 class Engine:
@@ -30,11 +38,20 @@ class Engine:
         self.ladder = Ladder(self.collector, rules.heavy_modules if rules.purge_modules else ())
         self.memory = Memory(rules.memory_limit)
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
+        self._rules = rules
         self._users = 0
         self._undo: list[Callable[[], object]] = []
 
     def join(self, rules: Settings) -> None:
         self._users += 1
+        others = [name for name in OF_THE_FIRST if vars(rules)[name] != vars(self._rules)[name]]
+        if others:
+            log.limited(
+                logging.WARNING,
+                "settings of a second app",
+                "An app wrapped before in this process has other values for %s: its values hold.",
+                ", ".join(others),
+            )
         self.collector.passes = max(self.collector.passes, rules.gc_passes)
         self.collector.freezing = self.collector.freezing or rules.gc_freeze
         self.collector.trimming = self.collector.trimming or rules.trim

@@ -139,14 +139,28 @@ class Monitor:
     def _forget(self) -> None:
         now = self._now()
         self._governor = self._governor_for(self._memory.read().limit)
+        self._tell_apps()
         self._steepest, self._seen = 0.0, None
         self._tidied_at = self._logged_at = self._acted_at = now
 
     def _governor_for(self, limit: int) -> Governor:
         self._limit = limit
-        critical = threshold_bytes(self._rules.critical_at, limit)
-        # Sizes from the settings may make no sense under a limit that is found only now.
-        warn = min(threshold_bytes(self._rules.warn_at, limit), critical - 1)
+        warn, critical = (
+            threshold_bytes(at, limit) for at in (self._rules.warn_at, self._rules.critical_at)
+        )
+        if not 0 < warn < critical <= limit:
+            # Sizes may make no sense under a limit that is found only now.
+            log.once(
+                logging.WARNING,
+                ("thresholds", limit),
+                "LOWMEM_WARN_AT (%s) and LOWMEM_CRITICAL_AT (%s) do not fit the limit of %s that is "
+                "in force: using 78 %% and 88 %% of it.",
+                format_size(warn),
+                format_size(critical),
+                format_size(limit),
+            )
+            shares = Settings.warn_at.default(), Settings.critical_at.default()
+            warn, critical = (threshold_bytes(share, limit) for share in shares)
         return Governor(max(1, warn), max(2, critical))
 
     @property
@@ -156,7 +170,9 @@ class Monitor:
 
     def _keep_thresholds(self, limit: int) -> None:
         if limit != self._limit:
+            level = self.level
             self._governor = self._governor_for(limit)
+            self._governor.level = level
 
     def _notice_growth(self, now: float, used: int) -> None:
         if self._seen is not None and now > self._seen[0]:
@@ -174,12 +190,15 @@ class Monitor:
         return next_look(threshold - used, self._steepest)
 
     def _changed(self, usage: Usage, before: str, level: str) -> None:
-        for mapping in self._published:
-            mapping["level"] = level
+        self._tell_apps()
         if LEVELS.index(level) > LEVELS.index(before):
             self._act(usage, level, tell=True)
         else:
             log.logger.info("🔍 %s, %s again after %s", self._figures(usage), level, before)
+
+    def _tell_apps(self) -> None:
+        for mapping in self._published:
+            mapping["level"] = self.level
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()

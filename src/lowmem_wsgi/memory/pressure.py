@@ -18,8 +18,8 @@ def on_pressure(callback: C) -> C:
     """Call `callback(level)` when memory turns "warn" or "critical": drop a cache, close a figure.
 
     Also a decorator. A bound method is held weakly: it goes with its object. Registered twice, it
-    is called once. What it raises is logged and does not stop the next. It runs in a background
-    thread. Raises TypeError where it cannot be called.
+    is called once. What it raises is logged and does not stop the next. It runs in the monitor's
+    thread, or in that of who forces a cleanup. Raises TypeError where it cannot be called.
     """
     if not callable(callback):
         raise TypeError(f"on_pressure wants something to call, not {callback!r}")
