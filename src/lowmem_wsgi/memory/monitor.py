@@ -153,8 +153,8 @@ class Monitor:
             log.once(
                 logging.WARNING,
                 ("thresholds", limit),
-                "LOWMEM_WARN_AT (%s) and LOWMEM_CRITICAL_AT (%s) do not fit the limit of %s that is "
-                "in force: using 78 %% and 88 %% of it.",
+                "LOWMEM_WARN_AT (%s) and LOWMEM_CRITICAL_AT (%s) do not fit the limit of %s: "
+                "using 78 %% and 88 %% of it.",
                 format_size(warn),
                 format_size(critical),
                 format_size(limit),
