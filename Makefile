@@ -11,9 +11,9 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 demo: $(VENV)/demo
 	@echo
-	@echo "  The example runs at http://127.0.0.1:$(PORT)/ (Ctrl-C ends it). Try:"
+	@echo "  Starting the example at http://127.0.0.1:$(PORT)/ (Ctrl-C ends it, PORT= moves it). Try:"
 	@echo "    log in as demo / demo, add a client, import a CSV, upload a file"
-	@echo "    curl http://127.0.0.1:$(PORT)/api/memory-status"
+	@echo "    /api/memory-status in the browser (any name, password demo)"
 	@echo "    curl -H 'Authorization: Bearer demo' http://127.0.0.1:$(PORT)/api/memory-status"
 	@echo "    curl -H 'Authorization: Bearer demo' -X POST http://127.0.0.1:$(PORT)/api/force-cleanup"
 	@echo "    head -c 5000000 /dev/zero | curl --data-binary @- http://127.0.0.1:$(PORT)/login   (413)"

@@ -244,6 +244,20 @@ def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() 
     assert 3 <= calls <= 8  # 5 % of about a second, 10 ms each
 
 
+def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> None:
+    clock, memory = Clock(), Memory()
+    reads = []
+    collector = make(clock, memory, freeze=False)
+    collector._rss = lambda: reads.append(1) or memory.rss  # type: ignore[func-returns-value]
+    for _ in range(100):
+        clock.now += 0.001
+        collector.after_request(lambda: 1)
+    assert 4 <= len(reads) <= 6
+    reads.clear()
+    collector.after_request(lambda: 0)
+    assert len(reads) == 1
+
+
 def test_large_growth_is_given_back_at_once() -> None:
     clock, memory = Clock(), Memory()
     collector = make(clock, memory, freeze=False)

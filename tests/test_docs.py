@@ -217,7 +217,7 @@ def test_the_governors_and_the_monitors_constants_are_those_of_the_code() -> Non
     assert constants_told("memory.md", "The levels") == {
         name: getattr(governor, name) for name in ("UP", "DOWN", "MARGIN")
     }
-    imported = {"MB", "LEVELS", *map(str.upper, governor.LEVELS)}
+    imported = {"MB", "LEVELS", "CALM", *map(str.upper, governor.LEVELS)}
     assert constants_told("memory.md", "The monitor") == {
         name: getattr(monitor, name)
         for name in vars(monitor)

@@ -192,6 +192,16 @@ def test_each_step_says_what_it_freed_and_not_what_another_left() -> None:
     assert result["freed_bytes"] == 50 * MB
 
 
+def test_the_whole_heap_is_not_looked_at_where_less_was_enough() -> None:
+    site = Site()
+    site.use(420)
+    on_pressure(lambda level: site.use(200))
+    site.run(1)
+    last = site.ladder.last
+    assert last is not None
+    assert "collect" not in [step["step"] for step in last["steps"]]
+
+
 def test_caches_of_the_standard_library_are_emptied() -> None:
     import linecache
     import re

@@ -187,6 +187,10 @@ def test_words_for_off(word: object) -> None:
         ("pool_size", None),
         ("secret_key", ","),
         ("memory_limit", "0"),
+        ("memory_limit", "1"),
+        ("gc_passes", "11"),
+        ("session_cookies", ","),
+        ("check_interval", "1ms"),
         ("ceiling", "maybe"),
     ],
 )

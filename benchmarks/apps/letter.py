@@ -3,7 +3,7 @@
 Its Gunicorn settings are in letter_gunicorn.py. Two of its measures do not break this app, so
 they are here: its templates and queries stay under 200 frames, and it imports nothing late (a
 late `import pandas` raises ImportError once numpy was removed). Where the document leaves room,
-the cheaper reading is taken: the threshold is set after the imports, which it slows threefold.
+the cheaper reading is taken: the threshold is set after the imports, which it would slow.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 ENV_PREFIX = "LOWMEM_"
 KB = 1024  # The source document, like Render and Flask's own docs, counts in powers of two.
@@ -82,8 +83,8 @@ def _positive(value: float) -> float:
     return value
 
 
-def _at_least_1(value: float) -> float:
-    if value < 1:
+def _from(least: N, value: N) -> N:
+    if value < least:
         raise ValueError
     return value
 
@@ -128,11 +129,13 @@ def _items(value: object) -> list[str]:
     raise ValueError
 
 
-def _counts_from(least: int) -> Callable[[object], int]:
+def _counts_from(least: int, most: int = 10**9) -> Callable[[object], int]:
     def parse(value: object) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError
+        if not least <= value <= most:
             raise ValueError
         return value
 
@@ -142,7 +145,7 @@ def _counts_from(least: int) -> Callable[[object], int]:
 def _matching(pattern: re.Pattern[str]) -> Callable[[object], tuple[str, ...]]:
     def parse(value: object) -> tuple[str, ...]:
         items = _items(value)
-        if not all(pattern.fullmatch(item) for item in items):
+        if not items or not all(pattern.fullmatch(item) for item in items):
             raise ValueError
         return tuple(items)
 
@@ -213,14 +216,15 @@ def maybe(word: str, kind: Kind[T]) -> Kind[T | None]:
 PRESETS = ("balanced", "ultra")
 PRESET = Kind("balanced or ultra", _parse_preset)
 SIZE = Kind("a size such as 512KB, 4MB, 1GiB or 524288", parse_size)
-LIMIT = Kind("a size above zero such as 512MB", lambda value: int(_positive(parse_size(value))))
+LIMIT = Kind("a size from 1MB such as 512MB", lambda value: _from(MB, parse_size(value)))
 DURATION = Kind("a duration such as 600, 10m, 30s or 1h", parse_duration)
 INTERVAL = Kind("a duration above zero such as 10s or 1m", lambda v: _positive(parse_duration(v)))
-# A cookie's time is counted in whole seconds.
-LIFETIME = Kind("a duration from 1s such as 10m or 1h", lambda v: _at_least_1(parse_duration(v)))
+# A cookie's time is counted in whole seconds, and a thread need not look more often.
+SECONDS = Kind("a duration from 1s such as 10m or 1h", lambda v: _from(1.0, parse_duration(v)))
 SWITCH = Kind("1/0, true/false, on/off or yes/no", parse_bool)
 THRESHOLD = Kind("a size such as 400MB or a share of the limit such as 78%", parse_threshold)
 COUNT = Kind("a whole number from 0", _counts_from(0))
+PASSES = Kind("a whole number from 0 to 10", _counts_from(0, 10))
 AMOUNT = Kind("a whole number from 1", _counts_from(1))
 # Under about 60 frames not even a Flask request with a template completes.
 DEPTH = Kind("a whole number from 60", _counts_from(60))
@@ -295,7 +299,7 @@ class Settings:
         "none",
         "Other limits for some paths; the longest path prefix wins.",
     )
-    session_lifetime = Setting(LIFETIME, "10m", "How long a session cookie is honoured.")
+    session_lifetime = Setting(SECONDS, "10m", "How long a session cookie is honoured.")
     session_cookies = Setting(
         COOKIES, "session,sessionid", "The cookies that carry sessions (Flask's, Django's)."
     )
@@ -310,7 +314,7 @@ class Settings:
         fallback="SECRET_KEY",
         secret=True,
     )
-    gc_passes = Setting(COUNT, "3", "Full garbage collections after each request.")
+    gc_passes = Setting(PASSES, "3", "Full garbage collections after each request.")
     gc_threshold = Setting(
         maybe("interpreter", GC_THRESHOLD),
         "interpreter",
@@ -334,9 +338,9 @@ class Settings:
     )
     warn_at = Setting(THRESHOLD, "78.125%", "Start to free memory here (400MB of 512).")
     critical_at = Setting(THRESHOLD, "87.890625%", "Last measures from here (450MB of 512).")
-    cleanup_interval = Setting(INTERVAL, "10s", "How often the background thread tidies up.")
+    cleanup_interval = Setting(SECONDS, "10s", "How often the background thread tidies up.")
     check_interval = Setting(
-        INTERVAL,
+        SECONDS,
         "30s",
         "How often a reading is logged (memory is read each second, and sooner near a threshold).",
     )
@@ -474,7 +478,7 @@ def _unknown(keywords: Mapping[str, object], environ: Mapping[str, str]) -> Iter
 def _no_such(what: str, name: str, value: object, rows: Mapping[str, Setting[Any]]) -> str:
     import difflib
 
-    nearest = difflib.get_close_matches(name, rows, n=1)
+    nearest = difflib.get_close_matches(name, rows, n=1, cutoff=0.75)
     # A misspelt LOWMEM_ADMIN_TOKEN is still a secret.
     hidden = any(rows[near].secret for near in nearest) or re.search("KEY|TOKEN|SECRET", name, re.I)
     shown = "(a secret)" if hidden else _shortened(value)

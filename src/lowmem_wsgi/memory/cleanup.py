@@ -61,8 +61,17 @@ class Ladder:
         self.count = 0
         self.last: dict[str, Any] | None = None
 
-    def run(self, level: str = CRITICAL, *, tell: bool = True) -> dict[str, Any]:
+    def run(
+        self,
+        level: str = CRITICAL,
+        *,
+        tell: bool = True,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
         """The steps for `level`, now. With `tell`, the `on_pressure` callbacks among them.
+
+        The last step, `collect`, looks at the whole heap, and so takes copies of the pages that a
+        forked worker shares with its master: it is left out where there is `enough` without it.
 
         Gives `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
         `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
@@ -72,16 +81,18 @@ class Ladder:
                 return self.last or self._result(level, self._rss(), self._rss(), [])
             self._running = True
             try:
-                self.last = self._climb(level, tell)
+                self.last = self._climb(level, tell, enough)
                 self.count += 1
                 return self.last
             finally:
                 self._running = False
 
-    def _climb(self, level: str, tell: bool) -> dict[str, Any]:
+    def _climb(self, level: str, tell: bool, enough: Callable[[], bool]) -> dict[str, Any]:
         before = left = self._rss()
         steps = []
         for name, action in self._steps(level, tell):
+            if action == self._collector.thaw and enough():
+                continue
             began = time.perf_counter()
             note = self._attempt(name, action)
             self._collector.give_back()

@@ -15,7 +15,7 @@ from .. import log
 from ..settings import MB, Settings, format_size, threshold_bytes
 from .cleanup import Ladder
 from .collector import Collector
-from .governor import CRITICAL, LEVELS, OK, WARN, Governor
+from .governor import CALM, CRITICAL, LEVELS, OK, WARN, Governor
 from .reading import Memory, Usage
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
@@ -196,13 +196,17 @@ class Monitor:
         else:
             log.logger.info("🔍 %s, %s again after %s", self._figures(usage), level, before)
 
+    def _relieved(self) -> bool:
+        """Whether memory is well under warn again."""
+        return self._governor.zone(self._memory.read().used) == CALM
+
     def _tell_apps(self) -> None:
         for mapping in self._published:
             mapping["level"] = self.level
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()
-        result = self._ladder.run(level, tell=tell)
+        result = self._ladder.run(level, tell=tell, enough=self._relieved)
         sign, severity = {WARN: ("🧹", logging.WARNING), CRITICAL: ("🚨", logging.ERROR)}[level]
         log.limited(
             severity,
