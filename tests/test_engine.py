@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from live import wait_for
-from lowmem_wsgi import LowMemory, on_pressure
-from lowmem_wsgi.memory import pressure
+from lowmem_wsgi import LowMemory, log, on_pressure
+from lowmem_wsgi.memory import engine, pressure
 from lowmem_wsgi.memory.cleanup import Ladder, clear_caches
 from lowmem_wsgi.memory.collector import Collector
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
@@ -160,6 +161,60 @@ def test_what_cannot_be_called_is_refused() -> None:
         on_pressure("drop")  # type: ignore[type-var]
 
 
+def test_a_callback_that_exits_does_not_end_the_monitor() -> None:
+    site, told = Site(), []
+
+    @on_pressure
+    def leave(level: str) -> None:
+        told.append(level)
+        sys.exit(3)
+
+    site.use(410)
+    site.run(1)
+    site.use(100)
+    assert site.run(10)[-1] == OK
+    assert told == [WARN]
+
+
+def test_a_monitor_that_ended_is_started_again_by_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    wrapped = LowMemory(ok)
+    monitor = wrapped.engine.monitor
+
+    def fatal() -> float:
+        raise SystemExit
+
+    monitor.tick = fatal  # type: ignore[method-assign]
+    call(wrapped, make_environ())
+    wait_for(lambda: not monitor.running and monitors() == 0, "the thread to end")
+    del monitor.tick
+    call(wrapped, make_environ())
+    assert monitor.running
+
+
+def test_a_request_after_close_starts_nothing_again() -> None:
+    wrapped = LowMemory(ok, preset="ultra")
+    before = sys.getrecursionlimit()
+    call(wrapped, make_environ())
+    wrapped.close()
+    assert call(wrapped, make_environ()).body == b"ok"
+    assert sys.getrecursionlimit() == before
+    assert not wrapped.engine.monitor.running
+
+
+def test_an_app_that_is_thrown_away_leaves_the_engine() -> None:
+    wrapped = LowMemory(ok)
+    call(wrapped, make_environ())
+    monitor = wrapped.engine.monitor
+    collector = wrapped.engine.collector
+    del wrapped
+    collector.thaw()  # it is frozen, and goes with the slow clock
+    assert not monitor.running
+    assert engine.current() is None
+
+
 def test_a_callback_may_ask_for_a_cleanup_itself() -> None:
     site = Site()
 
@@ -192,14 +247,16 @@ def test_each_step_says_what_it_freed_and_not_what_another_left() -> None:
     assert result["freed_bytes"] == 50 * MB
 
 
-def test_the_whole_heap_is_not_looked_at_where_less_was_enough() -> None:
+@pytest.mark.parametrize("shares", [False, True])
+def test_pages_that_are_shared_are_not_looked_through_where_less_was_enough(shares: bool) -> None:
     site = Site()
-    site.use(420)
+    site.collector.shares_pages = shares
     on_pressure(lambda level: site.use(200))
+    site.use(420)
     site.run(1)
     last = site.ladder.last
     assert last is not None
-    assert "collect" not in [step["step"] for step in last["steps"]]
+    assert ("collect" in [step["step"] for step in last["steps"]]) is not shares
 
 
 def test_caches_of_the_standard_library_are_emptied() -> None:
@@ -276,8 +333,41 @@ def test_a_package_that_is_still_used_stays_and_says_by_whom(
     package(tmp_path, monkeypatch, "inuse")
     monkeypatch.setattr(sys.modules[__name__], "held", __import__("inuse").Thing, raising=False)
     reason = purge("inuse")
-    assert reason == f"{__name__} still uses it, as held"
+    assert reason == f"{__name__} still uses it"
     assert "inuse.part" in sys.modules
+
+
+def test_a_package_whose_things_are_held_in_the_depth_of_another_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, monkeypatch, "deep")
+    registry = {"things": [{"one": __import__("deep").Thing()}]}
+    monkeypatch.setattr(sys.modules[__name__], "registry", registry, raising=False)
+    assert purge("deep") == f"{__name__} still uses it"
+
+
+def test_a_package_that_a_running_request_uses_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, monkeypatch, "running")
+
+    def request() -> str | None:
+        thing = __import__("running").Thing()
+        reason = purge("running")
+        del thing
+        return reason
+
+    assert request() == "request() still uses it"
+
+
+def test_a_package_that_is_being_imported_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arriving.py").write_text(
+        "from lowmem_wsgi.memory.purge import purge\nreason = purge('arriving')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert __import__("arriving").reason == "arriving is being imported"
 
 
 def test_looking_for_users_wakes_no_lazy_object(
@@ -528,20 +618,38 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
     running = wrapped.engine
-    with running.collector._running, running.ladder._lock, running.monitor._lock, pressure._lock:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                assert not running.monitor.running
-                call(wrapped, make_environ())
-                assert running.monitor.running
-                assert threading.active_count() == 2
-                assert wrapped.cleanup()["steps"]
-                assert running.collector.runs == 1
-                code = 0
-            finally:
-                os._exit(code)
+    locks = [running.collector._running, running.ladder._lock, running.monitor._lock]
+    locks += [pressure._lock, engine._lock, wrapped._lock, wrapped.overload._lock]
+    locks += [log.limited._lock, log.once._lock]
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            assert not running.monitor.running
+            call(wrapped, make_environ())
+            assert running.monitor.running
+            assert threading.active_count() == 2
+            assert wrapped.cleanup()["steps"]
+            assert running.collector.runs == 1
+            log.limited(logging.ERROR, "x", "x")
+            LowMemory(ok)
+            code = 0
+        finally:
+            os._exit(code)
+    go_on.set()
+    thread.join(10)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +153,31 @@ def test_reload_and_stop_are_orderly(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
         assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("options", [["-k", "gevent"], ["-k", "gevent", "--preload"]])
+def test_a_gevent_worker_answers_a_backlog_of_first_requests(
+    tmp_path: Path, options: list[str]
+) -> None:
+    """All at once and before any other: the monitor starts while others wait, and with --preload
+    our locks are older than gevent's patches."""
+    pytest.importorskip("gevent", reason="gevent is not installed")
+    config = tmp_path / "config.py"
+    config.write_text("timeout = 20\n")
+    with serve("plain:app", tmp_path=tmp_path, config=str(config), options=options) as server:
+        wait_for(lambda: len(server.workers()) == 1 and "Booting" in server.log, "a worker")
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        with contextlib.ExitStack() as stack:
+            waiting = [
+                stack.enter_context(
+                    socket.create_connection(("127.0.0.1", server.port), timeout=15)
+                )
+                for _ in range(40)
+            ]
+            for connection in waiting:
+                connection.sendall(request)
+            os.kill(worker, signal.SIGCONT)
+            answers = [connection.recv(100) for connection in waiting]
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)

@@ -215,6 +215,44 @@ SHAPES: dict[str, tuple[dict[str, object], tuple[int, int, str] | None]] = {
         },
         None,
     ),
+    "v1, a limit of an ancestor that is out of sight": (
+        {
+            "/proc/self/cgroup": "4:memory:/docker/abc\n",
+            "/proc/self/mountinfo": V1.replace(" / /sys", " /docker/abc /sys"),
+            **v1_group(GROUP1, 100, NO_LIMIT_V1),
+            f"{GROUP1}/memory.stat": f"hierarchical_memory_limit {128 * MB}\n",
+        },
+        (100, 128, "cgroup v1"),
+    ),
+    "of equal limits the outer one, which holds more": (
+        {
+            "/proc/self/cgroup": "0::/pod/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/pod/app", 100, 512 * MB),
+            **v2_group(f"{GROUP}/pod", 500, 512 * MB),
+        },
+        (500, 512, "cgroup v2"),
+    ),
+    "a limit that is all of the machine's memory": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2,
+            **v2_group(f"{GROUP}/app", 900, 8192 * MB),
+        },
+        (900, 8192, "cgroup v2"),
+    ),
+    "a mount point with a space": (
+        {
+            "/proc/self/cgroup": "0::/app",
+            "/proc/self/mountinfo": V2.replace("/sys/fs/cgroup", "/sys/fs/c\\040g"),
+            **v2_group("/sys/fs/c g/app", 300, 512 * MB),
+        },
+        (300, 512, "cgroup v2"),
+    ),
+    "a mount point with a NUL": (
+        {"/proc/self/cgroup": "0::/app", "/proc/self/mountinfo": V2.replace("/fs", "/\x00")},
+        None,
+    ),
     "more cache than usage": (
         {
             "/proc/self/cgroup": "0::/app",

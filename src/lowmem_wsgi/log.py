@@ -42,6 +42,10 @@ class RateLimited:
             message += f" ({held} more like it since the last such line)"
         logger.log(level, message, *args, exc_info=exc_info)
 
+    def after_fork(self) -> None:
+        """In a new child: the lock may have been held by a thread that is not there any more."""
+        self._lock = threading.Lock()
+
     def forget(self) -> None:
         """Log anew what was logged before."""
         with self._lock:

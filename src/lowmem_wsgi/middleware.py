@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+import weakref
 from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class LowMemory:
         )
         self._for_apps = {limit: self._told_to_apps(limit) for limit in self.uploads.limits}
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
-        self.engine = engine.join(rules)
+        self.engine = engine.join(rules, self)
         for mapping in self._for_apps.values():
             self.engine.monitor.publish(mapping)
         self._views = {limit: MappingProxyType(told) for limit, told in self._for_apps.items()}
@@ -67,12 +68,15 @@ class LowMemory:
         self._admin = Admin(self).routes()
         self.out_of_memory = 0
         self._told = self._closed = False
+        # An app that is thrown away without close() leaves all the same.
+        self._leave = weakref.finalize(self, self.engine.leave)
+        self._leave.atexit = False
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if ENVIRON in environ:  # wrapped twice: the outer one is at work
             return self.app(environ, start_response)
-        if not self._monitor.running:
+        if not self._monitor.running and not self._closed:
             self._start()
         route = self._admin.get(environ.get("PATH_INFO", ""))
         if route is not None:
@@ -103,7 +107,12 @@ class LowMemory:
             self._closed = True
             for mapping in self._for_apps.values():
                 self.engine.monitor.withdraw(mapping)
-            self.engine.leave()
+            self._leave()
+
+    def after_fork(self) -> None:
+        """In a new child: no request is in flight, and no lock held."""
+        self._lock = threading.Lock()
+        self.overload.after_fork()
 
     # --- A request, from its start to after its last byte
 
@@ -148,7 +157,7 @@ class LowMemory:
     def _finish(self, exchange: Exchange, closed: bool) -> None:
         try:
             self.overload.leave(id(exchange))
-            if closed:
+            if closed and not self._closed:
                 self._after_request(self.overload.in_flight)
         except Exception:
             log.failure("Cleaning up after a request")
@@ -164,7 +173,7 @@ class LowMemory:
     def _start(self) -> None:
         """At the process's first request: what must not happen at import."""
         try:
-            self.engine.start(self.settings)
+            self.engine.start()
             with self._lock:
                 told, self._told = self._told, True
             if not told:

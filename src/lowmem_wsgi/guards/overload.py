@@ -34,6 +34,11 @@ class Overload:
         """How many requests there are now."""
         return len(self._inside)
 
+    def after_fork(self) -> None:
+        """In a new child: forget the parent's threads and their requests."""
+        self._lock = threading.Lock()
+        self._inside = set()
+
     def enter(self, request: int, environ: WSGIEnvironment) -> Refusal | None:
         """Let the request in (`leave` must follow), or refuse it."""
         with self._lock:

@@ -25,14 +25,17 @@ from .reading import OwnRss
 # (module, function): caches of the standard library that fill again by themselves. A module
 # that is not loaded has no cache.
 _CACHES = (
-    ("sys", "_clear_internal_caches"),  # Python 3.13
-    ("sys", "_clear_type_cache"),
+    # From Python 3.13 on the second is deprecated for the first.
+    ("sys", "_clear_internal_caches" if sys.version_info >= (3, 13) else "_clear_type_cache"),
     ("re", "purge"),
     ("linecache", "clearcache"),
     ("importlib", "invalidate_caches"),
     ("urllib.parse", "clear_cache"),
     ("struct", "_clearcache"),
 )
+
+# Seconds to wait for the end of a run that somebody else has asked for.
+PATIENCE = 5.0
 
 # A step: its name, and what to call. What it returns, if anything, is told with the figures.
 Step = tuple[str, Callable[[], object]]
@@ -71,12 +74,15 @@ class Ladder:
         """The steps for `level`, now. With `tell`, the `on_pressure` callbacks among them.
 
         The last step, `collect`, looks at the whole heap, and so takes copies of the pages that a
-        forked worker shares with its master: it is left out where there is `enough` without it.
+        forked worker shares with its master: there it is left out where there is `enough` without.
 
         Gives `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
         `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=PATIENCE):
+            # A callback of the run under way may be waiting for a lock of who asks here.
+            return self.last or self._result(level, self._rss(), self._rss(), [])
+        try:
             if self._running:  # asked for by a callback of this very run, or a signal handler
                 return self.last or self._result(level, self._rss(), self._rss(), [])
             self._running = True
@@ -86,12 +92,14 @@ class Ladder:
                 return self.last
             finally:
                 self._running = False
+        finally:
+            self._lock.release()
 
     def _climb(self, level: str, tell: bool, enough: Callable[[], bool]) -> dict[str, Any]:
         before = left = self._rss()
         steps = []
         for name, action in self._steps(level, tell):
-            if action == self._collector.thaw and enough():
+            if action == self._collector.thaw and self._collector.shares_pages and enough():
                 continue
             began = time.perf_counter()
             note = self._attempt(name, action)
@@ -121,7 +129,7 @@ class Ladder:
     def _attempt(self, name: str, action: Callable[[], object]) -> str | None:
         try:
             note = action()
-        except Exception as error:
+        except BaseException as error:  # a callback's SystemExit is no reason to stop caring
             log.limited(logging.ERROR, ("step", name), "🧹 %s failed", name, exc_info=True)
             return f"{type(error).__name__}: {error}"
         return note if isinstance(note, str) else None
@@ -149,12 +157,4 @@ def clear_caches() -> None:
         if module in sys.modules:
             clear = getattr(importlib.import_module(module), function, None)
             if clear is not None:
-                _without_warning(clear)
-
-
-def _without_warning(clear: Callable[[], object]) -> None:
-    import warnings
-
-    with warnings.catch_warnings():  # sys._clear_type_cache is deprecated where the other exists
-        warnings.simplefilter("ignore")
-        clear()
+                clear()

@@ -8,8 +8,8 @@ sight). So:
   a run slow. Before, not after: a pass writes to every object it looks at, and so takes a copy of
   each page that a forked worker shares with its master.
 * Frozen garbage is not garbage for ever: `thaw` unfreezes, collects and freezes again, on a slow
-  clock if memory has grown meanwhile, and sooner where giving back did not help. A process that
-  does not grow has nothing to look for, and keeps its shared pages shared.
+  clock, and sooner where memory grows and giving back does not help. A forked worker that does not
+  grow is left alone: it has little to look for, and keeps its shared pages shared.
 * Collecting gives nothing back to the system; `malloc_trim` does. It is called when the process
   has grown since it last gave back, and not more often than it is worth.
 
@@ -82,6 +82,8 @@ class Collector:
         self._owner = 0  # the thread in a run, by its ident
         self._forget_threads()
 
+        # Whether a thaw would take copies of pages shared with the process that forked this one.
+        self.shares_pages = False
         self.runs = 0
         self.collected = 0
         self.last_seconds = 0.0
@@ -138,12 +140,17 @@ class Collector:
         left undone: it would wait for itself."""
         if self._owner == threading.get_ident():
             return
-        with self._running:
+        running = self._running
+        while not running.acquire(timeout=0.005):
+            # Under gevent the lock may be a native one, made before the patches, and the thread of
+            # who holds it this one: let it go on.
+            time.sleep(0.001)
+        try:
             self._owner = threading.get_ident()
-            try:
-                action()
-            finally:
-                self._owner = 0
+            action()
+        finally:
+            self._owner = 0
+            running.release()
         self._fulfil(_somebody)
 
     def _run(self, in_flight: Callable[[], int]) -> None:
@@ -173,11 +180,13 @@ class Collector:
     def _collect(self) -> None:
         if not self.passes:
             return
-        # A real pass leaves the count of new objects at nothing. One that is asked for while
-        # another thread's collection is in a finalizer does nothing, and leaves these.
-        probe = set(), set(), set(), set(), set(), set(), set(), set()  # type: ignore[var-annotated]
+        # A real pass sets the count of new objects to nothing, and what finalizers make then is
+        # less than there was. One that is asked for while another thread's collection is in a
+        # finalizer does nothing, and the count stands. (The sets see to it that there is one.)
+        _new = set(), set(), set(), set(), set(), set(), set(), set()  # type: ignore[var-annotated]
+        before = gc.get_count()[0]
         self.collected += gc.collect()
-        if gc.get_count()[0] >= len(probe):
+        if gc.get_count()[0] >= before:
             self._insist(self.passes)
             return
         for _ in range(self.passes - 1):
@@ -229,7 +238,8 @@ class Collector:
 
     def _thaw_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
         used = self._rss()
-        if used - self._thawed_rss >= max(TRIM_BYTES, self._thawed_rss * TRIM_SHARE):
+        grown = used - self._thawed_rss >= max(TRIM_BYTES, self._thawed_rss * TRIM_SHARE)
+        if grown or not self.shares_pages:
             self._thaw_and_give_back(in_flight)
         else:
             self._thawed_at = now  # look again when as much time has passed
@@ -244,9 +254,16 @@ class Collector:
         began = self._now()
         if self.freezing:
             gc.unfreeze()
-        self.collected += gc.collect()
+        # More than once: what a first pass lets go of (by weak references) the next one finds; it
+        # would else be frozen.
+        for _ in range(max(1, self.passes)):
+            found = gc.collect()
+            self.collected += found
+            if not found:
+                break
         if self.freezing:
             gc.freeze()
+        self.shares_pages = False
         self._slow_seconds = 0.0
         self._thawed_at = ended = self._now()
         self._thaw_seconds = ended - began
@@ -272,6 +289,7 @@ class Collector:
     def after_fork(self) -> None:
         """In a new child: forget the parent's threads, files and figures."""
         self._forget_threads()
+        self.shares_pages = True
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
         self.runs = self.collected = self.freed_bytes = 0

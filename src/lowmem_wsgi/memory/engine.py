@@ -13,7 +13,9 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 from .. import log
 from ..settings import Settings
@@ -26,7 +28,7 @@ from .reading import Memory
 # There is one of each in a process, and the first app says what it is.
 OF_THE_FIRST = (
     *("memory_limit", "warn_at", "critical_at", "cleanup_interval", "check_interval"),
-    *("heavy_modules", "purge_modules"),
+    *("heavy_modules", "purge_modules", "gc_threshold", "recursion_limit"),
 )
 
 
@@ -56,8 +58,9 @@ class Engine:
         self.collector.freezing = self.collector.freezing or rules.gc_freeze
         self.collector.trimming = self.collector.trimming or rules.trim
 
-    def start(self, rules: Settings) -> None:
+    def start(self) -> None:
         """At the first request: the interpreter's own settings, once, and the monitor."""
+        rules = self._rules
         if not self._undo:
             self._undo.append(gc.unfreeze)
             if rules.gc_threshold is not None:
@@ -87,13 +90,21 @@ class Engine:
         self.monitor.after_fork()
 
 
-_lock = threading.Lock()
+class Forked(Protocol):
+    """What wants to be told of a fork."""
+
+    def after_fork(self) -> None: ...
+
+
+_lock = threading.RLock()
+_apps: weakref.WeakSet[Forked] = weakref.WeakSet()
 _current: list[Engine] = []  # none or one
 
 
-def join(rules: Settings) -> Engine:
+def join(rules: Settings, app: Forked) -> Engine:
     """The process's engine, with one more app to serve."""
     with _lock:
+        _apps.add(app)
         if not _current:
             _current.append(Engine(rules))
             _watch_forks()
@@ -113,6 +124,13 @@ def _watch_forks() -> None:
 
 
 def _after_fork() -> None:
+    """In a new child: no lock may stay held by a thread that is not there any more."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+    for limiter in (log.limited, log.once):  # first: what follows may log
+        limiter.after_fork()
     pressure.after_fork()
+    for app in list(_apps):
+        app.after_fork()
     for engine in _current:
         engine.after_fork()

@@ -40,12 +40,16 @@ class Governor:
     def __init__(self, warn: int, critical: int) -> None:
         if not 0 < warn < critical:
             raise ValueError(f"expected 0 < warn < critical, not {warn}, {critical}")
-        self.warn = warn
-        self.critical = critical
-        self._edges = (warn - warn * MARGIN, warn, max(warn, critical * (1 - MARGIN)), critical)
         self.level = OK
         self._asked = OK
         self._times = 0
+        self.move(warn, critical)
+
+    def move(self, warn: int, critical: int) -> None:
+        """Other thresholds from now on; level and readings stand."""
+        self.warn = warn
+        self.critical = critical
+        self._edges = (warn - warn * MARGIN, warn, max(warn, critical * (1 - MARGIN)), critical)
 
     def zone(self, used: int) -> int:
         """The zone a reading falls in; never lower for a higher reading."""

@@ -24,6 +24,9 @@ REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
 LOOKS = 4
 # Bytes a second that growth is taken for before any was seen: a fast import, a large query.
 USUAL_GROWTH = 100 * MB
+# Memory that has not grown by more than the noise (bytes) for so long (seconds) is looked at no
+# more often than this (seconds), however near it is.
+NOISE, STILL_AFTER, STILL = MB, 5.0, 0.1
 # A thread that could not be started is tried again after so many seconds.
 RETRY = 10.0
 # What was seen is half forgotten after so many seconds.
@@ -60,6 +63,7 @@ class Monitor:
         self._tidied_at = self._logged_at = self._acted_at = 0.0
         self._retry_at = 0.0
         self._steepest = 0.0
+        self._highest, self._grew_at = 0, 0.0
         self._seen: tuple[float, int] | None = None
         self._forget()
 
@@ -80,16 +84,19 @@ class Monitor:
         with self._lock:
             if self.running or self._now() < self._retry_at:
                 return
-            self._stop = threading.Event()  # one each: an ending thread still looks at its own
-            thread = threading.Thread(
-                target=self._run, args=(self._stop,), name="lowmem-monitor", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:
-                self._retry_at = self._now() + RETRY
-                raise
+            # One each: an ending thread still looks at its own.
+            self._stop = stop = threading.Event()
             self.running = True
+        try:
+            # Not with the lock held: a greenlet's start lets others run, and under gevent they may
+            # be of this very thread.
+            threading.Thread(
+                target=self._run, args=(stop,), name="lowmem-monitor", daemon=True
+            ).start()
+        except RuntimeError:
+            self._ended(stop)
+            self._retry_at = self._now() + RETRY
+            raise
 
     def stop(self) -> None:
         """End the thread at its next wake-up, which is now."""
@@ -128,22 +135,31 @@ class Monitor:
     # --- In between
 
     def _run(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                pause = self.tick()
-            except Exception:
-                log.failure("The memory monitor")
-                pause = REST
-            stop.wait(pause)
+        try:
+            while not stop.is_set():
+                try:
+                    pause = self.tick()
+                except Exception:
+                    log.failure("The memory monitor")
+                    pause = REST
+                stop.wait(pause)
+        finally:
+            self._ended(stop)  # whatever ended it, the next request starts another
+
+    def _ended(self, stop: threading.Event) -> None:
+        with self._lock:
+            if self._stop is stop:
+                self.running = False
 
     def _forget(self) -> None:
         now = self._now()
-        self._governor = self._governor_for(self._memory.read().limit)
+        self._governor = Governor(*self._thresholds_for(self._memory.read().limit))
         self._tell_apps()
         self._steepest, self._seen = 0.0, None
+        self._highest, self._grew_at = 0, now
         self._tidied_at = self._logged_at = self._acted_at = now
 
-    def _governor_for(self, limit: int) -> Governor:
+    def _thresholds_for(self, limit: int) -> tuple[int, int]:
         self._limit = limit
         warn, critical = (
             threshold_bytes(at, limit) for at in (self._rules.warn_at, self._rules.critical_at)
@@ -161,7 +177,7 @@ class Monitor:
             )
             shares = Settings.warn_at.default(), Settings.critical_at.default()
             warn, critical = (threshold_bytes(share, limit) for share in shares)
-        return Governor(max(1, warn), max(2, critical))
+        return max(1, warn), max(2, critical)
 
     @property
     def thresholds(self) -> tuple[int, int]:
@@ -170,15 +186,17 @@ class Monitor:
 
     def _keep_thresholds(self, limit: int) -> None:
         if limit != self._limit:
-            level = self.level
-            self._governor = self._governor_for(limit)
-            self._governor.level = level
+            self._governor.move(*self._thresholds_for(limit))
 
     def _notice_growth(self, now: float, used: int) -> None:
         if self._seen is not None and now > self._seen[0]:
             seconds, grown = now - self._seen[0], used - self._seen[1]
             self._steepest *= 0.5 ** (seconds / MEMORY_OF_GROWTH)
             self._steepest = max(self._steepest, grown / seconds)
+        if used > self._highest:
+            self._highest, self._grew_at = used + NOISE, now
+        elif used < self._highest - 2 * NOISE:
+            self._highest = used + NOISE
         self._seen = (now, used)
 
     def _pause(self, used: int) -> float:
@@ -187,7 +205,11 @@ class Monitor:
         if self.level == CRITICAL:
             return REST / LOOKS
         threshold = self._governor.warn if self.level == OK else self._governor.critical
-        return next_look(threshold - used, self._steepest)
+        pause = next_look(threshold - used, self._steepest)
+        # Near a threshold, and still: half the attention will do. A growth that begins just under
+        # it may then be seen this much later.
+        still = self._now() - self._grew_at >= STILL_AFTER
+        return max(pause, STILL) if still else pause
 
     def _changed(self, usage: Usage, before: str, level: str) -> None:
         self._tell_apps()

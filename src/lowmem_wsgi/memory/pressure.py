@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Callback = Callable[[str], object]
 C = TypeVar("C", bound=Callback)
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer that it sets off may register or forget
 _callbacks: list[tuple[str, Callable[[], Callback | None]]] = []
 
 
@@ -54,4 +54,4 @@ def _name(callback: Callback) -> str:
 def after_fork() -> None:
     """In a new child: the lock may have been held by a thread that is not there any more."""
     global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    _lock = threading.RLock()

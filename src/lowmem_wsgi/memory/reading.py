@@ -52,13 +52,17 @@ class OwnRss:
         return self._read()
 
     def reopen(self) -> None:
-        if self._file is not None:
-            try:
-                os.close(self._file)
-            except OSError:
-                pass
-            self._file = None
+        if self._file is not None and self._is_ours():
+            os.close(self._file)
+        self._file = None
         self._read = self._open
+
+    def _is_ours(self) -> bool:
+        """Whether the number is still that of our file: who closes all files closes it, too."""
+        try:
+            return os.readlink(f"/proc/self/fd/{self._file}").endswith("/statm")
+        except OSError:
+            return False
 
     def _open(self) -> int:
         try:
@@ -80,9 +84,12 @@ class OwnRss:
 
 
 def _psutil_rss() -> int:
-    import psutil
+    try:
+        import psutil
 
-    return int(psutil.Process().memory_info().rss)
+        return int(psutil.Process().memory_info().rss)
+    except Exception:  # psutil raises its own where /proc is hidden
+        return 0
 
 
 def process_age() -> float:
@@ -140,7 +147,8 @@ class Container:
         least: Usage | None = None
         for version, directory in self._cgroups:
             limit = _LIMITS[version](directory)
-            if limit is None or limit >= self._machine or (least and limit >= least.limit):
+            # Of equal limits the outer one counts: it holds what the inner one uses, and more.
+            if limit is None or limit > self._machine or (least and limit > least.limit):
                 continue
             used = _USED[version](directory)
             if used is not None:
@@ -184,7 +192,10 @@ def _limit_v2(directory: str) -> int | None:
 
 
 def _limit_v1(directory: str) -> int | None:
-    return _number(f"{directory}/memory.limit_in_bytes") or None
+    # The second tells of ancestors, too, that a container does not see.
+    own = _number(f"{directory}/memory.limit_in_bytes")
+    above = _stat(f"{directory}/memory.stat", "hierarchical_memory_limit")
+    return min((limit for limit in (own, above) if limit), default=None)
 
 
 _USED = {1: _used_v1, 2: _used_v2}
@@ -228,8 +239,15 @@ def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
         else:
             continue
         if version in own:
-            top = root + fields[4]
-            yield version, _inside(top, fields[3], own[version]), top
+            top = root + _unescaped(fields[4])
+            yield version, _inside(top, _unescaped(fields[3]), own[version]), top
+
+
+def _unescaped(field: str) -> str:
+    """A path as mountinfo writes it: space, tab, newline and backslash in octal (proc(5))."""
+    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        field = field.replace("\\" + code, character)
+    return field
 
 
 def _inside(top: str, mounted: str, path: str) -> str:
@@ -293,9 +311,12 @@ def read_machine(root: str = "") -> Usage | None:
     path = f"{root}/proc/meminfo"
     total, available = (_stat(path, key) * 1024 for key in ("MemTotal:", "MemAvailable:"))
     if not (total and available) and not root:
-        import psutil
+        try:
+            import psutil
 
-        memory = psutil.virtual_memory()
+            memory = psutil.virtual_memory()
+        except Exception:
+            return None
         total, available = memory.total, memory.available
     return Usage(max(0, total - available), total, "machine") if total and available else None
 
@@ -326,5 +347,5 @@ def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(1_000_000)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a NUL in it
         return ""
