@@ -298,6 +298,24 @@ def test_a_small_machine_is_its_own_limit(tmp_path: Path) -> None:
     assert (usage.used // MB, usage.limit // MB, usage.source) == (180, 480, "machine")
 
 
+def test_out_of_descriptors_the_last_reading_of_the_container_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import builtins
+
+    files, _ = SHAPES["v2, plain"]
+    memory = Memory(root=tree(tmp_path, {"/proc/meminfo": meminfo(), **files}), rss=lambda: 1)
+    before = memory.read()
+
+    def cannot(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(builtins, "open", cannot)
+    after = memory.read()
+    monkeypatch.undo()
+    assert (after.used, after.limit, after.source) == (before.used, before.limit, before.source)
+
+
 def test_a_limit_from_the_settings_counts_where_it_is_the_lower(tmp_path: Path) -> None:
     files, _ = SHAPES["v2, plain"]
     root = tree(tmp_path, {"/proc/meminfo": meminfo(), **files})

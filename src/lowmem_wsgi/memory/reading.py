@@ -278,6 +278,7 @@ class Memory:
     ) -> None:
         self._limit = limit
         self._root = root
+        self._last: Usage | None = None
         self._container = Container(root)
         self._rss = OwnRss() if rss is None else rss
 
@@ -285,6 +286,10 @@ class Memory:
         """The container's figures; else the machine's, where it has no more than the limit; else
         those of this process."""
         usage = self._container.read()
+        if usage is not None:
+            self._last = usage
+        elif self._last is not None and not _read(f"{self._root}/proc/self/cgroup"):
+            usage = self._last  # not even this file opens: we are out of descriptors
         if usage is None:
             asked = self._limit or DEFAULT_LIMIT
             machine = read_machine(self._root)
