@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,8 +108,8 @@ def test_ten_times_in_a_row_and_never_a_reset(server: Server) -> None:
 def test_hostile_framing_is_refused_and_the_server_lives_on(
     server: Server, server_name: str, lines: bytes
 ) -> None:
-    if server_name == "werkzeug" and b"FFFF" in lines and sys.version_info < (3, 11):
-        pytest.skip("on Python 3.10 the bare development server dies of this (SIGSEGV)")
+    if server_name == "werkzeug" and b"FFFF" in lines:
+        pytest.skip("the bare development server's own chunk reader can die of this (SIGSEGV)")
     start = b"POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     received = server.send_raw(start + lines)
     if received:
