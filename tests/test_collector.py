@@ -11,38 +11,14 @@ from typing import Any
 
 import pytest
 
+from fakes import MB, Clock, Process
 from lowmem_wsgi.memory import collector as module
 from lowmem_wsgi.memory.collector import Collector, malloc_trim
 from lowmem_wsgi.memory.reading import OwnRss
 
-MB = 1024 * 1024
 
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Memory:
-    """A process whose RSS a test sets; giving back brings it down to what is live."""
-
-    def __init__(self) -> None:
-        self.rss = self.live = 50 * MB
-        self.given_back = 0
-
-    def read(self) -> int:
-        return self.rss
-
-    def give_back(self) -> None:
-        self.given_back += 1
-        self.rss = self.live
-
-
-def make(clock: Clock | None = None, memory: Memory | None = None, **options: Any) -> Collector:
-    memory = memory or Memory()
+def make(clock: Clock | None = None, memory: Process | None = None, **options: Any) -> Collector:
+    memory = memory or Process()
     return Collector(rss=memory.read, give_back=memory.give_back, now=clock or Clock(), **options)
 
 
@@ -133,7 +109,7 @@ class Cycle:
 def test_garbage_frozen_by_accident_is_found_by_the_slow_clock() -> None:
     import weakref
 
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory)
     cycle = Cycle()
     gone = weakref.ref(cycle)
@@ -217,7 +193,7 @@ def test_the_first_passes_of_a_forked_worker_copy_no_shared_page() -> None:
 def test_growth_that_giving_back_does_not_cure_is_looked_for_in_the_frozen_heap() -> None:
     import weakref
 
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory)
     cycle = Cycle()
     gone = weakref.ref(cycle)
@@ -230,7 +206,7 @@ def test_growth_that_giving_back_does_not_cure_is_looked_for_in_the_frozen_heap(
 
 
 def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory)
     for _ in range(10):
         clock.now += 1
@@ -246,7 +222,7 @@ def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
 
 
 def test_growth_that_stays_is_not_given_back_again_and_again() -> None:
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory, freeze=False)
     memory.rss = memory.live = 90 * MB
     for _ in range(20):
@@ -256,7 +232,7 @@ def test_growth_that_stays_is_not_given_back_again_and_again() -> None:
 
 
 def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() -> None:
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory, freeze=False, passes=0)
 
     def costly() -> None:
@@ -274,7 +250,7 @@ def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() 
 
 
 def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> None:
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     reads = []
     collector = make(clock, memory, freeze=False)
     collector._rss = lambda: reads.append(1) or memory.rss  # type: ignore[func-returns-value]
@@ -288,7 +264,7 @@ def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> N
 
 
 def test_large_growth_is_given_back_at_once() -> None:
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory, freeze=False)
     for _ in range(5):
         memory.rss = memory.live + 150 * MB
@@ -298,7 +274,7 @@ def test_large_growth_is_given_back_at_once() -> None:
 
 def test_what_a_request_in_flight_holds_is_given_back_when_it_leaves_it_behind() -> None:
     """Given back while another request held 80 MB, memory is not taken to need those 80 MB."""
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Process()
     collector = make(clock, memory, freeze=False)
     memory.rss = memory.live = 130 * MB
     collector.after_request(lambda: 1)
@@ -310,7 +286,7 @@ def test_what_a_request_in_flight_holds_is_given_back_when_it_leaves_it_behind()
 
 
 def test_nothing_is_given_back_where_trimming_is_off() -> None:
-    memory = Memory()
+    memory = Process()
     collector = make(memory=memory, trim=False)
     memory.rss += 100 * MB
     collector.after_request()

@@ -206,8 +206,8 @@ class Monitor:
             return REST / LOOKS
         threshold = self._governor.warn if self.level == OK else self._governor.critical
         pause = next_look(threshold - used, self._steepest)
-        # Near a threshold, and still: half the attention will do. A growth that begins just under
-        # it may then be seen this much later.
+        # Near a threshold but still: it need not be looked at as often. A growth that begins just
+        # under it may then be seen STILL seconds later.
         still = self._now() - self._grew_at >= STILL_AFTER
         return max(pause, STILL) if still else pause
 
