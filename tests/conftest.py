@@ -23,7 +23,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def restored_interpreter() -> Iterator[None]:
-    """Each test leaves the collector, the recursion limit and the logs as it found them."""
+    """Each test leaves the collector, the recursion limit, the ceiling and the logs as it found
+    them."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     engine._current.clear()
     log.once.forget()
@@ -34,4 +35,6 @@ def restored_interpreter() -> Iterator[None]:
     gc.unfreeze()
     for running in engine._current:
         running.monitor.stop()
+        running.sentry.stop()
+        running.ceiling.lift()
     engine._current.clear()

@@ -11,6 +11,7 @@ ROOT = Path(lowmem_wsgi.__file__).parent
 
 # A room may import from the rooms of a higher number, and from its own. (DESIGN §5.)
 LEVELS = {
+    "__main__": -1,
     "cli": 0,
     "gunicorn": 0,
     "__init__": 0,
@@ -23,6 +24,7 @@ LEVELS = {
     "memory": 3,
     "settings": 4,
     "log": 4,
+    "runtime_directory": 4,
     "_version": 5,
 }
 # Rooms on one level keep apart, but that the routes refuse as the guards do.

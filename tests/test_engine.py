@@ -567,7 +567,7 @@ def test_the_level_reaches_apps() -> None:
     monitor.running = True  # and so not begun by the request: its readings would change the level
     assert call(wrapped, make_environ()).body == b"ok"
     monitor._governor.level = WARN
-    monitor._changed(wrapped.engine.memory.read(), OK, WARN)
+    monitor._tell_apps()
     assert call(wrapped, make_environ()).body == b"warn"
 
 

@@ -21,7 +21,8 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from lowmem_wsgi.guards.envelope import BadEnvelope, derive, seal, unseal
-from lowmem_wsgi.guards.keys import find_keys, runtime_directory, shared_secret
+from lowmem_wsgi.guards.keys import find_keys, shared_secret
+from lowmem_wsgi.runtime_directory import runtime_directory
 from lowmem_wsgi.settings import Settings
 
 if TYPE_CHECKING:

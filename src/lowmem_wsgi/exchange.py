@@ -45,6 +45,8 @@ class Exchange:
         "_server_write",
         "_status",
         "environ",
+        "place",
+        "request",
         "sent",
     )
 
@@ -64,6 +66,8 @@ class Exchange:
         self._status: str | None = None
         self.sent = False
         self._rescued = False
+        # For the middleware: the request's number, and its place on the board.
+        self.request, self.place = 0, -1
 
     def run(self, app: WSGIApplication) -> Iterable[bytes]:
         """The response of `app`, to be returned to the server."""
@@ -73,7 +77,10 @@ class Exchange:
             try:
                 result = app(self.environ, self.start_response)
             except BaseException as error:
-                other = self._other(error)
+                try:
+                    other = self._other(error)
+                except MemoryError:  # the interrupt's, which came when the app's own had come
+                    other = self._other(error)
                 if other is None:
                     raise
             kind = type(result)
@@ -138,7 +145,10 @@ class Exchange:
             stream.chunks = iter(stream.result)
             chunk = next(stream.chunks, None)
         except BaseException as error:
-            other = self._other(error)
+            try:
+                other = self._other(error)
+            except MemoryError:  # as in run()
+                other = self._other(error)
             if other is None:
                 raise
         else:

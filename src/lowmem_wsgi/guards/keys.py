@@ -12,19 +12,15 @@ import os
 import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import log
+from ..runtime_directory import Refused, check_owner, private_directory, runtime_directory
 from .envelope import derive
 
 _FILE = "session-key"
 _BYTES = 32
-
-
-class Refused(Exception):
-    """The private directory, or the file in it, cannot be trusted; says why."""
 
 
 def find_keys(
@@ -113,31 +109,6 @@ def _texts(fallbacks: object, secret: Any) -> tuple[str, ...]:
     )
 
 
-def runtime_directory(environ: Mapping[str, str] | None = None) -> str:
-    """The private directory's path: in XDG_RUNTIME_DIR, else in the temporary directory."""
-    environ = os.environ if environ is None else environ
-    base = environ.get("XDG_RUNTIME_DIR")
-    if base and os.path.isabs(base) and os.path.isdir(base):
-        return os.path.join(base, "lowmem-wsgi")
-    user = os.geteuid() if hasattr(os, "geteuid") else "user"
-    return os.path.join(tempfile.gettempdir(), f"lowmem-wsgi-{user}")
-
-
-def private_directory(path: str) -> str:
-    """Make or check the directory: ours alone, 0700, no link. Raises Refused or OSError."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode):
-        raise Refused(f"{path} is not a directory")
-    _check_owner(path, found)
-    if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
-        raise Refused(f"{path} is open to other users")
-    return path
-
-
 def shared_secret(directory: str) -> bytes:
     """The secret kept in the directory, made by whoever comes first. Raises Refused, OSError."""
     path = os.path.join(private_directory(directory), _FILE)
@@ -165,7 +136,7 @@ def _read(path: str) -> bytes:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
             raise Refused(f"{path} is not a file")
-        _check_owner(path, found)
+        check_owner(path, found)
         secret = os.read(file, _BYTES + 1)
         os.utime(path)  # temporary directories are swept of what is old
     finally:
@@ -173,8 +144,3 @@ def _read(path: str) -> bytes:
     if len(secret) != _BYTES:
         raise Refused(f"{path} holds no key of {_BYTES} bytes")
     return secret
-
-
-def _check_owner(path: str, found: os.stat_result) -> None:
-    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-        raise Refused(f"{path} belongs to user {found.st_uid}")

@@ -69,12 +69,12 @@ class Ladder:
         level: str = CRITICAL,
         *,
         tell: bool = True,
-        enough: Callable[[], bool] = lambda: False,
+        leave_shared: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
         """The steps for `level`, now. With `tell`, the `on_pressure` callbacks among them.
 
         The last step, `collect`, looks at the whole heap, and so takes copies of the pages that a
-        forked worker shares with its master: there it is left out where there is `enough` without.
+        forked worker shares with its master: there it is left out where `leave_shared` says so.
 
         Gives `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
         `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
@@ -87,7 +87,7 @@ class Ladder:
                 return self.last or self._result(level, self._rss(), self._rss(), [])
             self._running = True
             try:
-                self.last = self._climb(level, tell, enough)
+                self.last = self._climb(level, tell, leave_shared)
                 self.count += 1
                 return self.last
             finally:
@@ -95,11 +95,11 @@ class Ladder:
         finally:
             self._lock.release()
 
-    def _climb(self, level: str, tell: bool, enough: Callable[[], bool]) -> dict[str, Any]:
+    def _climb(self, level: str, tell: bool, leave_shared: Callable[[], bool]) -> dict[str, Any]:
         before = left = self._rss()
         steps = []
         for name, action in self._steps(level, tell):
-            if action == self._collector.thaw and self._collector.shares_pages and enough():
+            if action == self._collector.thaw and self._collector.shares_pages and leave_shared():
                 continue
             began = time.perf_counter()
             note = self._attempt(name, action)

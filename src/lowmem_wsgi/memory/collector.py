@@ -82,6 +82,8 @@ class Collector:
         self._owner = 0  # the thread in a run, by its ident
         self._forget_threads()
 
+        # Told of the RSS, whenever it is looked at.
+        self.noticed: Callable[[int], None] | None = None
         # Whether a thaw would take copies of pages shared with the process that forked this one.
         self.shares_pages = False
         self.runs = 0
@@ -172,8 +174,11 @@ class Collector:
 
     def _look_around(self, now: float, in_flight: Callable[[], int]) -> None:
         self._looked_at = now
+        used = self._rss()
+        if self.noticed is not None:
+            self.noticed(used)
         if self.trimming:
-            self._trim(now, in_flight)
+            self._trim(now, used, in_flight)
         if now - self._thawed_at >= THAW_EVERY:
             self._thaw_if_grown(now, in_flight)
 
@@ -215,8 +220,7 @@ class Collector:
         self._slow_seconds += seconds
         return not in_flight() or self._slow_seconds >= SLOW_BUDGET
 
-    def _trim(self, now: float, in_flight: Callable[[], int]) -> None:
-        used = self._rss()
+    def _trim(self, now: float, used: int, in_flight: Callable[[], int]) -> None:
         if used < self._floor:
             self._floor = used
             self._thawed_rss = min(used, self._thawed_rss)
@@ -233,7 +237,10 @@ class Collector:
             min(max(rest, 2 * self._trim_rest), TRIM_REST_IN_VAIN) if in_vain else rest
         )
         rested = ended - self._thawed_at >= self._thaw_seconds / THAW_DUTY
-        if self.freezing and left - self._thawed_rss >= THAW_BYTES and rested:
+        if not self.freezing or left - self._thawed_rss < THAW_BYTES or not rested:
+            return
+        # What has grown may be the requests' in flight; pages once copied stay so.
+        if not self.shares_pages or not in_flight():
             self._thaw_and_give_back(in_flight)
 
     def _thaw_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:

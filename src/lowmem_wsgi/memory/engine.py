@@ -14,34 +14,47 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import log
 from ..settings import Settings
 from . import pressure
+from .ceiling import Ceiling
 from .cleanup import Ladder
 from .collector import Collector
+from .governor import OK
+from .intake import Intake
+from .interrupt import Interrupt
 from .monitor import Monitor
-from .reading import Memory
+from .reading import Memory, Usage
+from .sentry import Sentry
 
 # There is one of each in a process, and the first app says what it is.
 OF_THE_FIRST = (
     *("memory_limit", "warn_at", "critical_at", "cleanup_interval", "check_interval"),
     *("heavy_modules", "purge_modules", "gc_threshold", "recursion_limit"),
+    *("ceiling", "recycle"),
 )
 
 
 class Engine:
-    """Collector, ladder and monitor, made for each other."""
+    """Collector, ladder, ceiling and monitor, made for each other."""
 
     def __init__(self, rules: Settings) -> None:
         self.collector = Collector(passes=0, freeze=False, trim=False)
         self.ladder = Ladder(self.collector, rules.heavy_modules if rules.purge_modules else ())
         self.memory = Memory(rules.memory_limit)
+        self.ceiling = Ceiling(rules.ceiling, self.memory.glance)
+        self.interrupt = Interrupt(self.work)
+        self.intake = Intake()
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
+        self.monitor.follow("The ceiling", self._watch)
+        self.collector.noticed = self.monitor.nudge
+        self.sentry = Sentry(self.ceiling, self.interrupt, lambda: self.monitor.level != OK)
         self._rules = rules
         self._users = 0
+        self._pid = os.getpid()
         self._undo: list[Callable[[], object]] = []
 
     def join(self, rules: Settings) -> None:
@@ -58,6 +71,11 @@ class Engine:
         self.collector.freezing = self.collector.freezing or rules.gc_freeze
         self.collector.trimming = self.collector.trimming or rules.trim
 
+    def notice_fork(self) -> None:
+        """First of all: a server that forks past Python (uWSGI) runs none of its hooks."""
+        if self._pid != os.getpid():
+            _after_fork()
+
     def start(self) -> None:
         """At the first request: the interpreter's own settings, once, and the monitor."""
         rules = self._rules
@@ -71,7 +89,31 @@ class Engine:
                 depth = sys.getrecursionlimit()
                 self._undo.append(lambda: sys.setrecursionlimit(depth))
                 sys.setrecursionlimit(rules.recursion_limit)
+            self._undo.append(self.ceiling.lift)
+        try:
+            self.sentry.start()
+        except RuntimeError:  # no thread to be had; the monitor tries again
+            pass
+        self.ceiling.arm(coming=1)  # in place before any request goes on, the monitor's thread
         self.monitor.start()
+
+    def work(self) -> Mapping[object, int]:
+        """What is in flight in this process: a key for each request, its thread's ident."""
+        return {
+            (id(app), request): thread
+            for app in list(_apps)
+            for request, thread in app.work().items()
+        }
+
+    def _watch(self, usage: Usage, level: str) -> None:
+        """At each look: the ceiling, and what may still come in. Away from ok the sentry is there
+        as well, which does not wait for the ladder."""
+        if self.ceiling.holds_for(usage):
+            self.ceiling.arm()
+            self.sentry.watch()
+        self.intake.look(usage, level, self.monitor.thresholds[1])
+        if level != OK:
+            self.sentry.call()
 
     def leave(self) -> None:
         """One app less. The last one ends the monitor and undoes what `start` did."""
@@ -80,36 +122,47 @@ class Engine:
             if self._users > 0:
                 return
             self.monitor.stop()
+            self.sentry.stop()
+            self.intake.forget()
             while self._undo:
                 self._undo.pop()()
-            _current.clear()
+            _current[:] = [other for other in _current if other is not self]
 
     def after_fork(self) -> None:
+        self._pid = os.getpid()
         self.collector.after_fork()
         self.ladder.after_fork()
+        self.ceiling.after_fork()
+        self.interrupt.forget()
+        self.intake.forget()
+        self.sentry.after_fork()
         self.monitor.after_fork()
 
 
-class Forked(Protocol):
-    """What wants to be told of a fork."""
+class App(Protocol):
+    """What the engine serves."""
 
     def after_fork(self) -> None: ...
 
+    def work(self) -> Mapping[int, int]:
+        """The requests in flight: any number for each, the ident of its thread."""
+
 
 _lock = threading.RLock()
-_apps: weakref.WeakSet[Forked] = weakref.WeakSet()
+_apps: weakref.WeakSet[App] = weakref.WeakSet()
 _current: list[Engine] = []  # none or one
 
 
-def join(rules: Settings, app: Forked) -> Engine:
+def join(rules: Settings, app: App) -> Engine:
     """The process's engine, with one more app to serve."""
     with _lock:
         _apps.add(app)
         if not _current:
             _current.append(Engine(rules))
             _watch_forks()
-        _current[0].join(rules)
-        return _current[0]
+        found = _current[0]
+        found.join(rules)
+        return found
 
 
 def current() -> Engine | None:

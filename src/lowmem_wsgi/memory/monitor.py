@@ -16,7 +16,7 @@ from ..settings import MB, Settings, format_size, threshold_bytes
 from .cleanup import Ladder
 from .collector import Collector
 from .governor import CALM, CRITICAL, LEVELS, OK, WARN, Governor
-from .reading import Memory, Usage
+from .reading import Memory, Usage, process_figures
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
 REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
@@ -27,10 +27,16 @@ USUAL_GROWTH = 100 * MB
 # Memory that has not grown by more than the noise (bytes) for so long (seconds) is looked at no
 # more often than this (seconds), however near it is.
 NOISE, STILL_AFTER, STILL = MB, 5.0, 0.1
+# Growth (bytes) of the process, seen at the end of a request, that is not waited on to be seen.
+NUDGE = 16 * MB
 # A thread that could not be started is tried again after so many seconds.
 RETRY = 10.0
 # What was seen is half forgotten after so many seconds.
 MEMORY_OF_GROWTH = 60.0
+
+# What wants to know of each look: the reading, and the level after it. It may say in how many
+# seconds it wants the next, at the latest.
+Follower = Callable[[Usage, str], "float | None"]
 
 
 def next_look(distance: int, steepest: float) -> float:
@@ -50,18 +56,25 @@ class Monitor:
         collector: Collector,
         *,
         now: Callable[[], float] = time.monotonic,
+        figures: Callable[[], dict[str, int | None]] = process_figures,
     ) -> None:
         self._rules = rules
+        self._figures_of_process = figures
         self._memory = memory
         self._ladder = ladder
         self._collector = collector
         self._now = now
         self.running = False
+        self.acting = True  # else it only looks: the process is about to end
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._woken_at = 0
         self._lock = threading.Lock()
         self._published: list[dict[str, object]] = []
+        self._followers: dict[str, Follower] = {}
         self._tidied_at = self._logged_at = self._acted_at = 0.0
         self._retry_at = 0.0
+        self._read_at = float("-inf")
         self._steepest = 0.0
         self._highest, self._grew_at = 0, 0.0
         self._seen: tuple[float, int] | None = None
@@ -78,6 +91,10 @@ class Monitor:
 
     def withdraw(self, mapping: dict[str, object]) -> None:
         self._published[:] = [other for other in self._published if other is not mapping]
+
+    def follow(self, name: str, follower: Follower) -> None:
+        """Call follower(usage, level) at each look. One of a name: the last one given."""
+        self._followers[name] = follower
 
     def start(self) -> None:
         """Raises RuntimeError where no thread can be had; tried again after RETRY seconds."""
@@ -102,12 +119,21 @@ class Monitor:
         """End the thread at its next wake-up, which is now."""
         with self._lock:
             self._stop.set()
+            self._wake.set()
             self.running = False
+
+    def nudge(self, rss: int) -> None:
+        """Look now, if the process has grown much since the last time this was told."""
+        if rss < self._woken_at:
+            self._woken_at = rss
+        elif rss >= self._woken_at + NUDGE:
+            self._woken_at = rss
+            self._wake.set()
 
     def after_fork(self) -> None:
         """In a new child: there is no thread here, and nothing was seen yet."""
-        self.running = False
-        self._stop = threading.Event()
+        self.running, self.acting = False, True
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._memory.reopen()
         self._forget()
@@ -115,24 +141,45 @@ class Monitor:
     def tick(self) -> float:
         """One look, and what follows from it. Seconds to the next."""
         now = self._now()
-        usage = self._memory.read()
+        if now - self._read_at >= REST:
+            self._read_at, usage = now, self._memory.read()
+        else:
+            usage = self._memory.glance()
         self._notice_growth(now, usage.used)
         self._keep_thresholds(usage.limit)
         before = self.level
         level = self._governor.observe(usage.used)
         if level != before:
+            self._tell_apps()
+        pauses = self._followed(usage, level)  # first: the ladder takes its time
+        if not self.acting:
+            pass
+        elif level != before:
             self._changed(usage, before, level)
         elif level != OK and now - self._acted_at >= self._rules.cleanup_interval:
             self._act(usage, level, tell=False)
-        if now - self._tidied_at >= self._rules.cleanup_interval:
+        if self.acting and now - self._tidied_at >= self._rules.cleanup_interval:
             self._tidied_at = now
             self._collector.tidy()
         if now - self._logged_at >= self._rules.check_interval:
             self._logged_at = now
             log.logger.info("🔍 %s, %s", self._figures(usage), level)
-        return self._pause(usage.used)
+        return min(self._pause(usage.used), *pauses)
 
     # --- In between
+
+    def _followed(self, usage: Usage, level: str) -> list[float]:
+        pauses = (self._pause_of(name, usage, level) for name in list(self._followers))
+        return [REST, *(pause for pause in pauses if pause is not None)]
+
+    def _pause_of(self, name: str, usage: Usage, level: str) -> float | None:
+        try:
+            return self._followers[name](usage, level)
+        except MemoryError:  # for the moment
+            return SHORTEST
+        except Exception:
+            log.failure(name)
+            return None
 
     def _run(self, stop: threading.Event) -> None:
         try:
@@ -142,7 +189,8 @@ class Monitor:
                 except Exception:
                     log.failure("The memory monitor")
                     pause = REST
-                stop.wait(pause)
+                self._wake.wait(pause)
+                self._wake.clear()
         finally:
             self._ended(stop)  # whatever ended it, the next request starts another
 
@@ -212,15 +260,20 @@ class Monitor:
         return max(pause, STILL) if still else pause
 
     def _changed(self, usage: Usage, before: str, level: str) -> None:
-        self._tell_apps()
         if LEVELS.index(level) > LEVELS.index(before):
             self._act(usage, level, tell=True)
         else:
             log.logger.info("🔍 %s, %s again after %s", self._figures(usage), level, before)
 
-    def _relieved(self) -> bool:
-        """Whether memory is well under warn again."""
-        return self._governor.zone(self._memory.read().used) == CALM
+    def _leave_shared(self) -> bool:
+        """Whether shared pages had better not be copied: memory is well under warn again, or it
+        would be at critical with the copies."""
+        used = self._memory.read().used
+        if self._governor.zone(used) == CALM:
+            return True
+        figures = self._figures_of_process()
+        shared = (figures["rss_bytes"] or 0) - (figures["uss_bytes"] or 0)
+        return used + shared >= self._governor.critical
 
     def _tell_apps(self) -> None:
         for mapping in self._published:
@@ -228,7 +281,7 @@ class Monitor:
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()
-        result = self._ladder.run(level, tell=tell, enough=self._relieved)
+        result = self._ladder.run(level, tell=tell, leave_shared=self._leave_shared)
         sign, severity = {WARN: ("🧹", logging.WARNING), CRITICAL: ("🚨", logging.ERROR)}[level]
         log.limited(
             severity,
@@ -237,7 +290,7 @@ class Monitor:
             sign,
             level,
             self._figures(usage),
-            format_size(result["freed_bytes"]),
+            format_size(max(0, result["freed_bytes"])),
             freed_by_step(result),
         )
 

@@ -12,6 +12,7 @@ has heard of: it falls back, and `Usage.source` says to what.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 
 from ..settings import DEFAULT_LIMIT
@@ -92,6 +93,20 @@ def _psutil_rss() -> int:
         return 0
 
 
+def processors(root: str = "") -> float:
+    """How many processors this process may use: those it may run on, or the share of them that
+    its container has (`cpu.max`, `cpu.cfs_quota_us`)."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    base = f"{root}/sys/fs/cgroup"
+    quota, _, period = read_text(f"{base}/cpu.max").strip().partition(" ")
+    if not period:
+        quota = read_text(f"{base}/cpu/cpu.cfs_quota_us").strip()
+        period = read_text(f"{base}/cpu/cpu.cfs_period_us").strip()
+    if quota.isdigit() and period.isdigit() and int(period):
+        return min(float(own), int(quota) / int(period))
+    return float(own)
+
+
 def process_age() -> float:
     """Seconds since this process was started (a forked one: since the fork)."""
     import time
@@ -137,6 +152,9 @@ class Container:
             for version, own, top in _mounts(root)
             for directory in _upwards(own, top)
         ]
+        self._kept: tuple[int, str] | None = None
+        self._files: tuple[Kept, ...] = ()
+        self._last: tuple[int, int, Kept, Kept] | None = None
 
     def read(self) -> Usage | None:
         """The reading with the least limit, own cgroup and ancestors; None where none is limited.
@@ -145,15 +163,42 @@ class Container:
         does not have.
         """
         least: Usage | None = None
+        found: tuple[int, str] | None = None
         for version, directory in self._cgroups:
             limit = _LIMITS[version](directory)
             # Of equal limits the outer one counts: it holds what the inner one uses, and more.
             if limit is None or limit > self._machine or (least and limit > least.limit):
                 continue
-            used = _USED[version](directory)
+            used = _used(version, *(read_text(f"{directory}/{name}") for name in _FILES[version]))
             if used is not None:
                 least = Usage(used, limit, f"cgroup v{version}")
+                found = version, directory
+        if found is not None and least is not None:
+            self._keep(found, least.limit)
+        else:
+            self._last = None
         return least
+
+    def _keep(self, found: tuple[int, str], limit: int) -> None:
+        """For the next glance."""
+        version, directory = found
+        if self._kept != found:
+            self._kept = found
+            self._files = tuple(Kept(f"{directory}/{name}") for name in _FILES[version])
+        self._last = (version, limit, self._files[0], self._files[1])
+
+    def glance(self) -> Usage | None:
+        """As `read` was, by two system calls: of the cgroup that had the least limit, and with
+        that limit; None where none had. Each call waits for the interpreter's lock where others
+        compute."""
+        if self._last is None:
+            return None
+        version, limit, usage_file, stat_file = self._last
+        used = _used(version, usage_file.read(), stat_file.read())
+        if used is None:
+            usage_file.forget()
+            return self.read()
+        return Usage(used, limit, f"cgroup v{version}")
 
     def out_of_memory_kills(self) -> int | None:
         """How many processes of the own cgroup the kernel's OOM killer has taken."""
@@ -166,23 +211,13 @@ class Container:
     def pressure(self) -> float | None:
         """Percent of the last ten seconds in which some task waited for memory (v2's PSI)."""
         for version, directory in self._cgroups[:1]:
-            for line in _read(f"{directory}/memory.pressure").splitlines() if version == 2 else ():
+            for line in (
+                read_text(f"{directory}/memory.pressure").splitlines() if version == 2 else ()
+            ):
                 share = line.partition("avg10=")[2].split(" ")[0]
                 if line.startswith("some") and share.replace(".", "", 1).isdigit():
                     return float(share)
         return None
-
-
-def _used_v2(directory: str) -> int | None:
-    return _without_cache(
-        f"{directory}/memory.current", f"{directory}/memory.stat", "inactive_file"
-    )
-
-
-def _used_v1(directory: str) -> int | None:
-    return _without_cache(
-        f"{directory}/memory.usage_in_bytes", f"{directory}/memory.stat", "total_inactive_file"
-    )
 
 
 def _limit_v2(directory: str) -> int | None:
@@ -198,13 +233,17 @@ def _limit_v1(directory: str) -> int | None:
     return min((limit for limit in (own, above) if limit), default=None)
 
 
-_USED = {1: _used_v1, 2: _used_v2}
 _LIMITS = {1: _limit_v1, 2: _limit_v2}
+# What is used, with the file cache, and the rest; in the rest, the cache that the kernel drops
+# first.
+_FILES = {1: ("memory.usage_in_bytes", "memory.stat"), 2: ("memory.current", "memory.stat")}
+_CACHE = {1: "total_inactive_file", 2: "inactive_file"}
 
 
-def _without_cache(usage_path: str, stat_path: str, key: str) -> int | None:
-    usage = _number(usage_path)
-    return None if usage is None else max(0, usage - _stat(stat_path, key))
+def _used(version: int, usage: str, stat: str) -> int | None:
+    """Bytes, from the texts of the two files."""
+    found = _as_number(usage)
+    return None if found is None else max(0, found - _value(stat, _CACHE[version]))
 
 
 def _upwards(directory: str, top: str) -> Iterator[str]:
@@ -219,14 +258,14 @@ def _upwards(directory: str, top: str) -> Iterator[str]:
 def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
     """(cgroup version, own directory, the mount's directory) where memory may be limited."""
     own: dict[int, str] = {}
-    for line in _read(f"{root}/proc/self/cgroup").splitlines():
+    for line in read_text(f"{root}/proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             own[2] = path
         elif "memory" in controllers.split(","):
             own[1] = path
-    for line in _read(f"{root}/proc/self/mountinfo").splitlines():
+    for line in read_text(f"{root}/proc/self/mountinfo").splitlines():
         # ID parent major:minor ROOT MOUNTPOINT options... - TYPE source superoptions (proc(5))
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
@@ -288,7 +327,7 @@ class Memory:
         usage = self._container.read()
         if usage is not None:
             self._last = usage
-        elif self._last is not None and not _read(f"{self._root}/proc/self/cgroup"):
+        elif self._last is not None and not read_text(f"{self._root}/proc/self/cgroup"):
             usage = self._last  # not even this file opens: we are out of descriptors
         if usage is None:
             asked = self._limit or DEFAULT_LIMIT
@@ -304,6 +343,19 @@ class Memory:
         self._container = Container(self._root)
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
+
+    def glance(self) -> Usage:
+        """As `read`, but cheaper in a container: of where its limit was found last."""
+        usage = self._container.glance()
+        if usage is None:
+            return self.read()
+        if self._limit is not None and self._limit < usage.limit:
+            usage.limit = self._limit
+        return usage
+
+    def kills(self) -> int | None:
+        """How many processes of the container the OOM killer has taken; None where none is told."""
+        return self._container.out_of_memory_kills()
 
     @property
     def real(self) -> bool:
@@ -335,22 +387,90 @@ def _mem_total(root: str) -> float:
 
 def _number(path: str) -> int | None:
     """The number in a file; None for `max`, garbage, or no file."""
-    text = _read(path).strip()
+    return _as_number(read_text(path))
+
+
+def _as_number(text: str) -> int | None:
+    text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _stat(path: str, key: str) -> int:
     """The number behind `key` in a file of lines such as `key 123 kB`; 0 where there is none."""
-    for line in _read(path).splitlines():
+    return _value(read_text(path), key)
+
+
+def _value(text: str, key: str) -> int:
+    for line in text.splitlines():
         words = line.split()
         if len(words) > 1 and words[0] == key and words[1].isascii() and words[1].isdigit():
             return int(words[1]) if len(words[1]) < 20 else 0
     return 0
 
 
-def _read(path: str) -> str:
+class Kept:
+    """A small file of the kernel's, kept open: read anew by one system call."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._close: Callable[[], object] = _nothing
+
+    def read(self) -> str:
+        """Its text; nothing where it cannot be had: the next time it is opened anew."""
+        try:
+            file = self._file
+            if file is None:
+                self._file = file = os.open(self._path, os.O_RDONLY | _FLAGS)
+                self._close = weakref.finalize(self, _close, file, _identity(file))
+            text = os.pread(file, 2 * _PIECE, 0).decode("utf-8", "replace")
+        except (OSError, AttributeError):
+            text = ""
+        if not text:
+            self.forget()
+        return text
+
+    def forget(self) -> None:
+        """Open it anew the next time."""
+        self._close()
+        self._file, self._close = None, _nothing
+
+
+def _nothing() -> None:
+    """There is nothing to close."""
+
+
+def _identity(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_dev, found.st_ino
+
+
+def _close(file: int, identity: tuple[int, int]) -> None:
+    # Somebody who closes all files may have closed this one; its number may be another's now.
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(1_000_000)
+        if _identity(file) == identity:
+            os.close(file)
+    except OSError:
+        pass
+
+
+def read_text(path: str) -> str:
+    """The text of a file; nothing where there is none. In small pieces: it must work with next to
+    no memory left."""
+    try:
+        file = os.open(path, os.O_RDONLY | _FLAGS)
     except (OSError, ValueError):  # ValueError: a path with a NUL in it
         return ""
+    try:
+        pieces: list[bytes] = []
+        while len(pieces) < _PIECES and (piece := os.read(file, _PIECE)):
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(file)
+
+
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_PIECE, _PIECES = 4096, 256

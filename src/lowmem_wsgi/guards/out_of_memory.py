@@ -1,0 +1,83 @@
+"""A request that ran out of memory: noticed, also where the framework has made a 500 of it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from .overload import busy
+from .refusals import Refusal
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+# In the environ of a request that did.
+MARK = "lowmem.out_of_memory"
+# Where the interpreter has no memory even for the error, it says (CPython's thread.c, errors.c):
+SIGNS = (
+    (RuntimeError, "can't start new thread"),
+    (SystemError, "without exception set"),
+    (SystemError, "without setting an exception"),
+)
+
+
+def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
+    """Whether `error`, or one that the framework has answered for the app, is of that kind.
+
+    Lets go of what filled the memory: the frames of the traceback hold it. To be asked before
+    anything else is made.
+    """
+    if error is not None and is_shortage(error):
+        let_go(error)
+        return True
+    return MARK in environ
+
+
+def is_shortage(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(
+        isinstance(error, kind) and sign in str(error) for kind, sign in SIGNS
+    )
+
+
+def let_go(error: BaseException) -> None:
+    traceback.clear_frames(error.__traceback__)
+    error.__context__ = error.__cause__ = None
+
+
+def refusal(why: str, setting: str) -> Refusal:
+    """503: this request asked for more than there is. The others go on."""
+    return busy(f"MemoryError in the app, {why}", setting)
+
+
+def watch() -> None:
+    """Have the frameworks that are loaded tell of the errors that they answer with a 500.
+
+    Flask and Django do so by a signal, sent before they log the error. Harmless when repeated.
+    """
+    if "flask" in sys.modules:
+        from flask import got_request_exception
+
+        got_request_exception.connect(_of_flask)  # RuntimeError in Flask < 2.3 without blinker
+    if "django" in sys.modules and "django.core.signals" in sys.modules:
+        from django.core import signals  # type: ignore[import-untyped]
+
+        signals.got_request_exception.connect(_of_django, dispatch_uid=__name__)
+
+
+def _of_flask(sender: Any, exception: BaseException, **extra: Any) -> None:
+    from flask import request
+
+    _note(request.environ, exception)
+
+
+def _of_django(sender: Any, request: Any = None, **extra: Any) -> None:
+    error = sys.exc_info()[1]
+    if error is not None and request is not None:
+        _note(request.environ, error)
+
+
+def _note(environ: WSGIEnvironment, error: BaseException) -> None:
+    if is_shortage(error):
+        environ[MARK] = True
+        let_go(error)

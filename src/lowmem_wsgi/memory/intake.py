@@ -1,0 +1,44 @@
+"""What may still come in: less and less, as memory runs out.
+
+At warn, large bodies are turned away, larger ones first. At critical, when the ladder has been
+climbed and a fresh worker has not helped either, everything is, for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..settings import KB
+from .governor import CRITICAL, OK
+from .reading import Usage
+
+# Seconds at critical until nothing comes in. Long enough for the ladder, for a worker to be
+# replaced, and for one request's peak to pass.
+PATIENCE = 5.0
+# A body takes up to so many times its bytes (read, decoded, parsed) of the room under critical ...
+TIMES = 8
+# ... but up to so many bytes it is never large.
+SMALL = 256 * KB
+
+
+class Intake:
+    """`closed`, and the `largest` body (bytes) that is let in; None for any."""
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.forget()
+
+    def forget(self) -> None:
+        self.closed = False
+        self.largest: int | None = None
+        self._since: float | None = None
+
+    def look(self, usage: Usage, level: str, critical: int) -> None:
+        """Take a reading, and the level after it."""
+        self.largest = None if level == OK else max(SMALL, (critical - usage.used) // TIMES)
+        if level != CRITICAL:
+            self._since = None
+        elif self._since is None:
+            self._since = self._now()
+        self.closed = self._since is not None and self._now() - self._since >= PATIENCE
