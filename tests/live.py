@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HERE = Path(__file__).parent
 APPS = HERE / "apps"
 SERVERS = ("sync", "gthread", "waitress", "werkzeug")
-_LISTENING = re.compile(r"(?:Listening at|Serving on|Running on):? http://127\.0\.0\.1:(\d+)")
+GUNICORN = ("sync", "gthread", "gevent")
+_LISTENING = re.compile(
+    r"(?:(?:Listening at|Serving on|Running on|Server URL) *:? http://|bound to TCP address )"
+    r"127\.0\.0\.1:(\d+)"
+)
 
 
 @dataclass
@@ -97,12 +104,15 @@ class Server:
             return received
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait_for(
+    condition: Callable[[], object], what: str | Callable[[], str], seconds: float = 30
+) -> None:
     """Poll until `condition` holds. Fails, naming `what`, where it does not."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"waited {seconds} s in vain for {what}")
+            named = what() if callable(what) else what
+            raise AssertionError(f"waited {seconds} s in vain for {named}")
         time.sleep(0.01)
 
 
@@ -122,12 +132,13 @@ def serve(
 ) -> Iterator[Server]:
     """Serve `app` (module:name, looked up in tests/apps) until the block ends.
 
-    `server`: sync or gthread (Gunicorn), waitress, werkzeug. With `config` Gunicorn takes that
-    config and no numbers of ours. In `cgroup`, where one is given, from its first
-    moment on.
+    `server`: sync, gthread or gevent (Gunicorn), waitress, werkzeug, uwsgi, mod_wsgi; the last two
+    are not among what the tests install, and without them the test is skipped. With `config`
+    Gunicorn takes that config and no numbers of ours. In `cgroup`, where one is given, from its
+    first moment on.
     """
     log_path = tmp_path / f"{server}-{time.monotonic_ns()}.log"
-    if server in ("sync", "gthread"):
+    if server in GUNICORN:
         command = [sys.executable, "-m", "gunicorn", app, "--bind", "127.0.0.1:0"]
         # Each server of ours has its own; the default would be shared by all of this user's.
         command += _quiet_control_socket()
@@ -137,6 +148,8 @@ def serve(
             command += ["-k", server, "-w", str(workers)]
             # With threads, Gunicorn quietly makes a sync worker a gthread one.
             command += ["--threads", str(threads)] if server == "gthread" else []
+    elif server in OTHERS:
+        command = OTHERS[server](app, tmp_path, workers, threads)
     else:
         command = [sys.executable, str(HERE / "serve.py"), server, app]
     if cgroup is not None:
@@ -157,9 +170,56 @@ def serve(
         found = _LISTENING.search(running.log)
         assert found, running.log
         running.port = int(found[1])
+        if server == "mod_wsgi":  # which tells its port before it has it
+            wait_for(lambda: _listens(running.port), f"it to listen: {running.log}")
         yield running
     finally:
         stop(process)
+
+
+def _uwsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
+    found = _installed("uwsgi")
+    version = subprocess.check_output([found, "--python-version"], text=True)
+    if not version.startswith(f"{sys.version_info[0]}.{sys.version_info[1]}."):
+        pytest.skip(f"uwsgi is built for Python {version}")
+    return [
+        *(found, "--http-socket", "127.0.0.1:0", "--master", "--enable-threads", "--die-on-term"),
+        *("--processes", str(workers), "--threads", str(threads), "--lazy-apps", "--need-app"),
+        *("--virtualenv", sys.prefix, "--module", app),
+    ]
+
+
+def _mod_wsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
+    found = _installed("mod_wsgi-express")
+    if os.geteuid() == 0:
+        pytest.skip("Apache does not serve as root")
+    with socket.socket() as free:  # it has to be told one
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = [word for path in sys.path if path for word in ("--python-path", path)]
+    return [
+        *(found, "start-server", "--application-type", "module", app.partition(":")[0]),
+        *("--callable-object", app.partition(":")[2], "--log-to-terminal"),
+        *("--host", "127.0.0.1", "--port", str(port), "--server-root", str(tmp_path / "apache")),
+        *("--processes", str(workers), "--threads", str(threads), "--locale", "C.UTF-8"),
+        *("--python-path", str(APPS), *paths),
+    ]
+
+
+OTHERS = {"uwsgi": _uwsgi, "mod_wsgi": _mod_wsgi}
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
+
+
+def _installed(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
 
 
 def clean_environ(env: dict[str, str]) -> dict[str, str]:

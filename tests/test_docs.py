@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from live import clean_environ
-from lowmem_wsgi.memory import collector, governor, monitor
+from lowmem_wsgi.memory import ceiling, collector, governor, intake, interrupt, monitor, sentry
 from lowmem_wsgi.settings import Settings, parse_duration, parse_size, table, threshold_bytes
+from lowmem_wsgi.workers import recycle
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -223,6 +225,24 @@ def test_the_governors_and_the_monitors_constants_are_those_of_the_code() -> Non
         for name in vars(monitor)
         if name.isupper() and name not in imported
     }
+
+
+@pytest.mark.parametrize(
+    ("heading", "modules"),
+    [
+        ("Large uploads are turned away", [intake]),
+        ("The worker is recycled", [recycle]),
+        ("The ceiling", [ceiling]),
+        ("The interrupt", [sentry, interrupt]),
+    ],
+)
+def test_the_constants_told_of_what_survives_are_those_of_the_code(
+    heading: str, modules: list[ModuleType]
+) -> None:
+    told = constants_told("survive.md", heading)
+    code = {name: getattr(module, name) for module in modules for name in vars(module)}
+    assert told
+    assert told == {name: code.get(name) for name in told}
 
 
 def test_the_thresholds_that_are_told_are_those_of_the_code() -> None:

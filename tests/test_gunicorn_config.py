@@ -20,7 +20,9 @@ CONFIG = "python:lowmem_wsgi.gunicorn"
 # What the config is meant to set, and nothing else: Gunicorn takes any name for a setting.
 MEANT = {
     *("workers", "threads", "worker_class", "timeout", "max_requests", "preload_app"),
-    *("control_socket_disable", "when_ready", "pre_fork", "post_worker_init"),
+    *("control_socket_disable", "graceful_timeout"),
+    *("nworkers_changed", "when_ready", "on_reload", "pre_fork", "child_exit"),
+    *("post_worker_init", "worker_abort", "worker_exit"),
 }
 
 

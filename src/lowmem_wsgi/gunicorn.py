@@ -1,9 +1,12 @@
 """A Gunicorn config that needs nothing else: `gunicorn -c python:lowmem_wsgi.gunicorn app:app`.
 
 Wraps the app if it is not wrapped yet, loads it before forking and freezes what was loaded, and
-serves with one worker of three threads. Gunicorn's own numbers keep the variables of the source
-document: WEB_CONCURRENCY, WORKER_CONNECTIONS, WORKER_TIMEOUT, MAX_REQUESTS. GUNICORN_CMD_ARGS and
-the command line beat what is said here, as they do for any config.
+serves with threads. Gunicorn's own numbers keep the variables of the source document:
+WEB_CONCURRENCY, WORKER_CONNECTIONS, WORKER_TIMEOUT, MAX_REQUESTS. GUNICORN_CMD_ARGS and the
+command line beat what is said here, as they do for any config.
+
+A config of the site's own begins with `from lowmem_wsgi.gunicorn import *`. Hooks that it defines
+run after ours of the same name.
 
 Gunicorn takes every name of this module that is also one of its settings for that setting;
 tests hold the list. Helpers begin with an underscore.
@@ -12,23 +15,30 @@ tests hold the list. Helpers begin with an underscore.
 from __future__ import annotations
 
 import os as _os
+import sys as _sys
 from typing import Any as _Any
 
 from .settings import AMOUNT as _AMOUNT
 from .settings import COUNT as _COUNT
+from .settings import MB as _MB
 from .settings import Kind as _Kind
 from .settings import Settings as _Settings
 from .settings import SettingsError as _SettingsError
 
-__all__ = [
+_HOOKS = (
+    *("when_ready", "on_reload", "pre_fork", "post_worker_init"),
+    *("worker_abort", "worker_exit", "child_exit"),
+)
+
+__all__ = [  # noqa: PLE0604
+    *_HOOKS,
+    "nworkers_changed",
     "control_socket_disable",
+    "graceful_timeout",
     "max_requests",
-    "post_worker_init",
-    "pre_fork",
     "preload_app",
     "threads",
     "timeout",
-    "when_ready",
     "worker_class",
     "workers",
 ]
@@ -44,6 +54,7 @@ def _variable(name: str, default: int, kind: _Kind[int]) -> int:
         raise _SettingsError([f"{name}={text!r}: expected {kind.expected}"]) from None
 
 
+# Where it is not set, as many as memory allows: see _as_many_as_fit.
 workers = _variable("WEB_CONCURRENCY", 1, _AMOUNT)
 # The source document's three connections: with threads, as many requests at once. (Gunicorn's
 # worker_connections also counts idle keep-alive connections, which are next to free.)
@@ -52,6 +63,10 @@ worker_class = "gthread"
 timeout = _variable("WORKER_TIMEOUT", 10, _COUNT)
 max_requests = _variable("MAX_REQUESTS", 3 if _settings.preset == "ultra" else 0, _COUNT)
 
+# What a worker that ends has to finish its requests. Platforms kill 30 s after SIGTERM (Render,
+# Kubernetes), 10 s on some; the master needs some of it.
+graceful_timeout = 25
+
 # Workers then share what the master has loaded, and a new worker costs a fork.
 preload_app = True
 
@@ -59,16 +74,39 @@ preload_app = True
 control_socket_disable = True
 
 
+# --- In the master
+
+
+def nworkers_changed(server: _Any, new: int, old: int | None) -> None:
+    """The first hook that runs, before anything is loaded, and again after a SIGHUP; and one that
+    few sites define: see to it that our other hooks run besides theirs.
+
+    Also, a worker that asks for another beside it (SIGTTIN) may be gone before that is heard: then
+    its place is filled already, and one more would be one too many.
+    """
+    _chain(server.cfg)
+    if _gone_before and old is not None and new == old + 1:
+        _gone_before.pop()
+        server.num_workers = old
+
+
 def when_ready(server: _Any) -> None:
-    """In the master, before it forks: wrap what is loaded."""
-    _log_through(server.log)
-    if server.app.callable is not None:
-        server.app.callable = _wrapped(server.app.callable)
+    """Before it forks: wrap what is loaded, and lay out the page that the workers share."""
+    _prepare(server)
+    _set_workers(server)
+
+
+def on_reload(server: _Any) -> None:
+    """After a SIGHUP, which has read the config anew."""
+    _chain(server.cfg)
+    _gone_before.clear()
+    _set_workers(server)
 
 
 def pre_fork(server: _Any, worker: _Any) -> None:
-    """In the master, before each fork: freeze, so that no pass in a worker touches, and so
-    copies, the pages it shares."""
+    """Before each fork: freeze, so that no pass in a worker touches, and so copies, the pages it
+    shares."""
+    _prepare(server)  # where when_ready was the site's
     from .memory.engine import current
 
     engine = current()
@@ -79,20 +117,190 @@ def pre_fork(server: _Any, worker: _Any) -> None:
         gc.freeze()
 
 
+def child_exit(server: _Any, worker: _Any) -> None:
+    """A worker is gone: what it died of, and one less to make up for."""
+    from .workers.page import buried
+
+    try:
+        replaced = buried(worker.pid, timed_out=worker.aborted)
+    except Exception:  # it would end the master
+        _failure("The black box")
+        return
+    if not replaced:
+        return
+    if server.num_workers > server.cfg.workers:
+        server.num_workers -= 1
+    else:
+        _gone_before.append(worker.pid)
+
+
+_gone_before: list[int] = []
+
+
+# --- In the worker
+
+
 def post_worker_init(worker: _Any) -> None:
-    """In the worker: wrap, where nothing was loaded before forking (`preload_app = False` in a
-    config of the site's own)."""
+    """Wrap, where nothing was loaded before forking (`preload_app = False` in a config of the
+    site's own)."""
     _log_through(worker.log)
     worker.wsgi = _wrapped(worker.wsgi)
+    for app in _ours(worker.wsgi):
+        app.start()  # with the ceiling in place before the first request
+
+
+def worker_abort(worker: _Any) -> None:
+    """The worker has timed out: what it was at stays on the page."""
+    from .workers.crew import current
+
+    crew = current()
+    if crew is not None:
+        crew.abort()
+
+
+def worker_exit(server: _Any, worker: _Any) -> None:
+    """The worker ends. Where it has nothing left to do, without the interpreter's own clearing up,
+    object by object, of all that the master had loaded: 4 ms for 43 with pandas."""
+    import threading
+
+    from .workers.crew import current
+
+    crew = current()
+    ending = _sys.exc_info()[1]
+    if crew is None or worker.alive or not isinstance(ending, SystemExit) or ending.code:
+        return
+    crew.leave()
+    pool = getattr(getattr(worker, "tpool", None), "_threads", ())  # they would be waited for
+    others = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    if not crew.idle() or any(not t.daemon and t not in pool for t in others):
+        return
+    import atexit
+
+    atexit._run_exitfuncs()
+    try:
+        _sys.stdout.flush()
+        _sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
+        pass
+    _os._exit(0)
+
+
+# --- Helpers
+
+
+def _prepare(server: _Any) -> None:
+    """Once a master: its hooks, its log, the app, the page."""
+    _chain(server.cfg)
+    from .workers.page import board, lay_out
+
+    if board().master == _os.getpid():
+        return
+    _log_through(server.log)
+    if server.app.callable is not None:
+        server.app.callable = _wrapped(server.app.callable)
+    try:
+        lay_out()
+    except Exception:
+        _failure("Laying out the black box")
+
+
+def _failure(where: str) -> None:
+    from .log import failure
+
+    failure(where)
+
+
+def _set_workers(server: _Any) -> None:
+    if server.cfg.config == f"python:{__name__}" and not _asked_for_workers(server.cfg):
+        server.cfg.set("workers", _as_many_as_fit(server.log))
+        server.num_workers = server.cfg.workers
+
+
+def _chain(cfg: _Any) -> None:
+    """Where the site's config has replaced a hook of ours: ours, and then theirs. (At the end of
+    a worker theirs first: ours may not return.)"""
+    for name in _HOOKS:
+        ours, theirs = globals()[name], cfg.settings[name].get()
+        if theirs is not ours and not hasattr(theirs, _CHAINED):
+            order = (theirs, ours) if name == "worker_exit" else (ours, theirs)
+            cfg.set(name, (_two if ours.__code__.co_argcount == 2 else _one)(*order))
+
+
+_CHAINED = "lowmem_wsgi_chained"
+
+
+# Gunicorn counts a hook's arguments.
+def _one(first: _Any, second: _Any) -> _Any:
+    def both(server: _Any) -> None:
+        first(server)
+        second(server)
+
+    setattr(both, _CHAINED, True)
+    return both
+
+
+def _two(first: _Any, second: _Any) -> _Any:
+    def both(server: _Any, worker: _Any) -> None:
+        first(server, worker)
+        second(server, worker)
+
+    setattr(both, _CHAINED, True)
+    return both
+
+
+def _asked_for_workers(cfg: _Any) -> bool:
+    """Whether somebody has said how many: WEB_CONCURRENCY, GUNICORN_CMD_ARGS, the command line."""
+    if _os.environ.get("WEB_CONCURRENCY", "").strip():
+        return True
+    parser = cfg.parser()
+    given = (cfg.get_cmd_args_from_env(), _sys.argv[1:])
+    return any(parser.parse_known_args(words)[0].workers is not None for words in given)
+
+
+def _as_many_as_fit(gunicorn_log: _Any) -> int:
+    from .memory.reading import Memory, process_figures
+    from .settings import threshold_bytes
+
+    usage = Memory(_settings.memory_limit).read()
+    if usage.source == "process":  # nobody enforces a limit
+        return workers
+    loaded = process_figures()["rss_bytes"] or 0
+    found = _fitting(threshold_bytes(_settings.warn_at, usage.limit), loaded, _cores())
+    gunicorn_log.info(
+        "%d worker%s: %d MB up to warn, %d MB loaded; set WEB_CONCURRENCY for another number",
+        *(found, "s" * (found > 1), threshold_bytes(_settings.warn_at, usage.limit) // _MB),
+        loaded // _MB,
+    )
+    return found
+
+
+def _fitting(warn: int, loaded: int, cores: float) -> int:
+    """How many workers stay under `warn` bytes, with `loaded` in the master: shared at first, but
+    in the course of time each comes to have it to itself, and as much again, and 32 MB for a
+    request that needs more. At most two a core, at least one."""
+    each = 2 * loaded + 32 * _MB
+    return max(1, min((warn - loaded) // each, int(2 * cores)))
+
+
+def _cores() -> float:
+    """The processors that this container may use: a share of one, often."""
+    from .memory.reading import processors
+
+    return processors()
 
 
 def _wrapped(app: _Any) -> _Any:
+    from .middleware import LowMemory
+
+    return app if _ours(app) else LowMemory(app)
+
+
+def _ours(app: _Any) -> list[_Any]:
+    """LowMemory where the app is wrapped already."""
     from .guards.keys import layers
     from .middleware import LowMemory
 
-    if any(isinstance(layer, LowMemory) for layer in layers(app)):
-        return app
-    return LowMemory(app)
+    return [layer for layer in layers(app) if isinstance(layer, LowMemory)]
 
 
 def _log_through(gunicorn_log: _Any) -> None:

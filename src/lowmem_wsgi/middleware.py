@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-import traceback
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ from . import log
 from ._version import __version__
 from .admin.routes import Admin
 from .exchange import Exchange
+from .guards import out_of_memory
 from .guards.keys import find_keys
-from .guards.overload import Overload, busy
+from .guards.overload import Overload
 from .guards.refusals import Refusal
 from .guards.sessions import Sessions
 from .guards.static_files import StaticFiles
@@ -23,6 +24,7 @@ from .memory import engine
 from .memory.governor import OK
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
+from .workers import crew
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -59,7 +61,10 @@ class LowMemory:
         )
         self._for_apps = {limit: self._told_to_apps(limit) for limit in self.uploads.limits}
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
+        self._numbers = itertools.count(1).__next__
         self.engine = engine.join(rules, self)
+        self.crew = crew.join(rules, self.engine)
+        self.overload.intake = self.engine.intake
         for mapping in self._for_apps.values():
             self.engine.monitor.publish(mapping)
         self._views = {limit: MappingProxyType(told) for limit, told in self._for_apps.items()}
@@ -101,6 +106,11 @@ class LowMemory:
         )
         return result
 
+    def start(self) -> None:
+        """Start now what the first request would start: the monitor, the ceiling."""
+        if not self._monitor.running and not self._closed:
+            self._start()
+
     def close(self) -> None:
         """Serve no more: the last app of a process to close leaves the interpreter as it was."""
         if not self._closed:
@@ -113,19 +123,27 @@ class LowMemory:
         """In a new child: no request is in flight, and no lock held."""
         self._lock = threading.Lock()
         self.overload.after_fork()
+        self.crew.after_fork()
+
+    def work(self) -> Mapping[int, int]:
+        """The requests in flight, each with the ident of its thread."""
+        return self.overload.work()
 
     # --- A request, from its start to after its last byte
 
     def _guard(self, exchange: Exchange, environ: WSGIEnvironment) -> Refusal | None:
         """Refuse the request, or make it ready for the app."""
         try:
-            refusal = self.overload.enter(id(exchange), environ) or self.uploads.refusal(environ)
+            exchange.request = number = self._numbers()
+            refusal = self.overload.enter(number, environ) or self.uploads.refusal(environ)
         except Exception:
             log.failure("A guard")
             refusal = None
         if refusal is not None:
             return refusal
-        environ[ENVIRON] = self._views[self.uploads.limit_for(environ.get("PATH_INFO", ""))]
+        path = environ.get("PATH_INFO", "")
+        exchange.place = self.crew.began(environ.get("REQUEST_METHOD", ""), path)
+        environ[ENVIRON] = self._views[self.uploads.limit_for(path)]
         try:
             self.sessions.open(environ)
         except Exception:
@@ -138,8 +156,8 @@ class LowMemory:
     ) -> WSGIApplication | None:
         """Another answer, where the app's is none that we can let out."""
         refusal = None
-        if isinstance(error, MemoryError):
-            refusal = self._ran_out_of_memory(error)
+        if out_of_memory.ran_out(environ, error):
+            refusal = self._ran_out_of_memory()
         elif error is None or isinstance(error, Exception):
             refusal = self.uploads.fault(environ)
         if refusal is not None and sent:  # too late to say it to the client
@@ -156,24 +174,34 @@ class LowMemory:
 
     def _finish(self, exchange: Exchange, closed: bool) -> None:
         try:
-            self.overload.leave(id(exchange))
+            self.overload.leave(exchange.request)
+            self.crew.ended(exchange.place)
             if closed and not self._closed:
                 self._after_request(self.overload.in_flight)
         except Exception:
             log.failure("Cleaning up after a request")
 
-    def _ran_out_of_memory(self, error: MemoryError) -> Refusal:
+    def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
             self.out_of_memory += 1
-        # The frames hold what filled the memory: let go of it before anything else is made.
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        return busy("MemoryError in the app", "none, the app asked for more than it could get")
+        self.engine.ceiling.hit()
+        ceiling = self.engine.ceiling.limit
+        if ceiling is None:
+            return out_of_memory.refusal(
+                "of more than could be had", "none, the app asked for more than it could get"
+            )
+        return out_of_memory.refusal(f"at the ceiling of {format_size(ceiling)}", "LOWMEM_CEILING")
 
     def _start(self) -> None:
         """At the process's first request: what must not happen at import."""
         try:
+            self.engine.notice_fork()
+            self.crew.start()  # first: it has the server start its threads
             self.engine.start()
+            try:
+                out_of_memory.watch()
+            except Exception:
+                log.failure("Listening to the framework's errors")
             with self._lock:
                 told, self._told = self._told, True
             if not told:

@@ -76,6 +76,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
                 "requests": lowmem.overload.total,
             }
         ],
+        "last_death": lowmem.crew.last_death(),
         "routes": [],
         "diagnosis": None,
         "version": __version__,

@@ -1,0 +1,1 @@
+"""The workers of a site: what each is doing, and a fresh one in time."""

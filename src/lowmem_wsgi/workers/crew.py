@@ -1,0 +1,377 @@
+"""This process as one worker of a site: its place on the board, and when it gives it up."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import log
+from ..memory.governor import OK
+from ..memory.reading import OwnRss, Usage, process_figures
+from ..settings import Settings, format_size
+from . import deaths
+from .page import board, board_of
+from .recycle import (
+    IN_VAIN_SO_FAR,
+    PATIENCE,
+    SLOW,
+    SLOWLY,
+    TOO_LARGE,
+    Situation,
+    fits,
+    reason_to_wait,
+)
+from .scoreboard import GONE, READY, REPLACED, RETIRING, Board, Seen, Slot, claim, is_alive
+from .servers import Server, find_server
+
+if TYPE_CHECKING:
+    from ..memory.engine import Engine
+
+# Growth is measured over so many seconds.
+WINDOW = 0.3
+# Seconds to the next look, until enough was seen to tell what grows.
+LOOK_AGAIN = 0.03
+# A worker whose start could not be measured is taken to need so long (seconds).
+USUAL_START = 1.0
+
+
+class Reading(NamedTuple):
+    """When (seconds), what the site used, the worker's RSS (bytes), its requests so far."""
+
+    at: float
+    used: int
+    rss: int
+    requests: int
+
+
+class Rates(NamedTuple):
+    """Of the same, a second."""
+
+    used: float
+    rss: float
+    requests: float
+
+
+class Crew:
+    """Call `start` in the worker; then `began` and `ended` with each request."""
+
+    def __init__(
+        self,
+        rules: Settings,
+        engine: Engine,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        find: Callable[[], Server | None] = find_server,
+    ) -> None:
+        self._recycling = rules.recycle
+        self._engine = engine
+        self._now = now
+        self._find = find
+        self._rss = OwnRss()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.slot: Slot | None = None
+        self.server: Server | None = None
+        self._started = False
+        self._newborn = 0
+        self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
+        self._readings: deque[Reading] = deque(maxlen=32)
+
+    # --- A request
+
+    def began(self, method: str, path: str) -> int:
+        """Note a request; give the number back to `ended`."""
+        return self.slot.began(method, path) if self.slot is not None else -1
+
+    def ended(self, place: int) -> None:
+        if self.slot is not None:
+            self.slot.ended(place)
+
+    # --- A worker's life
+
+    def start(self) -> None:
+        """Take a place on the board. Harmless when repeated."""
+        if self._started:
+            return
+        self._started = True
+        self.server = self._find()
+        page = board_of(self.server)
+        self.slot = claim(page, self._rss(), now=self._now)
+        self._newborn = process_figures()["uss_bytes"] or 0
+        self._engine.ceiling.workers = self.count
+        self._engine.monitor.follow("The black box", self.look)
+        if not page.master:
+            self._bury(page)
+        if self.server is not None and self.server.submit is not None:
+            # Not this one, if it is of the pool.
+            own = threading.current_thread() is not threading.main_thread()
+            start_threads(self.server.submit, self.server.threads - own)
+
+    def idle(self) -> bool:
+        return not self._engine.work()
+
+    def leave(self) -> None:
+        """The process ends as it should."""
+        if self.slot is not None and self.slot.pid == os.getpid():
+            self.slot.enter(self.slot.state | GONE)
+
+    def give_up(self) -> None:
+        """The process goes on, with another crew: the place is that one's."""
+        if self.slot is not None and self.slot.pid == os.getpid():
+            board().free(self.slot.index)
+        self.slot = None
+
+    def abort(self) -> None:
+        """The process ends in the middle of what it is doing."""
+        if self.slot is not None:
+            self.slot.freeze()
+
+    def after_fork(self) -> None:
+        """In a new child: the place is the parent's."""
+        self._rss.reopen()
+        self._forget()
+
+    def count(self) -> int:
+        """How many workers share what room there is. Of those that are ending, who still grow."""
+        page, since = board(), self._now() - WINDOW
+        if page.taken() == [self.slot.index if self.slot is not None else -1]:
+            found = 1  # most sites, most of the time
+        else:
+            found = sum(seen.takes_room(since) and is_alive(seen.pid) for seen in page.workers())
+        return max(1, found, self.server.size if self.server is not None else 1)
+
+    def look(self, usage: Usage, level: str) -> float | None:
+        """Take a reading, and the level after it: write it down, and act on it."""
+        if self.slot is None:
+            return None
+        now, rss = self._now(), self._rss()
+        self.slot.note(rss, usage.used)
+        self._readings.append(Reading(now, usage.used, rss, self.slot.requests))
+        if level == OK:
+            self._ok_at = now
+        page = board()
+        if level == OK and page.in_vain and usage.used < self._engine.monitor.thresholds[0]:
+            page.change(in_vain=0)
+        if self.slot.state & GONE:
+            pass  # the process is as good as over; not to be replaced a second time
+        elif self.slot.state in (RETIRING, REPLACED):
+            self._see_off(page)
+        elif self._recycling and self._may_be_time(usage, level):
+            if not self._engine.interrupt.knows():
+                self._engine.interrupt.look()
+                return LOOK_AGAIN
+            self._consider(page, usage, level, rss)
+        return None
+
+    def last_death(self) -> dict[str, Any] | None:
+        """Of a worker of this site: what, of what, in the middle of what (see deaths.describe)."""
+        return board().last_death
+
+    # --- In between
+
+    def _may_be_time(self, usage: Usage, level: str) -> bool:
+        """Whether it is worth a closer look: away from ok, or soon to be."""
+        critical = self._engine.monitor.thresholds[1]
+        rates = self._lately(self._now())
+        soon = usage.used + rates.used * SLOWLY >= critical or self._left(rates) <= SLOWLY
+        wanted = level != OK or soon or self._engine.ceiling.met_by_all()
+        if not wanted:
+            self._eased_at = self._now()
+            self._engine.interrupt.forget()
+        return wanted
+
+    def _consider(self, page: Board, usage: Usage, level: str, rss: int) -> None:
+        self._engine.interrupt.look()
+        others = [seen for seen in page.workers() if seen.pid != os.getpid() and is_alive(seen.pid)]
+        situation = self._situation(page, usage, level, rss, others)
+        if situation.pressed:
+            situation = situation._replace(lasted=self._now() - self._eased_at)
+        else:
+            self._eased_at = self._now()
+        reason = reason_to_wait(situation)
+        still = usage.used >= situation.critical and situation.lasted >= PATIENCE
+        if reason in (TOO_LARGE, IN_VAIN_SO_FAR) and still:
+            log.once(
+                logging.ERROR,
+                ("not recycled", reason),
+                "🚨 A fresh worker would not help, %s: %s after its start, %s now; the site uses "
+                "%s of %s. It needs less in memory, fewer workers or a larger plan.",
+                reason,
+                format_size(situation.born_rss),
+                format_size(rss),
+                format_size(usage.used),
+                format_size(usage.limit),
+            )
+        if reason is None:
+            self._retire(page, situation, others)
+
+    def _situation(
+        self, page: Board, usage: Usage, level: str, rss: int, others: list[Seen]
+    ) -> Situation:
+        assert self.slot is not None
+        now, own = self._now(), page.read(self.slot.index)
+        rates = self._lately(now)
+        return Situation(
+            level=level,
+            used=usage.used,
+            limit=usage.limit,
+            warn=self._engine.monitor.thresholds[0],
+            critical=self._engine.monitor.thresholds[1],
+            growth=rates.used,
+            rate=rates.requests,
+            left=self._left(rates),
+            lasted=now - self._ok_at,
+            age=now - self.slot.born,
+            started_in=START_FORKED if page.made_by != os.getpid() else USUAL_START,
+            rss=rss,
+            born_rss=self.slot.born_rss,
+            idle=self.idle(),
+            suspect=self._engine.interrupt.suspect is not None,
+            others=[seen.rss - seen.born_rss for seen in others if seen.state == READY],
+            hit=self._engine.ceiling.met_by_one(),
+            full=self._engine.ceiling.met_by_all(),
+            slow=any(now - flight.begun > SLOW for flight in own.flights) if own else False,
+            in_vain=page.in_vain,
+        )
+
+    def _lately(self, now: float) -> Rates:
+        """What happened in WINDOW, a second."""
+        recent = [reading for reading in self._readings if now - reading.at <= WINDOW]
+        if len(recent) < 2 or recent[-1].at - recent[0].at < WINDOW / 10:
+            return Rates(0.0, 0.0, 0.0)
+        first, last = recent[0], recent[-1]
+        seconds = last.at - first.at
+        return Rates(
+            (last.used - first.used) / seconds,
+            (last.rss - first.rss) / seconds,
+            (last.requests - first.requests) / seconds,
+        )
+
+    def _left(self, rates: Rates) -> float:
+        """Seconds until this worker meets its own ceiling."""
+        left = self._engine.ceiling.left
+        return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
+
+    def _retire(self, page: Board, situation: Situation, others: list[Seen]) -> None:
+        assert self.slot is not None
+        if self.server is None:
+            log.once(
+                logging.WARNING,
+                "no server to recycle",
+                "♻️ This worker has grown from %s to %s, and its server cannot replace it: restart "
+                "it, or use Gunicorn, uWSGI or mod_wsgi.",
+                format_size(situation.born_rss),
+                format_size(situation.rss),
+            )
+            return
+        if not page.take_turn():
+            return
+        at_once = page.master == self.server.master and fits(
+            situation.used, self._newborn, situation.limit
+        )
+        ready = sum(seen.state == READY for seen in others)
+        if not at_once and ready < self.server.size - 1 and situation.lasted < 30:
+            page.end_turn()  # another is not back yet
+            return
+        if not any(seen.state != READY for seen in others):
+            page.change(in_vain=page.in_vain + 1)
+        self.slot.enter(REPLACED if at_once else RETIRING)
+        self._engine.monitor.acting = False
+        log.logger.warning(
+            "♻️ recycled at %s of %s: this worker has grown from %s to %s in %d requests "
+            "(setting: LOWMEM_RECYCLE)",
+            format_size(situation.used),
+            format_size(situation.limit),
+            format_size(situation.born_rss),
+            format_size(situation.rss),
+            self.slot.requests,
+        )
+        try:
+            self.server.replace(at_once)
+        except Exception:
+            log.failure("Asking for a fresh worker")
+            self.slot.enter(READY)
+            self._engine.monitor.acting = True
+            page.end_turn()
+
+    def _see_off(self, page: Board) -> None:
+        """While this worker ends: once another is ready in its place, the next may be replaced."""
+        assert self.server is not None
+        ready = sum(seen.state == READY and is_alive(seen.pid) for seen in page.workers())
+        if ready >= self.server.size:
+            page.end_turn()
+
+    def _bury(self, page: Board) -> None:
+        """Without a master that does it: log of what the workers before have died."""
+        kills = self._engine.memory.kills()
+        for seen in page.workers():
+            if is_alive(seen.pid):
+                continue
+            if self.server is None:  # some child of some process, that went as it pleased
+                page.free(seen.place)
+                continue
+            why = deaths.cause(
+                timed_out=False,
+                killed=kills is not None and kills > page.kills,
+                orderly=deaths.left_in_order(seen),
+            )
+            with page.locked():
+                again = page.read(seen.place)
+                if again is None or again.pid != seen.pid:
+                    continue  # another was faster
+                if why is None:
+                    page.free(seen.place)
+                else:
+                    deaths.report(page, seen, why)
+        if kills is not None:
+            page.change(kills=kills)
+
+
+# A worker that is forked of a loaded master starts in so many seconds (measured: 15 to 40 ms).
+START_FORKED = 0.05
+
+_current: list[Crew] = []  # none or one
+
+
+def join(rules: Settings, engine: Engine) -> Crew:
+    """The crew of this process, which has one engine."""
+    if not _current:
+        atexit.register(_leave)
+    if not _current or _current[0]._engine is not engine:
+        for before in _current:
+            before.give_up()
+        _current[:] = [Crew(rules, engine)]
+    return _current[0]
+
+
+def _leave() -> None:
+    for crew in _current:
+        crew.leave()
+
+
+def current() -> Crew | None:
+    """The crew of this process, if an app has joined it."""
+    return _current[0] if _current else None
+
+
+def start_threads(submit: Callable[..., object], count: int) -> None:
+    """Have a pool start all its threads now: one that cannot start later, at the ceiling, would
+    end the worker."""
+    if count < 1:
+        return
+    together = threading.Barrier(count)
+
+    def wait() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.1)
+
+    for _ in range(count):
+        submit(wait)

@@ -1,0 +1,71 @@
+"""What a worker died of, from what it left on the board."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .. import log
+from ..settings import format_size
+from .scoreboard import GONE, READY, Board, Seen
+
+OOM_KILL, TIMEOUT, CRASH = "OOM kill", "timeout", "crash, or a kill from outside"
+
+
+def cause(*, timed_out: bool, killed: bool, orderly: bool) -> str | None:
+    """One of the three; None for a worker that left as it was told to."""
+    causes = ((killed and not orderly, OOM_KILL), (timed_out, TIMEOUT), (not orderly, CRASH))
+    return next((name for holds, name in causes if holds), None)
+
+
+def left_in_order(seen: Seen) -> bool:
+    return bool(seen.state & GONE) or (seen.state != READY and not seen.flights)
+
+
+def report(board: Board, seen: Seen, why: str, *, now: float | None = None) -> dict[str, Any]:
+    """Log the death in one line, keep it for the status, and free the slot."""
+    death = describe(seen, why, time.monotonic() if now is None else now)
+    board.add_death({**death, "at": time.time()})
+    board.free(seen.place)
+    log.logger.error("💀 %s", sentence(death))
+    return death
+
+
+def describe(seen: Seen, why: str, now: float) -> dict[str, Any]:
+    """The death as a document: bytes and seconds."""
+    first, last = (seen.points[0], seen.points[-1]) if seen.points else ((now, 0, 0),) * 2
+    return {
+        "pid": seen.pid,
+        "cause": why,
+        "age_seconds": round(now - seen.born, 3),
+        "requests": seen.requests,
+        "rss_bytes": seen.rss,
+        "used_before_bytes": first[2],
+        "used_bytes": last[2],
+        "seconds": round(last[0] - first[0], 3),
+        "in_flight": [
+            {
+                "route": flight.what,
+                "seconds": round(now - flight.begun, 3),
+                "grown_bytes": max(0, seen.rss - flight.rss),
+            }
+            for flight in seen.flights
+        ],
+    }
+
+
+def sentence(death: dict[str, Any]) -> str:
+    """The death for the log."""
+    flights = [
+        f"{log.printable(flight['route'])} (for {flight['seconds']:.1f} s, the worker grew "
+        f"{format_size(flight['grown_bytes'])} meanwhile)"
+        for flight in death["in_flight"]
+    ]
+    before, then = (format_size(death[name]) for name in ("used_before_bytes", "used_bytes"))
+    return (
+        f"worker {death['pid']} died: {death['cause']}. "
+        f"In flight: {', '.join(flights) or 'nothing'}. "
+        f"Memory, as last seen: {before} → {then} in its last {death['seconds']:.1f} s, "
+        f"the worker itself {format_size(death['rss_bytes'])} after {death['age_seconds']:.0f} s; "
+        f"requests: {death['requests']}"
+    )

@@ -1,0 +1,128 @@
+"""When a worker is to be replaced by a fresh one: the only way to unload what stays referenced.
+
+A pure decision: a situation in, a reason to wait out, or none. Who asks the server for the
+worker, and how, is in servers.py; when it is asked, in crew.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..memory.ceiling import RESERVE_SHARE
+from ..memory.governor import OK
+from ..settings import MB
+
+# What a new worker must save at least: this share of the limit. Else it is not worth the start.
+WORTH = 0.05
+# At warn (seconds): it must have lasted so long, in a worker so old. At critical starting workers
+# may take this share of the time.
+LASTED, OLD, START_SHARE = 10.0, 60.0, 1 / 2
+# At critical, a busy worker is given so long (seconds) to come to an idle moment ...
+PATIENCE = 2.0
+# ... and where memory grows so fast that it would be at critical in so long, it is critical: a
+# fresh worker takes as long to start, and the old one to end.
+LEAD = 0.25
+# An old worker with a slow request in flight stays as long (seconds) as that, and with it what it
+# holds: then a fresh one is had when it holds half of the room there is.
+SLOW, SLOWLY = 0.1, 10.0
+# Others come at least so often (a second), if it is they who leave something behind.
+OFTEN = 10.0
+# A new worker beside the old one needs so much (bytes) under the ceiling, besides its own size.
+ROOM = 32 * MB
+# So many in a row after which memory was not ok again: it does not help.
+IN_VAIN = 3
+
+
+def may_press(used: int, growth: float, critical: int) -> bool:
+    """Whether memory would be at critical before a fresh worker could take over."""
+    return used + growth * LEAD >= critical
+
+
+class Situation(NamedTuple):
+    """Sizes in bytes, spans in seconds."""
+
+    level: str
+    used: int
+    limit: int
+    warn: int
+    critical: int
+    growth: float  # bytes a second, of the site
+    rate: float  # requests a second, of this worker
+    left: float  # seconds until this worker meets its own ceiling, at its growth
+    lasted: float  # since the level was ok; where it is pressed, since it was not
+    age: float
+    started_in: float  # what the start of a worker takes
+    rss: int
+    born_rss: int
+    idle: bool
+    suspect: bool  # a request in flight is likely to hold what has grown
+    hit: bool = False  # the ceiling was met just now, by a request or a few
+    full: bool = False  # ... by all that come
+    slow: bool = False  # a request in flight takes its time
+    others: Sequence[int] = ()  # what the other workers have grown by
+    in_vain: int = 0
+
+    @property
+    def grown(self) -> int:
+        return self.rss - self.born_rss
+
+    @property
+    def pressed(self) -> bool:
+        """At critical (by the reading: the level lags behind), or there before a fresh worker
+        could be."""
+        return (
+            may_press(self.used, self.growth, self.critical)
+            or self.full
+            or self.left <= LEAD
+            or (self.slow and self._half_full)
+        )
+
+    @property
+    def _half_full(self) -> bool:
+        """Whether this worker, kept by a slow request, would leave a fresh one too little room."""
+        if self.rate < OFTEN:  # then it is the slow request itself that grows
+            return False
+        room = self.critical - (self.used - self.grown)
+        return self.grown >= room / 2 and self.growth * SLOWLY >= self.critical - self.used
+
+    @property
+    def spare(self) -> float:
+        """Seconds until the container is full, at this growth."""
+        room = self.limit * (1 - RESERVE_SHARE) - self.used
+        return room / self.growth if self.growth > 0 else float("inf")
+
+
+TOO_LARGE = "a new worker would be as large"
+IN_VAIN_SO_FAR = "new workers come back to it"
+# The first that holds is the reason to wait.
+REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
+    ("memory is ok", lambda s: not s.pressed and (s.level == OK or s.used < s.warn)),
+    (TOO_LARGE, lambda s: s.grown < s.limit * WORTH),
+    (IN_VAIN_SO_FAR, lambda s: s.in_vain >= IN_VAIN),
+    ("another worker has grown more", lambda s: any(s.grown < other for other in s.others)),
+    (
+        "it is young",
+        lambda s: s.age < (s.started_in / START_SHARE if s.pressed else OLD),
+    ),
+    ("it may pass", lambda s: not s.pressed and (s.lasted < LASTED or not s.idle)),
+    (
+        "a request in flight may hold the memory",
+        lambda s: s.suspect and s.lasted < PATIENCE,
+    ),
+    ("memory is being given back", lambda s: s.hit and s.lasted < PATIENCE),
+    (
+        "it is busy, and there is time",
+        lambda s: not s.idle and not s.full and s.lasted < PATIENCE and s.spare > PATIENCE,
+    ),
+)
+
+
+def reason_to_wait(situation: Situation) -> str | None:
+    """None: now."""
+    return next((reason for reason, holds in REASONS if holds(situation)), None)
+
+
+def fits(used: int, newborn: int, limit: int) -> bool:
+    """Whether a new worker can start while the old one is still there, with room to work in."""
+    return used + newborn + ROOM <= limit * (1 - RESERVE_SHARE)
