@@ -1,0 +1,58 @@
+"""The command `lowmem-wsgi`: finds the module of a subcommand and hands it the rest of the line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .._version import __version__
+from .tell import WRONG, tell
+
+# Name -> what it is for. Its module here has the same name and a `main(arguments) -> exit code`;
+# it is imported when it is called, so that no command pays for another.
+COMMANDS = {
+    "run": "serve an app with Gunicorn, in an environment made for little memory",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What the script and `python -m lowmem_wsgi` call. The exit code."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"lowmem-wsgi {__version__}")
+        return 0
+    if name in COMMANDS:
+        code: int = import_module(f".{name}", __name__).main(rest)
+        return code
+    if name:
+        tell(_no_such(name))
+    else:
+        print(usage(), file=sys.stderr)
+    return WRONG
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return "\n".join(
+        [
+            "usage: lowmem-wsgi COMMAND ...",
+            "       lowmem-wsgi --help | --version",
+            "",
+            *rows,
+            "",
+            "lowmem-wsgi COMMAND --help explains a command.",
+        ]
+    )
+
+
+def _no_such(name: str) -> str:
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"there is {', '.join(COMMANDS)}"
+    return f"no such command: {name!r}; {hint}"
