@@ -7,7 +7,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types docs bench clean
+.PHONY: demo test test-all lint types docs bench survival soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -19,9 +19,7 @@ demo: $(VENV)/demo
 	@echo "    head -c 5000000 /dev/zero | curl --data-binary @- http://127.0.0.1:$(PORT)/login   (413)"
 	@echo
 	@cd examples/flask_app && LOWMEM_ADMIN_TOKEN=$${LOWMEM_ADMIN_TOKEN:-demo} \
-	  PYTHONMALLOC=$${PYTHONMALLOC:-malloc} MALLOC_ARENA_MAX=$${MALLOC_ARENA_MAX:-1} \
-	  exec $(abspath $(VENV))/bin/gunicorn -c python:lowmem_wsgi.gunicorn \
-	  --bind 127.0.0.1:$(PORT) app:app
+	  exec $(abspath $(VENV))/bin/lowmem-wsgi run --bind 127.0.0.1:$(PORT) app:app
 
 test: $(VENV)/tests
 	$(VENV)/bin/python -m pytest
@@ -45,6 +43,14 @@ bench: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/in_process.py
 	$(VENV)/bin/python benchmarks/wrap_size.py
 	$(VENV)/bin/python benchmarks/request_cost.py
+
+# What survives in 512 MB, beside plain Gunicorn (6 minutes); ten minutes of mixed load. Linux, as a
+# user who may make a cgroup.
+survival: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/survival.py
+
+soak: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/soak.py --minutes 10
 
 clean:
 	rm -rf .venv .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

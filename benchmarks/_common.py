@@ -47,16 +47,22 @@ class Target:
 
 
 def parser(doc: str | None, *, rounds: int, requests: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    options = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The options of a benchmark that goes in rounds."""
+    options = bare_parser(doc)
     options.add_argument("--rounds", type=positive, default=rounds, help=f"default {rounds}")
     options.add_argument(
         "--requests",
         type=positive,
         default=requests,
         help=f"a variant and round, default {requests}",
+    )
+    return options
+
+
+def bare_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    options = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
@@ -78,8 +84,7 @@ def report(options: argparse.Namespace, figures: dict[str, Any], targets: Sequen
         document = {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             "python": platform.python_version(),
-            "rounds": options.rounds,
-            "requests": options.requests,
+            **{key: value for key, value in vars(options).items() if key not in ("json", "check")},
             "figures": figures,
             "targets": [vars(target) for target in targets],
         }

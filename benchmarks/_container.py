@@ -1,0 +1,183 @@
+"""Gunicorn under a real memory limit, watched: what was used at most, and who was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import SynchronizedArray
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+from _common import APPS, MB, Server
+from _load import Caller
+
+# Where no memory cgroup can be made, tests/cgroup.py has its test skipped; we leave, with the
+# same reason. Nothing else of pytest is used there, and the bench group has none.
+_pytest = ModuleType("pytest")
+vars(_pytest).update(skip=sys.exit, fail=sys.exit)
+sys.modules["pytest"] = _pytest
+
+from tests.cgroup import Cgroup, memory_cgroup  # noqa: E402
+from tests.live import serve, wait_for  # noqa: E402
+
+LIMIT = 512 * MB
+LOOK_EVERY = 0.005  # s, at the usage; at RSS, which takes longer to read, each tenth time
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Container:
+    """Its peaks are those since it was made."""
+
+    def __init__(self, group: Cgroup, peaks: SynchronizedArray[Any]) -> None:
+        self._group = group
+        self._peaks = peaks
+        self.path: Path = group.path
+
+    @property
+    def kills(self) -> int:
+        """Processes that the kernel killed because the container was full."""
+        return self._group.kills()
+
+    @property
+    def peak_mb(self) -> float:
+        """Of the usage less the file cache that the kernel drops first."""
+        return float(self._peaks[0]) / MB
+
+    @property
+    def peak_rss_mb(self) -> float:
+        """Of the sum over all processes, which counts shared pages once for each."""
+        return float(self._peaks[1]) / MB
+
+
+@contextlib.contextmanager
+def container(size: int = LIMIT) -> Iterator[Container]:
+    """Gone afterwards, with all that runs in it."""
+    # A process of its own: load and watching would delay each other.
+    context = multiprocessing.get_context("fork")
+    with memory_cgroup(size) as group:
+        peaks = context.Array("q", 2)
+        watcher = context.Process(target=_watch, args=(group, peaks), daemon=True)
+        watcher.start()
+        try:
+            yield Container(group, peaks)
+        finally:
+            watcher.kill()
+            watcher.join()
+
+
+def _watch(group: Cgroup, peaks: SynchronizedArray[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    looks = 0
+    while True:
+        peaks[0] = max(peaks[0], group.working_set())
+        if looks % 10 == 0:
+            peaks[1] = max(peaks[1], _rss(group))
+        looks += 1
+        time.sleep(LOOK_EVERY)
+
+
+def _rss(group: Cgroup) -> int:
+    total = 0
+    for pid in (group.path / "cgroup.procs").read_text().split():
+        with contextlib.suppress(OSError, IndexError):  # it has ended meanwhile
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    return total
+
+
+# --- Servers in it
+
+OURS, PLAIN = "ours", "plain"
+# What `lowmem-wsgi run` sets.
+TUNED = {
+    "PYTHONMALLOC": "malloc",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(8 * MB),
+    "MALLOC_MMAP_THRESHOLD_": str(4 * MB),
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_DEATH = re.compile(r"Worker \(pid:\s*\d+\) (?:was sent SIG\w+|exited with code [1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Served:
+    server: Server
+    container: Container
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def master(self) -> int:
+        return self.server.process.pid
+
+    @property
+    def deaths(self) -> int:
+        """Processes that ended otherwise than in order: workers, and the master."""
+        return len(_DEATH.findall(self.server.log)) + (self.server.process.poll() is not None)
+
+    @property
+    def boots(self) -> int:
+        return self.server.log.count("Booting worker")
+
+    def worker(self) -> int:
+        """The youngest one."""
+        while not (pids := self.server.workers()):
+            time.sleep(0.01)
+        return max(pids, key=_started)
+
+
+def _started(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+@contextlib.contextmanager
+def served(
+    side: str,
+    app: str,
+    directory: Path,
+    *,
+    workers: int = 1,
+    kind: str = "gthread",
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Gunicorn in a new container, answering already: with our config and the environment of
+    `lowmem-wsgi run`, or as it comes. `env` is for both, `LOWMEM_*` does nothing to the latter."""
+    environ: dict[str, Any] = {"XDG_RUNTIME_DIR": str(directory), **(env or {})}
+    how: dict[str, Any] = {"workers": workers}
+    if side == OURS:
+        how = {"config": "python:lowmem_wsgi.gunicorn"}
+        environ |= {**TUNED, "WEB_CONCURRENCY": str(workers)}
+        if kind == "sync":  # which it stays only without threads
+            options = [*options, "-k", "sync", "--threads", "1"]
+    for name in TUNED:  # from the benchmark's own environment
+        os.environ.pop(name, None)
+    with (
+        container() as limited,
+        serve(
+            app,
+            kind,
+            tmp_path=directory,
+            cwd=APPS,
+            cgroup=limited.path,
+            options=options,
+            **how,
+            **environ,
+        ) as server,
+    ):
+        caller = Caller(server.port)
+        wait_for(lambda: caller.ask("/").ok, f"an answer: {server.log}")
+        yield Served(server, limited)
