@@ -20,8 +20,6 @@ PAGE = Path(__file__).with_name("settings.md")
 NOT_YET = {
     "heavy_modules": "So far only the packages that purge_modules may drop.",
     "lazy_heavy": "No effect yet.",
-    "recycle": "No effect yet.",
-    "ceiling": "No effect yet.",
 }
 
 # What is wrong in the page's example of an error: keywords, environment.
@@ -67,7 +65,8 @@ configuration written today keeps working.
 |---|---|---|---|---|
 {rows}
 
-The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md).
+The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md), `recycle`
+and `ceiling` in [survive.md](survive.md).
 
 `balanced` is the default. `ultra` takes the source document's own numbers, for comparison:
 [source-document.md](source-document.md#lowmem_presetultra-the-letter) says what that costs.
@@ -83,10 +82,19 @@ source document.
 
 | variable | default | ultra | what it sets |
 |---|---|---|---|
-| `WEB_CONCURRENCY` | 1 | same | `workers`: processes. Each costs memory. |
+| `WEB_CONCURRENCY` | as many as fit | same | `workers`: processes. Each costs memory. |
 | `WORKER_CONNECTIONS` | 3 | same | `threads`: requests that one worker serves at once. |
 | `WORKER_TIMEOUT` | 10 | same | `timeout`: seconds a worker may be silent; 0: for ever. |
 | `MAX_REQUESTS` | 0 | 3 | `max_requests`: requests after which a worker is replaced; 0: never. |
+
+**As many as fit:** what is left under `warn` after the master has loaded the app, divided by what a
+worker may come to need: twice what was loaded, and 32 MB for a request that needs more. At most two
+a core (in a container: of its share), at least one. With 400 MB up to `warn` and two cores, an app
+of 30 MB gets four workers, one of 60 MB two, one of 93 MB one. The log says how many, and why. It
+is one worker where nothing enforces a limit, and in a config of the site's own, which sets
+`workers` itself.
+
+`graceful_timeout` is 25 s: platforms kill 30 s after they have asked a server to end.
 
 `GUNICORN_CMD_ARGS` and the command line beat all four, as they beat any Gunicorn config. `PORT`
 is read by Gunicorn itself.

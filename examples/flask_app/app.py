@@ -1,9 +1,9 @@
 """A client list that lives in 512 MB.
 
-    gunicorn -c python:lowmem_wsgi.gunicorn app:app
+    lowmem-wsgi run app:app
 
-The configuration wraps the app in LowMemory. Under any other server, one line at the end of
-this file does the same: `app = LowMemory(app)`, or, where `app` must stay a Flask object,
+It serves with Gunicorn and wraps the app in LowMemory. Under any other server, one line at the end
+of this file does the same: `app = LowMemory(app)`, or, where `app` must stay a Flask object,
 `app.wsgi_app = LowMemory(app.wsgi_app)`.
 """
 
