@@ -162,6 +162,22 @@ def test_what_is_left_does_not_count_what_was_mapped_and_unused_from_the_start(
     assert site.ceiling.left == room - 40 * MB
 
 
+def test_a_limit_of_the_container_that_is_lifted_takes_the_ceiling_with_it(
+    tmp_path: Path, limits: Limits
+) -> None:
+    site = Site(tmp_path)
+    before = limits.now
+    site.ceiling.arm()
+    assert limits.now != before
+    site.usage.source = "process"
+    site.ceiling.arm()
+    assert limits.now == before
+    assert site.ceiling.limit is None
+    site.usage.source = "cgroup v2"
+    site.ceiling.arm()
+    assert limits.now != before
+
+
 def test_the_stacks_of_threads_that_are_mapped_and_not_used_do_not_count(
     tmp_path: Path, limits: Limits
 ) -> None:

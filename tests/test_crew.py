@@ -899,6 +899,10 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
 def test_a_master_lays_out_the_page_before_it_forks(kills: list[int | None]) -> None:
     page.lay_out()
     assert (page.board().master, page.board().kills) == (os.getpid(), 5)
+    kills[0] = 6
+    page.lay_out()  # once: what comes after it is news
+    assert page.board().kills == 5
+    page._board.pop().close()
     kills[0] = None
     page.lay_out()
     assert page.board().kills == 0

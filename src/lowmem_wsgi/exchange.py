@@ -77,10 +77,7 @@ class Exchange:
             try:
                 result = app(self.environ, self.start_response)
             except BaseException as error:
-                try:
-                    other = self._other(error)
-                except MemoryError:  # the interrupt's, which came when the app's own had come
-                    other = self._other(error)
+                other = self._other(error)
                 if other is None:
                     raise
             kind = type(result)
@@ -145,10 +142,7 @@ class Exchange:
             stream.chunks = iter(stream.result)
             chunk = next(stream.chunks, None)
         except BaseException as error:
-            try:
-                other = self._other(error)
-            except MemoryError:  # as in run()
-                other = self._other(error)
+            other = self._other(error)
             if other is None:
                 raise
         else:
@@ -183,7 +177,10 @@ class Exchange:
     def _other(self, error: BaseException | None) -> WSGIApplication | None:
         if self.sent or self._rescued:
             return None
-        other = self._rescue(self.environ, error, False)
+        try:
+            other = self._rescue(self.environ, error, False)
+        except MemoryError:  # one from outside, which came when the app's own had come already
+            other = self._rescue(self.environ, error, False)
         self._rescued = other is not None
         return other
 

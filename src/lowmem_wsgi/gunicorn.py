@@ -189,18 +189,16 @@ def worker_exit(server: _Any, worker: _Any) -> None:
 
 
 def _prepare(server: _Any) -> None:
-    """Once a master: its hooks, its log, the app, the page."""
+    """The hooks, the log, the app, the page; harmless when repeated."""
     _chain(server.cfg)
-    from .workers.page import board, lay_out
-
-    if board().master == _os.getpid():
-        return
     _log_through(server.log)
     if server.app.callable is not None:
         server.app.callable = _wrapped(server.app.callable)
+    from .workers.page import lay_out
+
     try:
         lay_out()
-    except Exception:
+    except Exception:  # it would end the master
         _failure("Laying out the black box")
 
 

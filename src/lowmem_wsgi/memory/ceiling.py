@@ -53,8 +53,7 @@ class Ceiling:
     """Call `arm` again and again. Does nothing on a system without it.
 
     `wanted`: True, False, or None for "where the limit is one that something enforces". `read`
-    gives what the site uses.
-    `workers` tells how many processes like this one share the container.
+    gives what the site uses; `workers` tells how many processes like this one share the container.
     """
 
     def __init__(
@@ -110,6 +109,7 @@ class Ceiling:
             return
         usage = self._read()
         if not self.holds_for(usage):
+            self._release()  # the container's limit was lifted
             return
         stacks = min(self._stacks, max(0, data - anonymous))
         if self._least is None or self._unused is None:
@@ -155,8 +155,11 @@ class Ceiling:
 
     def lift(self) -> None:
         """Take it away for good: the limit is what it was."""
+        self._lifted = True
+        self._release()
+
+    def _release(self) -> None:
         with self._lock:
-            self._lifted = True
             if self._before is not None:
                 import resource
 
@@ -166,9 +169,9 @@ class Ceiling:
     def _set(self, limit: int) -> None:
         import resource
 
-        if self._before is None:
-            self._before = resource.getrlimit(resource.RLIMIT_DATA)
         with self._lock:
+            if self._before is None:
+                self._before = resource.getrlimit(resource.RLIMIT_DATA)
             if not self._lifted:
                 resource.setrlimit(resource.RLIMIT_DATA, (limit, self._before[1]))
                 self.limit = limit

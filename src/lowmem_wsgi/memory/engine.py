@@ -108,7 +108,7 @@ class Engine:
     def _watch(self, usage: Usage, level: str) -> None:
         """At each look: the ceiling, and what may still come in. Away from ok the sentry is there
         as well, which does not wait for the ladder."""
-        if self.ceiling.holds_for(usage):
+        if self.ceiling.holds_for(usage) or self.ceiling.limit is not None:
             self.ceiling.arm()
             self.sentry.watch()
         self.intake.look(usage, level, self.monitor.thresholds[1])

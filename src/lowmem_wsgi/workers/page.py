@@ -61,8 +61,11 @@ def _sweep(directory: str) -> None:
 
 
 def lay_out() -> None:
-    """In a master, before it forks: the page, and the word that the master looks after it."""
+    """In a master, before it forks: the page, and the word that the master looks after it. Harmless
+    when repeated."""
     page = board()
+    if page.master == os.getpid():
+        return
     page.change(master=os.getpid(), kills=Container().out_of_memory_kills() or 0)
 
 
