@@ -43,6 +43,7 @@ bench: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/in_process.py
 	$(VENV)/bin/python benchmarks/wrap_size.py
 	$(VENV)/bin/python benchmarks/request_cost.py
+	$(VENV)/bin/python benchmarks/at_rest.py
 
 # What survives in 512 MB, beside plain Gunicorn (6 minutes); ten minutes of mixed load. Linux, as a
 # user who may make a cgroup.

@@ -892,6 +892,9 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
         def out_of_memory_kills(self) -> int | None:
             return found[0]
 
+        def read(self) -> Usage:
+            return Usage(100 * MB, 128 * MB, "cgroup v2")
+
     monkeypatch.setattr(page, "Container", Container)
     return found
 
@@ -932,6 +935,7 @@ def test_a_master_tells_of_the_death(
     assert page.buried(pid, timed_out=timed_out) is False
     (line,) = lines(caplog)
     assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
+    assert ("→ 128 MB in its last" in line) is bool(killed)  # then the container was at its limit
     assert caplog.records[0].levelno == logging.ERROR
     assert (page.board().deaths, page.board().kills) == (1, 5 + killed)
     assert page.board().workers() == []
@@ -940,6 +944,29 @@ def test_a_master_tells_of_the_death(
     pid = forked_worker(nothing)
     page.buried(pid, timed_out=False)
     assert deaths.CRASH in lines(caplog)[1]
+
+
+@needs_fork
+def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
+    kills: list[int | None],
+) -> None:
+    page.lay_out()
+    floor = page._highest[0]
+
+    def grows(crew: Crew) -> None:
+        block = bytearray(floor + 64 * MB)
+        block[::4096] = bytes(len(block[::4096]))
+
+    pid = forked_worker(grows)
+    page.buried(pid, timed_out=False)
+    death = page.board().last_death
+    assert death is not None
+    assert death["rss_bytes"] >= floor + 64 * MB
+    pid = forked_worker(nothing)
+    page.buried(pid, timed_out=False)
+    death = page.board().last_death
+    assert death is not None
+    assert death["rss_bytes"] < floor + 64 * MB
 
 
 @needs_fork

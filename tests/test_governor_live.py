@@ -102,17 +102,15 @@ def test_warn_and_critical_are_acted_on_within_50_ms_of_a_growth_of_100_mb_a_sec
     assert least_of(3, latest, 0.05) <= 0.05
 
 
-def test_at_rest_the_monitor_takes_at_most_a_thousandth_of_a_core(server: Server) -> None:
-    """60 s of it take at most 60 ms; here a tenth of both, and a margin for the first reading."""
+def test_at_rest_the_monitor_wakes_about_once_a_second(server: Server) -> None:
+    """What that costs is for benchmarks/at_rest.py to say."""
     ask(server, "/")
     wait_for(lambda: "ok" in server.get("/api/memory-status").text, "the monitor")
-
-    def used() -> float:
-        before, began = ask(server, "/monitor-cpu"), time.monotonic()
-        wait_for(lambda: time.monotonic() - began >= 6, "six seconds of rest", seconds=10)
-        return float(ask(server, "/monitor-cpu") - before)
-
-    assert least_of(3, used, 0.006) <= 0.006
+    woken, began = ask(server, "/monitor")["woken"], time.monotonic()
+    wait_for(lambda: time.monotonic() - began >= 6, "six seconds of rest", seconds=10)
+    woken, seconds = ask(server, "/monitor")["woken"] - woken, time.monotonic() - began
+    # Once a look, and once more where another thread has the interpreter's lock just then.
+    assert 3 <= woken <= 2 * (seconds + 2)
 
 
 def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: Server) -> None:

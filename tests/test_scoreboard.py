@@ -440,6 +440,22 @@ def test_a_death_is_told_with_what_was_in_flight_and_how_memory_went(
     assert board.workers() == []
 
 
+def test_what_the_kernel_knows_of_the_end_completes_what_was_seen(
+    board: Board, clock: Clock
+) -> None:
+    slot = claimed(board, clock, 40 * MB)
+    slot.began("GET", "/export")
+    slot.note(48 * MB, 60 * MB)
+    clock.now += 0.4
+    seen = deaths.completed(only(board), 480 * MB, 512 * MB, now=clock.now)
+    death = deaths.describe(seen, deaths.OOM_KILL, clock.now)
+    assert (death["rss_bytes"], death["used_bytes"]) == (480 * MB, 512 * MB)
+    assert (death["used_before_bytes"], death["seconds"]) == (60 * MB, 0.4)
+    (flight,) = death["in_flight"]
+    assert flight["grown_bytes"] == 440 * MB
+    assert deaths.completed(only(board), 0, 0, now=clock.now) == only(board)
+
+
 def test_a_worker_that_died_before_its_first_reading_is_told_as_well(
     board: Board, clock: Clock
 ) -> None:

@@ -75,11 +75,15 @@ def report(query: dict[str, str]) -> object:
     return {"told": told, "pid": os.getpid(), "rss": resident()}
 
 
-def monitor_cpu(query: dict[str, str]) -> object:
-    """Seconds of CPU time that the monitor's thread has used."""
+def monitor(query: dict[str, str]) -> object:
+    """Of the monitor's thread: seconds of CPU time, and how often it has slept and woken."""
     (thread,) = (t for t in threading.enumerate() if t.name == "lowmem-monitor")
-    with open(f"/proc/self/task/{thread.native_id}/schedstat") as file:
-        return int(file.read().split()[0]) / 1e9
+    task = f"/proc/self/task/{thread.native_id}"
+    with open(f"{task}/schedstat") as file:
+        seconds = int(file.read().split()[0]) / 1e9
+    with open(f"{task}/status") as file:
+        (woken,) = (line.split()[1] for line in file if line.startswith("voluntary_ctxt"))
+    return {"seconds": seconds, "woken": int(woken)}
 
 
 ROUTES: dict[str, Callable[[dict[str, str]], object]] = {
@@ -89,7 +93,7 @@ ROUTES: dict[str, Callable[[dict[str, str]], object]] = {
     "/read-file": read_file,
     "/grow": grow,
     "/report": report,
-    "/monitor-cpu": monitor_cpu,
+    "/monitor": monitor,
 }
 
 

@@ -20,6 +20,8 @@ from .reading import Memory, Usage, process_figures
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
 REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
+# The limit, and whose it is, is looked for anew after so many seconds.
+FIND = 10.0
 # It looks this often on the way to a threshold.
 LOOKS = 4
 # Bytes a second that growth is taken for before any was seen: a fast import, a large query.
@@ -141,7 +143,7 @@ class Monitor:
     def tick(self) -> float:
         """One look, and what follows from it. Seconds to the next."""
         now = self._now()
-        if now - self._read_at >= REST:
+        if now - self._read_at >= FIND:
             self._read_at, usage = now, self._memory.read()
         else:
             usage = self._memory.glance()

@@ -318,6 +318,7 @@ class Memory:
         self._limit = limit
         self._root = root
         self._last: Usage | None = None
+        self._own = False  # whether the last reading was of this process alone
         self._container = Container(root)
         self._rss = OwnRss() if rss is None else rss
 
@@ -336,6 +337,7 @@ class Memory:
             usage = machine if machine and fits else Usage(self._rss(), asked, "process")
         if self._limit is not None and self._limit < usage.limit:
             usage.limit = self._limit
+        self._own = usage.source == "process"
         return usage
 
     def reopen(self) -> None:
@@ -345,8 +347,10 @@ class Memory:
             self._rss.reopen()
 
     def glance(self) -> Usage:
-        """As `read`, but cheaper in a container: of where its limit was found last."""
+        """As `read`, but cheaper: of where the limit was found last, if there was one."""
         usage = self._container.glance()
+        if usage is None and self._own:
+            usage = Usage(self._rss(), self._limit or DEFAULT_LIMIT, "process")
         if usage is None:
             return self.read()
         if self._limit is not None and self._limit < usage.limit:
@@ -366,7 +370,8 @@ class Memory:
 def read_machine(root: str = "") -> Usage | None:
     """The machine's memory: /proc/meminfo, else psutil."""
     path = f"{root}/proc/meminfo"
-    total, available = (_stat(path, key) * 1024 for key in ("MemTotal:", "MemAvailable:"))
+    text = read_text(path)
+    total, available = (_value(text, key) * 1024 for key in ("MemTotal:", "MemAvailable:"))
     if not (total and available) and not root:
         try:
             import psutil
@@ -401,10 +406,11 @@ def _stat(path: str, key: str) -> int:
 
 
 def _value(text: str, key: str) -> int:
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == key and words[1].isascii() and words[1].isdigit():
-            return int(words[1]) if len(words[1]) < 20 else 0
+    for line in text.splitlines() if key in text else ():
+        if line.startswith(key):
+            words = line.split()
+            if len(words) > 1 and words[0] == key and words[1].isascii() and words[1].isdigit():
+                return int(words[1]) if len(words[1]) < 20 else 0
     return 0
 
 

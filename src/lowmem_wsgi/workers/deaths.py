@@ -22,6 +22,16 @@ def left_in_order(seen: Seen) -> bool:
     return bool(seen.state & GONE) or (seen.state != READY and not seen.flights)
 
 
+def completed(seen: Seen, peak: int, limit: int, *, now: float | None = None) -> Seen:
+    """With what the kernel knows of the end, which comes between two looks: the worker's peak RSS,
+    and for an OOM kill the limit that the container was at. Bytes; 0 for what is not known."""
+    rss = max(seen.rss, peak)
+    if limit:
+        at = time.monotonic() if now is None else now
+        return seen._replace(rss=rss, points=[*seen.points, (at, rss, limit)])
+    return seen._replace(rss=rss)
+
+
 def report(board: Board, seen: Seen, why: str, *, now: float | None = None) -> dict[str, Any]:
     """Log the death in one line, keep it for the status, and free the slot."""
     death = describe(seen, why, time.monotonic() if now is None else now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 from ..memory.reading import Container
 from ..runtime_directory import Refused, private_directory, runtime_directory
@@ -67,6 +68,7 @@ def lay_out() -> None:
     if page.master == os.getpid():
         return
     page.change(master=os.getpid(), kills=Container().out_of_memory_kills() or 0)
+    _new_peak()  # of children that were none of the workers
 
 
 def buried(pid: int, *, timed_out: bool) -> bool:
@@ -81,8 +83,26 @@ def buried(pid: int, *, timed_out: bool) -> bool:
         timed_out=timed_out, killed=kills > page.kills, orderly=deaths.left_in_order(seen)
     )
     page.change(kills=kills)
+    peak = _new_peak()
     if why is None:
         page.free(seen.place)
     else:
-        deaths.report(page, seen, why)
+        usage = Container().read() if why == deaths.OOM_KILL else None
+        deaths.report(page, deaths.completed(seen, peak, usage.limit if usage else 0), why)
     return seen.replaced
+
+
+_highest = [0]
+
+
+def _new_peak() -> int:
+    """The peak RSS (bytes) of the child that has just been reaped, where it is the largest of all
+    so far: only then does the kernel tell (RUSAGE_CHILDREN, getrusage(2)). Else 0."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such master
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = _highest[0]
+    _highest[0] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    return _highest[0] if _highest[0] > before else 0
