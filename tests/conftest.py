@@ -11,6 +11,8 @@ import pytest
 
 from lowmem_wsgi import log
 from lowmem_wsgi.memory import engine
+from lowmem_wsgi.workers import page
+from lowmem_wsgi.workers.scoreboard import LEDGER_AT, SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +26,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def restored_interpreter() -> Iterator[None]:
     """Each test leaves the collector, the recursion limit, the ceiling and the logs as it found
-    them."""
+    them, and the site's counts at nothing."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     engine._current.clear()
+    for board in page._board:
+        board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
     log.once.forget()
     log.limited.forget()
     yield

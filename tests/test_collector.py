@@ -484,3 +484,22 @@ def test_a_forked_child_reads_its_own_rss_not_the_parents() -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_an_app_drops_without_growing_again_is_given_back_by_and_by() -> None:
+    clock, memory = Clock(), Process(150 * MB)
+    collector = make(clock, memory)
+    collector.after_request()
+    clock.now += 10
+    collector.tidy()
+    memory.live = 50 * MB  # a cache is dropped: RSS stays, and the floor with it
+    collector.after_request()
+    assert memory.rss == 150 * MB
+    clock.now += 10
+    collector.tidy()
+    assert memory.rss == 50 * MB
+    before = memory.given_back
+    for _ in range(5):  # nobody has asked for anything since
+        clock.now += 10
+        collector.tidy()
+    assert memory.given_back == before

@@ -20,6 +20,7 @@ from forks import asked, child, kill
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN, Governor
 from lowmem_wsgi.memory.interrupt import Interrupt
+from lowmem_wsgi.memory.growth import Growth
 from lowmem_wsgi.memory.reading import Usage
 from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.workers import crew as module
@@ -75,7 +76,10 @@ class Engine:
     """As much of one as a crew asks for, where memory and time are the test's."""
 
     def __init__(self, clock: Clock, kills: int | None = None) -> None:
-        self.ceiling = self.monitor = self.memory = self
+        self.ceiling = self.monitor = self.memory = self.ladder = self.collector = self
+        self.growth = Growth()
+        self.counted = {"requests": 0.0}
+        self.ran: object = None
         self.interrupt = Interrupt(self.work, now=clock)
         self.in_flight: dict[object, int] = {}
         self.workers: Callable[[], int] = int
@@ -90,6 +94,9 @@ class Engine:
 
     def work(self) -> dict[object, int]:
         return self.in_flight
+
+    def counts(self) -> dict[str, float]:
+        return dict(self.counted)
 
     def met_by_one(self) -> bool:
         return self.hits == 1

@@ -65,18 +65,21 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
     assert {key: set(value) for key, value in answer.items() if isinstance(value, dict)} == {
         "memory": {
             *("used_bytes", "limit_bytes", "percent", "source"),
-            *("rss_bytes", "uss_bytes", "peak_bytes"),
+            *("rss_bytes", "uss_bytes", "peak_bytes", "processes_bytes"),
         },
         "thresholds": {"warn_bytes", "critical_bytes"},
         "gc": {
             *("passes", "runs", "collected", "frozen"),
-            *("last_seconds", "total_seconds", "freed_bytes"),
+            *("last_seconds", "total_seconds", "freed_bytes", "gave_back"),
         },
-        "cleanups": {"count", "last_at", "last_freed_bytes", "steps"},
+        "cleanups": {"count", "last_at", "last_freed_bytes", "steps", "freed_bytes"},
         "requests": {
             *("total", "in_flight", "uploads_rejected", "sessions_expired", "shed"),
             "out_of_memory",
         },
+        "recycles": {"count"},
+        "deaths": {"OOM kill", "timeout", "crash"},
+        "allocator": {"PYTHONMALLOC", "MALLOC_ARENA_MAX"},
     }
     assert set(answer) >= {"status", "workers", "routes", "diagnosis", "version"}
     assert answer["version"] == __version__
@@ -85,7 +88,10 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
     assert answer["memory"]["limit_bytes"] == 512 * 1024**2
     assert answer["thresholds"]["warn_bytes"] == 400 * 1024**2
     (worker,) = answer["workers"]
-    assert set(worker) == {"pid", "rss_bytes", "uss_bytes", "age_seconds", "requests"}
+    assert set(worker) == {
+        *("pid", "role", "state", "this", "age_seconds", "requests", "in_flight"),
+        *("born_bytes", "rss_bytes", "uss_bytes", "pss_bytes"),
+    }
     assert 0 < worker["uss_bytes"] <= worker["rss_bytes"]
 
 

@@ -546,6 +546,11 @@ def test_garbage_on_the_page_never_raises(head: bytes, slots: bytes, shift: int)
     assert len(board.taken()) >= len(board.workers())
     last = board.last_death
     assert last is None or isinstance(last, dict)
+    assert len(board.ledger.counts()) > 0
+    assert len(board.ledger.routes()) <= 101
+    assert len([*board.ledger.points(), *board.ledger.events()]) <= 360 + 64
+    board.ledger.event("cleanup", 0, "warn")
+    board.ledger.point(5)
     for seen in board.workers():
         assert seen.takes_room(5.0) in (True, False)
         assert seen.replaced in (True, False)

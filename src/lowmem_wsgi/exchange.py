@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Amend = Callable[[WSGIEnvironment, str, Headers], Headers]
     Rescue = Callable[[WSGIEnvironment, "BaseException | None", bool], "WSGIApplication | None"]
     Finish = Callable[["Exchange", bool], None]
+    Started = Callable[["Exchange"], None]
 
 
 class Exchange:
@@ -30,6 +31,7 @@ class Exchange:
     rescue(environ, error, sent)     after the app has returned, raised `error` or yielded: another
                                      app to answer instead, or None (asked until it names one).
                                      Where the headers are `sent` it is told, and cannot answer
+    started(exchange)                the app has called start_response, and is not done yet
     finish(exchange, closed)         the request is over; called once. Not `closed`: the server
                                      dropped the response without a close()
     """
@@ -43,11 +45,14 @@ class Exchange:
         "_rescued",
         "_server_start",
         "_server_write",
-        "_status",
+        "_started",
         "environ",
+        "order",
         "place",
         "request",
+        "route",
         "sent",
+        "status",
     )
 
     def __init__(
@@ -57,17 +62,21 @@ class Exchange:
         amend: Amend,
         rescue: Rescue,
         finish: Finish,
+        started: Started,
     ) -> None:
         self.environ = environ
         self._server_start = start_response
         self._amend = amend
         self._rescue = rescue
         self._finish: Finish | None = finish
-        self._status: str | None = None
+        self._started = started
+        self.status: str | None = None  # the last that the app has given
         self.sent = False
         self._rescued = False
-        # For the middleware: the request's number, and its place on the board.
-        self.request, self.place = 0, -1
+        # For the middleware: the request's number, its place on the board, how many there were
+        # before it, and its route.
+        self.request, self.place, self.order = 0, -1, 0
+        self.route: str | None = None
 
     def run(self, app: WSGIApplication) -> Iterable[bytes]:
         """The response of `app`, to be returned to the server."""
@@ -110,10 +119,11 @@ class Exchange:
                 self._server_write = self._server_start(status, headers, exc_info)
             finally:
                 exc_info = None  # a cycle through this frame
-        elif self._status is not None and exc_info is None:
+        elif self.status is not None and exc_info is None:
             raise AssertionError("start_response called twice without exc_info (PEP 3333)")
         else:
-            self._status, self._headers = status, headers
+            self.status, self._headers = status, headers
+            self._started(self)
         return self.write
 
     def write(self, data: bytes, /) -> None:
@@ -126,10 +136,10 @@ class Exchange:
 
     def send_headers(self) -> None:
         """Hand status and headers to the server, once there are any."""
-        if not self.sent and self._status is not None:
+        if not self.sent and self.status is not None:
             self.sent = True
-            headers = self._amend(self.environ, self._status, self._headers)
-            self._server_write = self._server_start(self._status, headers)
+            headers = self._amend(self.environ, self.status, self._headers)
+            self._server_write = self._server_start(self.status, headers)
 
     def first(self, stream: Stream) -> bytes:
         """Begin to iterate a response, or what answers instead; its first chunk.
@@ -186,7 +196,7 @@ class Exchange:
 
     def _replaced(self, result: Iterable[bytes], other: WSGIApplication) -> Iterable[bytes]:
         _close(result)
-        self._status = None
+        self.status = None
         return other(self.environ, self.start_response)
 
     def _close_both(self, result: object) -> None:

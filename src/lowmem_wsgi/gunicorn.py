@@ -256,7 +256,8 @@ def _asked_for_workers(cfg: _Any) -> bool:
 
 
 def _as_many_as_fit(gunicorn_log: _Any) -> int:
-    from .memory.reading import Memory, process_figures
+    from .memory.processes import process_figures
+    from .memory.reading import Memory
     from .settings import threshold_bytes
 
     usage = Memory(_settings.memory_limit).read()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import log
 from ._version import __version__
+from .admin.naming import Names, told
 from .admin.routes import Admin
 from .exchange import Exchange
 from .guards import out_of_memory
@@ -61,7 +62,10 @@ class LowMemory:
         )
         self._for_apps = {limit: self._told_to_apps(limit) for limit in self.uploads.limits}
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
+        self._names = Names(rules.static_prefix)
         self._numbers = itertools.count(1).__next__
+        self.out_of_memory = 0
+        # Another app's monitor may be at work: from here on it sees this one.
         self.engine = engine.join(rules, self)
         self.crew = crew.join(rules, self.engine)
         self.overload.intake = self.engine.intake
@@ -70,8 +74,9 @@ class LowMemory:
         self._views = {limit: MappingProxyType(told) for limit, told in self._for_apps.items()}
         self._monitor = self.engine.monitor
         self._after_request = self.engine.collector.after_request
+        self._growth = self.engine.collector.growth
+        self._steps = self._amend, self._rescue, self._finish, _named
         self._admin = Admin(self).routes()
-        self.out_of_memory = 0
         self._told = self._closed = False
         # An app that is thrown away without close() leaves all the same.
         self._leave = weakref.finalize(self, self.engine.leave)
@@ -86,7 +91,7 @@ class LowMemory:
         route = self._admin.get(environ.get("PATH_INFO", ""))
         if route is not None:
             return route(environ, start_response)
-        exchange = Exchange(environ, start_response, self._amend, self._rescue, self._finish)
+        exchange = Exchange(environ, start_response, *self._steps)
         return exchange.run(self._guard(exchange, environ) or self.app)
 
     def status(self) -> dict[str, Any]:
@@ -97,7 +102,7 @@ class LowMemory:
 
     def cleanup(self) -> dict[str, Any]:
         """Free what can be freed, now. Bytes before, after and freed by each step."""
-        result = self.engine.ladder.run()
+        result = self.engine.ladder.run(why="asked")
         log.logger.info(
             "🧹 asked for: %s → %s (%s)",
             format_size(result["before_bytes"]),
@@ -129,6 +134,16 @@ class LowMemory:
         """The requests in flight, each with the ident of its thread."""
         return self.overload.work()
 
+    def counts(self) -> Mapping[str, int]:
+        """What was counted here since the process began."""
+        return {
+            "requests": self.overload.total,
+            "uploads_rejected": self.uploads.rejected,
+            "sessions_expired": self.sessions.expired,
+            "shed": self.overload.shed,
+            "out_of_memory": self.out_of_memory,
+        }
+
     # --- A request, from its start to after its last byte
 
     def _guard(self, exchange: Exchange, environ: WSGIEnvironment) -> Refusal | None:
@@ -141,6 +156,7 @@ class LowMemory:
             refusal = None
         if refusal is not None:
             return refusal
+        exchange.order = self.overload.total if self.overload.in_flight() < 2 else -1
         path = environ.get("PATH_INFO", "")
         exchange.place = self.crew.began(environ.get("REQUEST_METHOD", ""), path)
         environ[ENVIRON] = self._views[self.uploads.limit_for(path)]
@@ -177,9 +193,19 @@ class LowMemory:
             self.overload.leave(exchange.request)
             self.crew.ended(exchange.place)
             if closed and not self._closed:
+                if exchange.order:
+                    self._book(exchange)
                 self._after_request(self.overload.in_flight)
         except Exception:
             log.failure("Cleaning up after a request")
+
+    def _book(self, exchange: Exchange) -> None:
+        try:
+            others = exchange.order != self.overload.total  # there were some, before it or since
+            name = self._names(exchange.environ, exchange.status, exchange.route)
+            self._growth.ended(name, others)
+        except Exception:
+            log.failure("Naming a route")
 
     def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
@@ -241,3 +267,10 @@ class LowMemory:
             if not getattr(rules, name)
         ]
         return ", ".join(limits)
+
+
+def _named(exchange: Exchange) -> None:
+    try:
+        exchange.route = told(exchange.environ)
+    except Exception:
+        log.failure("Reading a route's name")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..guards.body import drain
 from ..guards.paths import wsgi_path
-from ..guards.refusals import Refusal
+from ..guards.refusals import Refusal, preferred
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from ..middleware import LowMemory
+    from ..settings import Settings
 
 # A browser asks for a password on Basic; the token is the password, with any name.
 CHALLENGE = ("WWW-Authenticate", 'Basic realm="lowmem-wsgi", charset="UTF-8"')
@@ -49,19 +51,22 @@ class Admin:
         return route
 
     def _status(self, environ: WSGIEnvironment) -> WSGIApplication:
-        from .status import brief
+        from .status import brief, history
 
-        wanted = _query(environ).get("format", ["json"])[-1]
-        if wanted != "json":
+        query = _query(environ)
+        wanted = query["format"][-1] if "format" in query else accepted(environ)
+        if wanted not in FORMATS:
+            known = ", ".join(FORMATS)
             return Refusal(
                 "400 Bad Request",
-                "This format is not known. Known: json.",
+                f"This format is not known. Known: {known}.",
                 why="an unknown ?format=",
                 setting="none, the request is wrong",
             )
-        if self._token is None:
-            return Json(brief(self._lowmem))
-        return Json(self._lowmem.status())
+        document = brief(self._lowmem) if self._token is None else self._lowmem.status()
+        if self._token is not None and (wanted == "html" or "history" in query):
+            document["history"] = history(self._lowmem)
+        return FORMATS[wanted](document, self._lowmem.settings)
 
     def _cleanup(self, environ: WSGIEnvironment) -> WSGIApplication:
         if self._token is None:
@@ -80,8 +85,8 @@ class Admin:
                 setting="none, the request is wrong",
             )
         if environ["REQUEST_METHOD"] == "HEAD":
-            return Json({})
-        return Json(self._lowmem.cleanup())
+            return _json({})
+        return _json(self._lowmem.cleanup())
 
 
 UNAUTHORIZED = Refusal(
@@ -93,26 +98,75 @@ UNAUTHORIZED = Refusal(
 )
 
 
-class Json:
-    """A WSGI app that answers with one JSON document."""
+class Document:
+    """A WSGI app that answers with one text, which depends on Accept."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        self._document = document
+    def __init__(self, body: bytes, headers: list[tuple[str, str]]) -> None:
+        self._body = body
+        self._headers = headers
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        import json
-
         drain(environ)
-        body = json.dumps(self._document).encode() + b"\n"
-        start_response(
-            "200 OK",
-            [
-                ("Content-Type", "application/json"),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", "no-store"),
-            ],
-        )
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+        length = ("Content-Length", str(len(self._body)))
+        start_response("200 OK", [*self._headers, length, ("Vary", "Accept")])
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [self._body]
+
+
+def _text(body: bytes, content_type: str) -> Document:
+    return Document(body, [("Content-Type", content_type), ("Cache-Control", "no-store")])
+
+
+def _json(document: dict[str, Any], settings: Settings | None = None) -> Document:
+    import json
+
+    return _text(json.dumps(document).encode() + b"\n", "application/json")
+
+
+def _html(document: dict[str, Any], settings: Settings) -> Document:
+    import secrets
+
+    from . import page
+
+    nonce, paths = secrets.token_urlsafe(16), (settings.status_path, settings.cleanup_path)
+    body = page.render(document, nonce=nonce, status_path=paths[0], cleanup_path=paths[1])
+    return Document(body, page.headers(nonce))
+
+
+def _openmetrics(document: dict[str, Any], settings: Settings) -> Document:
+    from . import openmetrics
+
+    return _text(openmetrics.render(document), openmetrics.OPENMETRICS)
+
+
+def _prometheus(document: dict[str, Any], settings: Settings) -> Document:
+    from . import openmetrics
+
+    return _text(openmetrics.render(document, classic=True), openmetrics.TEXT)
+
+
+FORMATS: dict[str, Callable[[dict[str, Any], Settings], WSGIApplication]] = {
+    "json": _json,
+    "html": _html,
+    "openmetrics": _openmetrics,
+    "prometheus": _prometheus,
+}
+# What Accept calls them, the first where it does not care.
+TYPES = {
+    "application/json": "json",
+    "text/html": "html",
+    "application/openmetrics-text": "openmetrics",
+    "text/plain": "prometheus",
+}
+
+
+def accepted(environ: WSGIEnvironment) -> str:
+    """The format that Accept likes best, whatever version of it."""
+    accept = _PARAMETERS.sub("", environ.get("HTTP_ACCEPT", ""))
+    return TYPES[preferred({"HTTP_ACCEPT": accept}, tuple(TYPES))]
+
+
+# All but the quality: `;version=1.0.0;escaping=allow-utf-8`.
+_PARAMETERS = re.compile(r";\s*(?!q=)[^;,]*", re.IGNORECASE)
 
 
 def authorized(environ: WSGIEnvironment, token: str) -> bool:

@@ -1,17 +1,31 @@
-"""The status, as one dictionary. Bytes and seconds; None for what cannot be had."""
+"""The status, as one document. Bytes and seconds; None for what cannot be had.
+
+Counts are the site's, all its workers together; `gc` and `cleanups` are of the worker that answers.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..memory.governor import CRITICAL, OK, WARN
-from ..memory.reading import Usage, process_age, process_figures
+from ..memory.growth import OTHER
+from ..memory.processes import Scales, process_age, process_figures
+from ..memory.reading import Usage
+from .diagnosis import diagnose
 
 if TYPE_CHECKING:
     from ..middleware import LowMemory
+    from ..workers.scoreboard import Seen
+
+REQUESTS = ("uploads_rejected", "sessions_expired", "shed", "out_of_memory")
+STEPS = ("trim", "caches", "callback", "purge", "collect")
+DEATHS = {"OOM kill": "deaths_oom", "timeout": "deaths_timeout", "crash": "deaths_crash"}
+
+_scales = Scales(figures=process_figures)
 
 
 def brief(lowmem: LowMemory) -> dict[str, Any]:
@@ -35,49 +49,147 @@ def _level(lowmem: LowMemory, now: Usage) -> str:
 
 
 def status(lowmem: LowMemory) -> dict[str, Any]:
-    figures = process_figures()
+    """All that is told with the token."""
     now = lowmem.engine.memory.read()
     warn, critical = lowmem.engine.monitor.thresholds
-    collector, ladder = lowmem.engine.collector, lowmem.engine.ladder
-    last = ladder.last or {"at": None, "freed_bytes": None, "steps": []}
-    return {
+    counts = {name: _number(value) for name, value in lowmem.crew.counts().items()}
+    workers = _workers(lowmem)
+    own = next(worker for worker in workers if worker["this"])
+    peak = process_figures()["peak_bytes"] if own["rss_bytes"] is None else own.pop("peak_bytes")
+    document: dict[str, Any] = {
         "status": _level(lowmem, now),
-        "memory": {**_memory(now), "source": now.source, **figures},
+        "memory": {
+            **_memory(now),
+            "source": now.source,
+            "rss_bytes": own["rss_bytes"],
+            "uss_bytes": own["uss_bytes"],
+            "peak_bytes": peak,
+            "processes_bytes": _sum(worker["pss_bytes"] for worker in workers),
+        },
         "thresholds": {"warn_bytes": warn, "critical_bytes": critical},
-        "gc": {
-            "passes": collector.passes,
-            "runs": collector.runs,
-            "collected": collector.collected,
-            "frozen": gc.get_freeze_count(),
-            "last_seconds": collector.last_seconds,
-            "total_seconds": collector.total_seconds,
-            "freed_bytes": collector.freed_bytes,
-        },
-        "cleanups": {
-            "count": ladder.count,
-            "last_at": last["at"],
-            "last_freed_bytes": last["freed_bytes"],
-            "steps": last["steps"],
-        },
+        "gc": _gc(lowmem, counts),
+        "cleanups": _cleanups(lowmem, counts),
         "requests": {
-            "total": lowmem.overload.total,
-            "in_flight": lowmem.overload.in_flight(),
-            "uploads_rejected": lowmem.uploads.rejected,
-            "sessions_expired": lowmem.sessions.expired,
-            "shed": lowmem.overload.shed,
-            "out_of_memory": lowmem.out_of_memory,
+            "total": counts["requests"],
+            "in_flight": sum(len(worker["in_flight"]) for worker in workers),
+            **{name: counts[name] for name in REQUESTS},
         },
-        "workers": [
-            {
-                "pid": os.getpid(),
-                "rss_bytes": figures["rss_bytes"],
-                "uss_bytes": figures["uss_bytes"],
-                "age_seconds": process_age(),
-                "requests": lowmem.overload.total,
-            }
-        ],
+        "workers": workers,
+        "routes": _routes(lowmem),
+        "recycles": {"count": counts["recycles"]},
+        "deaths": {cause: counts[name] for cause, name in DEATHS.items()},
         "last_death": lowmem.crew.last_death(),
-        "routes": [],
-        "diagnosis": None,
-        "version": __version__,
+        "allocator": {name: os.environ.get(name) for name in ("PYTHONMALLOC", "MALLOC_ARENA_MAX")},
     }
+    return {**document, "diagnosis": diagnose(document), "version": __version__}
+
+
+def history(lowmem: LowMemory) -> dict[str, Any]:
+    """The site's last hour, for the chart: Unix seconds, bytes."""
+    ledger = lowmem.crew.ledger
+    return {
+        "interval_seconds": ledger.every,
+        "points": ledger.points(),
+        "events": [
+            {"at": event.at, "kind": event.kind, "freed_bytes": event.freed, "what": event.what}
+            for event in ledger.events()
+        ],
+    }
+
+
+# --- Its parts
+
+
+def _gc(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
+    collector = lowmem.engine.collector
+    return {
+        "passes": collector.passes,
+        "runs": counts["gc_runs"],
+        "collected": counts["gc_collected"],
+        "frozen": gc.get_freeze_count(),
+        "last_seconds": collector.last_seconds,
+        "total_seconds": counts["gc_seconds"],
+        "freed_bytes": counts["gc_freed_bytes"],
+        "gave_back": collector.gave_back,
+    }
+
+
+def _cleanups(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
+    last = lowmem.engine.ladder.last or {"at": None, "freed_bytes": None, "steps": []}
+    return {
+        "count": counts["cleanups"],
+        "last_at": last["at"],
+        "last_freed_bytes": last["freed_bytes"],
+        "steps": last["steps"],
+        "freed_bytes": {step: counts[f"freed_{step}"] for step in STEPS},
+    }
+
+
+def _workers(lowmem: LowMemory) -> list[dict[str, Any]]:
+    """Each worker of the site, and its master; the one that answers in any case."""
+    now = time.monotonic()
+    seen = {found.pid: found for found in lowmem.crew.alive()}
+    own, server = os.getpid(), lowmem.crew.server
+    others = [] if server is None or server.master == own else [server.master]
+    weights = _scales.weigh({own, *seen, *others})
+    rows = [_worker(pid, seen.get(pid), lowmem, now) for pid in sorted({own, *seen})]
+    rows += [
+        {"pid": pid, "role": "master", "state": "ready", "this": False, "in_flight": []}
+        | {"age_seconds": process_age(pid), "requests": None, "born_bytes": None}
+        for pid in others
+    ]
+    for row in rows:
+        row |= weights[row["pid"]]
+        if not row["this"]:
+            del row["peak_bytes"]
+    return rows
+
+
+def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[str, Any]:
+    row = {"pid": pid, "role": "worker", "state": "ready", "this": pid == os.getpid()}
+    if seen is None:  # it has no place on the page
+        total = lowmem.overload.total
+        return row | {
+            "age_seconds": process_age(),
+            "requests": total,
+            "born_bytes": None,
+            "in_flight": [],
+        }
+    return row | {
+        "state": "ready" if seen.ready else "retiring",
+        "age_seconds": round(now - seen.born, 3),
+        "requests": seen.requests,
+        "born_bytes": seen.born_rss,
+        "in_flight": [
+            {
+                "route": flight.what,
+                "seconds": round(now - flight.begun, 3),
+                "grown_bytes": max(0, seen.rss - flight.rss),
+            }
+            for flight in seen.flights
+        ],
+    }
+
+
+def _routes(lowmem: LowMemory) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "route": name,
+            "requests": requests,
+            "grown_bytes": grown,
+            "worst_bytes": worst,
+            "shared": round(shared / requests, 3) if requests else 0.0,
+        }
+        for name, (requests, shared, grown, worst) in lowmem.crew.ledger.routes().items()
+    ]
+    return sorted(rows, key=lambda row: (row["route"] == OTHER, -row["grown_bytes"], row["route"]))
+
+
+def _sum(values: Any) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _number(value: float) -> float | int:
+    """A count: whole, where it is."""
+    return int(value) if value == int(value) else round(value, 6)

@@ -47,7 +47,8 @@ class Overload:
         self._most = most
         self._exempt = tuple(wsgi_path(path) for path in exempt)
         self._lock = threading.Lock()
-        self._inside: dict[int, int] = {}  # request -> the ident of its thread
+        # request -> the ident of its thread, method and path
+        self._inside: dict[int, tuple[int, str, str]] = {}
         self.total = 0
         self.shed = 0
 
@@ -57,7 +58,12 @@ class Overload:
 
     def work(self) -> dict[int, int]:
         """The requests there are now, each with the ident of its thread."""
-        return self._inside.copy()
+        return {request: inside[0] for request, inside in self._inside.copy().items()}
+
+    def doing(self, thread: int) -> tuple[str, str] | None:
+        """Method and path of what that thread is at, the latest of them; None where it is none."""
+        inside = reversed(list(self._inside.values()))
+        return next((found[1:] for found in inside if found[0] == thread), None)
 
     def after_fork(self) -> None:
         """In a new child: forget the parent's threads and their requests."""
@@ -67,14 +73,14 @@ class Overload:
     def enter(self, request: int, environ: WSGIEnvironment) -> Refusal | None:
         """Let the request in (`leave` must follow), or refuse it."""
         refusal = None if self.intake.largest is None else self._short_of_memory(environ)
+        method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
         with self._lock:
             self.total += 1
             if refusal is None and (self._most is None or len(self._inside) < self._most):
-                self._inside[request] = threading.get_ident()
+                self._inside[request] = (threading.get_ident(), method, path)
                 return None
-        path = environ.get("PATH_INFO", "")
         if any(is_under(path, exempt) for exempt in self._exempt):
-            self._inside[request] = threading.get_ident()
+            self._inside[request] = (threading.get_ident(), method, path)
             return None
         with self._lock:
             self.shed += 1

@@ -37,6 +37,9 @@ _CACHES = (
 # Seconds to wait for the end of a run that somebody else has asked for.
 PATIENCE = 5.0
 
+# The kinds of steps; the name of one begins with it.
+KINDS = ("trim", "caches", "callback", "purge", "collect")
+
 # A step: its name, and what to call. What it returns, if anything, is told with the figures.
 Step = tuple[str, Callable[[], object]]
 
@@ -63,6 +66,10 @@ class Ladder:
         self._running = False
         self.count = 0
         self.last: dict[str, Any] | None = None
+        # Bytes freed so far, by kind of step.
+        self.freed = dict.fromkeys(KINDS, 0)
+        # Told of each run: its result, and why it was.
+        self.ran: Callable[[dict[str, Any], str], object] | None = None
 
     def run(
         self,
@@ -70,6 +77,7 @@ class Ladder:
         *,
         tell: bool = True,
         leave_shared: Callable[[], bool] = lambda: False,
+        why: str | None = None,
     ) -> dict[str, Any]:
         """The steps for `level`, now. With `tell`, the `on_pressure` callbacks among them.
 
@@ -89,11 +97,21 @@ class Ladder:
             try:
                 self.last = self._climb(level, tell, leave_shared)
                 self.count += 1
+                self._report(self.last, why or level)
                 return self.last
             finally:
                 self._running = False
         finally:
             self._lock.release()
+
+    def _report(self, result: dict[str, Any], why: str) -> None:
+        for step in result["steps"]:
+            self.freed[step["step"].partition(" ")[0]] += max(0, step["freed_bytes"])
+        if self.ran is not None:
+            try:
+                self.ran(result, why)
+            except Exception:
+                log.failure("Noting a cleanup")
 
     def _climb(self, level: str, tell: bool, leave_shared: Callable[[], bool]) -> dict[str, Any]:
         before = left = self._rss()
@@ -141,6 +159,7 @@ class Ladder:
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
         self.count, self.last = 0, None
+        self.freed = dict.fromkeys(KINDS, 0)
 
 
 def _nothing() -> None:

@@ -11,7 +11,8 @@ sight). So:
   clock, and sooner where memory grows and giving back does not help. A forked worker that does not
   grow is left alone: it has little to look for, and keeps its shared pages shared.
 * Collecting gives nothing back to the system; `malloc_trim` does. It is called when the process
-  has grown since it last gave back, and not more often than it is worth.
+  has grown since it last gave back, and not more often than it is worth; and now and then, for what
+  was freed and not grown into again.
 
 One collector serves a process, however many apps it holds (engine.py).
 """
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable
 
 from ..settings import MB
+from .growth import Growth
 from .reading import OwnRss
 
 # A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
@@ -84,6 +86,8 @@ class Collector:
 
         # Told of the RSS, whenever it is looked at.
         self.noticed: Callable[[int], None] | None = None
+        # Books what is left of it then.
+        self.growth = Growth()
         # Whether a thaw would take copies of pages shared with the process that forked this one.
         self.shares_pages = False
         self.runs = 0
@@ -91,8 +95,10 @@ class Collector:
         self.last_seconds = 0.0
         self.total_seconds = 0.0
         self.freed_bytes = 0
+        self.gave_back = 0  # so many times
 
         self._slow_seconds = 0.0
+        self._tidied = 0  # the run that it was tidied after
         # RSS when last idle after giving back, or lower where it fell by itself; after the last
         # giving back; after the last thaw.
         self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
@@ -131,11 +137,19 @@ class Collector:
     def give_back(self) -> None:
         """Give free memory back now (where `trim` is on)."""
         if self.trimming:
-            self._alone(lambda: self._given_back(self._rss(), _somebody))
+            self._alone(lambda: self.growth.freed(self._given_back(self._rss(), _somebody)))
 
     def tidy(self) -> None:
-        """What no request came to do: give back growth that had to wait, look at the slow clock."""
-        self._alone(lambda: self._look_around(self._now(), _somebody))
+        """What no request came to do: give back growth that had to wait, and what was freed without
+        any; look at the slow clock."""
+        self._alone(self._tidy)
+
+    def _tidy(self) -> None:
+        # A cache that is dropped leaves RSS where it was, so no growth tells of it. 1 ms at most.
+        if self.trimming and self.runs != self._tidied:
+            self._tidied = self.runs
+            self.growth.freed(self._given_back(self._rss(), _somebody))
+        self._look_around(self._now(), _somebody)
 
     def _alone(self, action: Callable[[], object]) -> None:
         """Do it while no run is under way. From within one (a finalizer, a signal handler) it is
@@ -169,18 +183,24 @@ class Collector:
             self._slow_seconds = 0.0
         # Reading RSS lets go of the GIL, and gets it back when the others in flight let go of it:
         # 0.1 to 0.3 ms. So not at each end, but always at the last one.
-        if ended - self._looked_at >= LOOK_EVERY or not in_flight():
+        if not in_flight():
+            self._look_around(ended, in_flight, alone=True)
+        elif ended - self._looked_at >= LOOK_EVERY:
             self._look_around(ended, in_flight)
 
-    def _look_around(self, now: float, in_flight: Callable[[], int]) -> None:
+    def _look_around(
+        self, now: float, in_flight: Callable[[], int], *, alone: bool = False
+    ) -> None:
         self._looked_at = now
         used = self._rss()
         if self.noticed is not None:
             self.noticed(used)
-        if self.trimming:
-            self._trim(now, used, in_flight)
+        if self.trimming and self._is_grown(now, used):
+            used = self._trim(now, used, in_flight)
         if now - self._thawed_at >= THAW_EVERY:
             self._thaw_if_grown(now, in_flight)
+            used = self._rss()
+        self.growth.weigh(used, alone)
 
     def _collect(self) -> None:
         if not self.passes:
@@ -220,15 +240,20 @@ class Collector:
         self._slow_seconds += seconds
         return not in_flight() or self._slow_seconds >= SLOW_BUDGET
 
-    def _trim(self, now: float, used: int, in_flight: Callable[[], int]) -> None:
+    def _is_grown(self, now: float, used: int) -> bool:
+        """Whether giving back is worth it, now."""
         if used < self._floor:
             self._floor = used
             self._thawed_rss = min(used, self._thawed_rss)
         growth = used - self._floor
         if growth < TRIM_BYTES or growth < self._floor * TRIM_SHARE:
-            return
-        if used - self._trimmed_rss < TRIM_NOW_BYTES and now - self._trimmed_at < self._trim_rest:
-            return
+            return False
+        much = used - self._trimmed_rss >= TRIM_NOW_BYTES
+        return much or now - self._trimmed_at >= self._trim_rest
+
+    def _trim(self, now: float, used: int, in_flight: Callable[[], int]) -> int:
+        """Give back, and thaw where that was not it; RSS after it."""
+        growth = used - self._floor
         left = self._given_back(used, in_flight)
         ended = self._trimmed_at
         rest = min((ended - now) / TRIM_DUTY, TRIM_REST)
@@ -238,10 +263,12 @@ class Collector:
         )
         rested = ended - self._thawed_at >= self._thaw_seconds / THAW_DUTY
         if not self.freezing or left - self._thawed_rss < THAW_BYTES or not rested:
-            return
+            return left
         # What has grown may be the requests' in flight; pages once copied stay so.
         if not self.shares_pages or not in_flight():
             self._thaw_and_give_back(in_flight)
+            return self._rss()
+        return left
 
     def _thaw_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
         used = self._rss()
@@ -279,6 +306,7 @@ class Collector:
     def _given_back(self, used: int, in_flight: Callable[[], int]) -> int:
         """Give back; RSS after it, `used` being that before."""
         self._give_back()
+        self.gave_back += 1
         left = self._rss()
         self.freed_bytes += max(0, used - left)
         self._trimmed_at, self._trimmed_rss = self._now(), left
@@ -299,7 +327,8 @@ class Collector:
         self.shares_pages = True
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
-        self.runs = self.collected = self.freed_bytes = 0
+        self.growth.forget()
+        self.runs = self.collected = self.freed_bytes = self.gave_back = self._tidied = 0
         self.last_seconds = self.total_seconds = 0.0
         self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
 

@@ -105,6 +105,21 @@ class Engine:
             for request, thread in app.work().items()
         }
 
+    def counts(self) -> dict[str, float]:
+        """What this process has counted: the apps' requests, runs of the collector, cleanups."""
+        counts: dict[str, float] = {
+            "gc_runs": self.collector.runs,
+            "gc_collected": self.collector.collected,
+            "gc_seconds": self.collector.total_seconds,
+            "gc_freed_bytes": self.collector.freed_bytes,
+            "cleanups": self.ladder.count,
+            **{f"freed_{kind}": freed for kind, freed in self.ladder.freed.items()},
+        }
+        for app in list(_apps):
+            for name, count in app.counts().items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
     def _watch(self, usage: Usage, level: str) -> None:
         """At each look: the ceiling, and what may still come in. Away from ok the sentry is there
         as well, which does not wait for the ladder."""
@@ -146,6 +161,11 @@ class App(Protocol):
 
     def work(self) -> Mapping[int, int]:
         """The requests in flight: any number for each, the ident of its thread."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """What it has counted so far, by name."""
+        ...
 
 
 _lock = threading.RLock()

@@ -16,7 +16,8 @@ from ..settings import MB, Settings, format_size, threshold_bytes
 from .cleanup import Ladder
 from .collector import Collector
 from .governor import CALM, CRITICAL, LEVELS, OK, WARN, Governor
-from .reading import Memory, Usage, process_figures
+from .processes import process_figures
+from .reading import Memory, Usage
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
 REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005

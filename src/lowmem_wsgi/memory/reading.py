@@ -107,33 +107,9 @@ def processors(root: str = "") -> float:
     return float(own)
 
 
-def process_age() -> float:
-    """Seconds since this process was started (a forked one: since the fork)."""
-    import time
-
-    import psutil
-
-    return max(0.0, round(time.time() - float(psutil.Process().create_time()), 3))
-
-
-def process_figures() -> dict[str, int | None]:
-    """RSS, USS and peak RSS of this process in bytes; None for what this system does not tell."""
-    import psutil
-
-    process = psutil.Process()
-    figures: dict[str, int | None] = {"rss_bytes": None, "uss_bytes": None, "peak_bytes": None}
-    try:
-        info = process.memory_info()
-        figures["rss_bytes"] = info.rss
-        figures["peak_bytes"] = getattr(info, "peak_wset", None) or _peak_rss()
-        figures["uss_bytes"] = process.memory_full_info().uss
-    except (psutil.Error, OSError, AttributeError):
-        pass
-    return figures
-
-
-def _peak_rss(proc: str = "/proc") -> int | None:
-    return _stat(f"{proc}/self/status", "VmHWM:") * 1024 or None
+def status_bytes(key: str, process: str = "self") -> int:
+    """What a process's status (proc(5)) says in kB, in bytes; 0 where it says nothing."""
+    return _stat(f"/proc/{process}/status", key) * 1024
 
 
 # --- The container

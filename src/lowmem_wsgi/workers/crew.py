@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import log
 from ..memory.governor import OK
-from ..memory.reading import OwnRss, Usage, process_figures
+from ..memory.processes import process_figures
+from ..memory.reading import OwnRss, Usage
 from ..settings import Settings, format_size
 from . import deaths
+from .ledger import COUNTS, Ledger
 from .page import board, board_of
 from .recycle import (
     IN_VAIN_SO_FAR,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 WINDOW = 0.3
 # Seconds to the next look, until enough was seen to tell what grows.
 LOOK_AGAIN = 0.03
+# What was counted is added to the site's so often (seconds), and at the end.
+TELL_EVERY = 1.0
 # A worker whose start could not be measured is taken to need so long (seconds).
 USUAL_START = 1.0
 
@@ -84,6 +88,9 @@ class Crew:
         self._newborn = 0
         self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
         self._readings: deque[Reading] = deque(maxlen=32)
+        self._counted: dict[str, float] = {}
+        self._told_at = float("-inf")
+        self._telling = threading.Lock()
 
     # --- A request
 
@@ -102,6 +109,8 @@ class Crew:
         if self._started:
             return
         self._started = True
+        self._counted = self._engine.counts()  # what came before the fork is not ours
+        self._engine.ladder.ran = self._note_cleanup
         self.server = self._find()
         page = board_of(self.server)
         self.slot = claim(page, self._rss(), now=self._now)
@@ -121,6 +130,7 @@ class Crew:
     def leave(self) -> None:
         """The process ends as it should."""
         if self.slot is not None and self.slot.pid == os.getpid():
+            self.tell()
             self.slot.enter(self.slot.state | GONE)
 
     def give_up(self) -> None:
@@ -158,6 +168,10 @@ class Crew:
         if level == OK:
             self._ok_at = now
         page = board()
+        page.ledger.point(usage.used)
+        if now - self._told_at >= TELL_EVERY:
+            self._told_at = now
+            self.tell()
         if level == OK and page.in_vain and usage.used < self._engine.monitor.thresholds[0]:
             page.change(in_vain=0)
         if self.slot.state & GONE:
@@ -171,11 +185,42 @@ class Crew:
             self._consider(page, usage, level, rss)
         return None
 
+    def tell(self) -> None:
+        """Add what was counted here since the last time to what the site has."""
+        if not self._started or not self._telling.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            counts = self._engine.counts()
+            new = {name: value - self._counted.get(name, 0) for name, value in counts.items()}
+            self._counted = counts
+            board().ledger.add(new, self._engine.collector.growth.take())
+        finally:
+            self._telling.release()
+
+    def counts(self) -> dict[str, float]:
+        """What the site has counted, all its workers."""
+        if not self._started:
+            return {**dict.fromkeys(COUNTS, 0.0), **self._engine.counts()}
+        self.tell()
+        return board().ledger.counts()
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the site has counted, and its last hour."""
+        return board().ledger
+
+    def alive(self) -> list[Seen]:
+        """The workers of the site, as they are on the page."""
+        return [seen for seen in board().workers() if is_alive(seen.pid)]
+
     def last_death(self) -> dict[str, Any] | None:
         """Of a worker of this site: what, of what, in the middle of what (see deaths.describe)."""
         return board().last_death
 
     # --- In between
+
+    def _note_cleanup(self, result: dict[str, Any], why: str) -> None:
+        board().ledger.event("cleanup", result["freed_bytes"], why)
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
         """Whether it is worth a closer look: away from ok, or soon to be."""
@@ -285,6 +330,8 @@ class Crew:
             page.change(in_vain=page.in_vain + 1)
         self.slot.enter(REPLACED if at_once else RETIRING)
         self._engine.monitor.acting = False
+        page.ledger.add({"recycles": 1})
+        page.ledger.event("recycle", situation.grown, situation.level)
         log.logger.warning(
             "♻️ recycled at %s of %s: this worker has grown from %s to %s in %d requests "
             "(setting: LOWMEM_RECYCLE)",

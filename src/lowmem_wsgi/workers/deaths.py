@@ -11,6 +11,9 @@ from .scoreboard import GONE, READY, Board, Seen
 
 OOM_KILL, TIMEOUT, CRASH = "OOM kill", "timeout", "crash, or a kill from outside"
 
+# Under these names.
+COUNTED = {OOM_KILL: "deaths_oom", TIMEOUT: "deaths_timeout", CRASH: "deaths_crash"}
+
 
 def cause(*, timed_out: bool, killed: bool, orderly: bool) -> str | None:
     """One of the three; None for a worker that left as it was told to."""
@@ -36,6 +39,8 @@ def report(board: Board, seen: Seen, why: str, *, now: float | None = None) -> d
     """Log the death in one line, keep it for the status, and free the slot."""
     death = describe(seen, why, time.monotonic() if now is None else now)
     board.add_death({**death, "at": time.time()})
+    board.ledger.add({COUNTED[why]: 1})
+    board.ledger.event("death", death["rss_bytes"], why)
     board.free(seen.place)
     log.logger.error("💀 %s", sentence(death))
     return death

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..settings import MB
+from . import ledger
 
 try:
     import fcntl
 except ImportError:  # Windows: one process, nothing to keep apart
     fcntl = None  # type: ignore[assignment]
 
-MAGIC = b"lowmem 1"
+MAGIC = b"lowmem 2"
 # What a worker is doing: at work; finishing what it has; the same, and the master has started
 # another already. GONE is added to it as it ends in order. A slot that nobody has is all zeros.
 READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
@@ -47,7 +48,8 @@ POINTS_AT = SLOT.size
 REQUESTS_AT = POINTS_AT + POINTS * POINT.size
 SLOT_SIZE = REQUESTS_AT + REQUESTS * REQUEST.size
 SLOTS_AT = 1024
-SIZE = SLOTS_AT + SLOTS * SLOT_SIZE  # 60 KB, of which a page or two are touched
+LEDGER_AT = SLOTS_AT + SLOTS * SLOT_SIZE
+SIZE = LEDGER_AT + ledger.SIZE  # 82 KB, of which a few pages are touched
 NOBODY, NO_PID = bytes(8), bytes(4)
 
 # Readings closer together (seconds) than this share a point: the points span some seconds.
@@ -89,6 +91,10 @@ class Seen(NamedTuple):
         return self.state == READY or (bool(self.flights) and self.grew(since))
 
     @property
+    def ready(self) -> bool:
+        return self.state == READY
+
+    @property
     def replaced(self) -> bool:
         return self.state & ~GONE == REPLACED
 
@@ -108,6 +114,7 @@ class Board:
                 if self.map[: len(MAGIC)] != NOBODY:  # another version's
                     self.map[:] = bytes(SIZE)
                 HEAD.pack_into(self.map, 0, MAGIC, *[0] * len(FIELDS))
+        self.ledger = ledger.Ledger(self.map, LEDGER_AT, self.locked)
 
     @classmethod
     def private(cls) -> Board:
@@ -214,7 +221,7 @@ class Board:
 
     def taken(self) -> list[int]:
         """The places that somebody has: a glance."""
-        starts = range(SLOTS_AT, SIZE, SLOT_SIZE)
+        starts = range(SLOTS_AT, LEDGER_AT, SLOT_SIZE)
         return [place for place, at in enumerate(starts) if self.map[at : at + 4] != NO_PID]
 
     def read(self, index: int) -> Seen | None:

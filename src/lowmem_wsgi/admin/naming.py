@@ -1,0 +1,115 @@
+"""What a request's route is called: `GET /clients/<n>`.
+
+By the framework's own pattern where it can be had, else by the path, with what looks like an id
+folded. What a client makes up gets no name of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+# An app may say it itself, under this name in the environ.
+TOLD = "lowmem.route"
+NOT_FOUND = "(not found)"
+# A name's bytes at most; it has a fixed place on the workers' page.
+LONGEST = 96
+# So many paths are remembered with their names.
+MOST = 500
+
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+# A segment of a path that is an id: a number; a UUID, a hash or a token, which have a digit in them.
+_NUMBER = re.compile(r"[0-9]+")
+_ID = re.compile(r"(?=[^/]*[0-9])([0-9A-Fa-f-]{8,}|[0-9A-Za-z_-]{20,})")
+
+
+class Names:
+    """Call it with a request that is over: its environ, the status that was sent, and what `told`
+    said when the app began its answer."""
+
+    def __init__(self, static_prefix: str) -> None:
+        self._static = static_prefix.rstrip("/") + "/"
+        self._by_path: dict[str, str] = {}
+
+    def __call__(
+        self, environ: WSGIEnvironment, status: str | None, route: str | None = None
+    ) -> str:
+        method = environ.get("REQUEST_METHOD", "")
+        if route is None:
+            if status is not None and status.startswith("404"):
+                route = NOT_FOUND
+            else:
+                path = environ.get("PATH_INFO", "")
+                route = self._by_path.get(path) or self._named(path)
+        return f"{method} {route}" if method in METHODS else f"? {route}"
+
+    def _named(self, path: str) -> str:
+        if len(self._by_path) >= MOST:
+            self._by_path.clear()
+        named = self._static + "…" if path.startswith(self._static) else _pattern(path)
+        self._by_path[path] = named = shortened(named)
+        return named
+
+
+def told(environ: WSGIEnvironment) -> str | None:
+    """The pattern that the app or its framework has put into the environ: there while it answers;
+    Flask takes it out again."""
+    for key, pattern in TELLERS:
+        teller = environ.get(key)
+        if teller is not None:
+            found = pattern(teller)
+            if isinstance(found, str):
+                return shortened(environ.get("SCRIPT_NAME", "") + found)
+    return None
+
+
+# What is found under a name in the environ -> the pattern in it.
+TELLERS: tuple[tuple[str, Callable[[Any], object]], ...] = (
+    (TOLD, lambda pattern: pattern),
+    # Flask: the request and the rule that it has matched, None for a 404.
+    ("werkzeug.request", lambda request: getattr(getattr(request, "url_rule", None), "rule", None)),
+    ("bottle.route", lambda route: getattr(route, "rule", None)),
+)
+
+
+def _pattern(path: str) -> str:
+    """Django's, which leaves none in the environ; else the path, folded."""
+    django = sys.modules.get("django.urls")
+    if django is not None:
+        try:
+            return "/" + str(django.resolve(_text(path)).route)
+        except Exception:  # not one of its paths; not set up; another framework's process
+            pass
+    return folded(_text(path))
+
+
+def folded(path: str) -> str:
+    """`/clients/17/files/6f1c0ffe-…` as `/clients/<n>/files/<id>`."""
+    return "/".join(_segment(segment) for segment in path.split("/"))
+
+
+def _segment(segment: str) -> str:
+    if _NUMBER.fullmatch(segment):
+        return "<n>"
+    return "<id>" if _ID.fullmatch(segment) else segment
+
+
+def _text(path: str) -> str:
+    """PATH_INFO (bytes as Latin-1, PEP 3333) as text."""
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def shortened(name: str) -> str:
+    """On one line, and of LONGEST bytes at most, less what a method takes."""
+    if not name.isprintable():
+        name = "".join(sign if sign.isprintable() else "�" for sign in name)
+    room = LONGEST - 8
+    if 4 * len(name) <= room:
+        return name
+    whole = name.encode("utf-8", "replace")
+    return name if len(whole) <= room else whole[: room - 3].decode("utf-8", "ignore") + "…"
