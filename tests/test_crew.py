@@ -95,6 +95,8 @@ class Engine:
     def work(self) -> dict[object, int]:
         return self.in_flight
 
+    def settle(self) -> None: ...
+
     def counts(self) -> dict[str, float]:
         return dict(self.counted)
 

@@ -91,7 +91,7 @@ def test_paths_are_remembered_within_bounds() -> None:
     names = Names("/static/")
     for number in range(3 * MOST):
         names(make_environ(path=f"/{number}/x"), "200 OK")
-    assert len(names._by_path) <= MOST
+    assert len(names._known) <= MOST
 
 
 @given(st.text(st.characters(max_codepoint=255)), st.text())

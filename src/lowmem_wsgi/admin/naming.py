@@ -34,47 +34,53 @@ class Names:
 
     def __init__(self, static_prefix: str) -> None:
         self._static = static_prefix.rstrip("/") + "/"
-        self._by_path: dict[str, str] = {}
+        self._known: dict[str, str] = {}
 
     def __call__(
         self, environ: WSGIEnvironment, status: str | None, route: str | None = None
     ) -> str:
-        method = environ.get("REQUEST_METHOD", "")
-        if route is None:
-            if status is not None and status.startswith("404"):
-                route = NOT_FOUND
-            else:
-                path = environ.get("PATH_INFO", "")
-                route = self._by_path.get(path) or self._named(path)
-        return f"{method} {route}" if method in METHODS else f"? {route}"
+        # By what came, so that the way to a name is gone once.
+        method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
+        came = f"{method} {path if route is None else route}"
+        return self._known.get(came) or self._named(came, environ, status, route)
 
-    def _named(self, path: str) -> str:
-        if len(self._by_path) >= MOST:
-            self._by_path.clear()
-        named = self._static + "…" if path.startswith(self._static) else _pattern(path)
-        self._by_path[path] = named = shortened(named)
-        return named
+    def _named(
+        self, came: str, environ: WSGIEnvironment, status: str | None, route: str | None
+    ) -> str:
+        method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
+        known = method in METHODS
+        if route is None and status is not None and status.startswith("404"):
+            route, known = NOT_FOUND, False  # for this time; and there are too many of these
+        elif route is None and path.startswith(self._static):
+            route = self._static + "…"
+        elif route is None:
+            route = _pattern(path)
+        name = shortened(f"{method if method in METHODS else '?'} {route}")
+        if known:
+            if len(self._known) >= MOST:
+                self._known.clear()
+            self._known[came] = name
+        return name
 
 
 def told(environ: WSGIEnvironment) -> str | None:
     """The pattern that the app or its framework has put into the environ: there while it answers;
     Flask takes it out again."""
-    for key, pattern in TELLERS:
-        teller = environ.get(key)
-        if teller is not None:
-            found = pattern(teller)
+    for key in TELLERS:
+        if key in environ:
+            found = TELLERS[key](environ[key])
             if isinstance(found, str):
-                return shortened(environ.get("SCRIPT_NAME", "") + found)
+                return f"{environ.get('SCRIPT_NAME', '')}{found}"
     return None
 
 
 # What is found under a name in the environ -> the pattern in it.
-TELLERS: tuple[tuple[str, Callable[[Any], object]], ...] = (
-    (TOLD, lambda pattern: pattern),
+TELLERS: dict[str, Callable[[Any], object]] = {
+    TOLD: lambda pattern: pattern,
     # Flask: the request and the rule that it has matched, None for a 404.
-    ("werkzeug.request", lambda request: getattr(getattr(request, "url_rule", None), "rule", None)),
-    ("bottle.route", lambda route: getattr(route, "rule", None)),
-)
+    "werkzeug.request": lambda request: getattr(getattr(request, "url_rule", None), "rule", None),
+    "bottle.route": lambda route: getattr(route, "rule", None),
+}
 
 
 def _pattern(path: str) -> str:
@@ -105,11 +111,8 @@ def _text(path: str) -> str:
 
 
 def shortened(name: str) -> str:
-    """On one line, and of LONGEST bytes at most, less what a method takes."""
+    """On one line, and of LONGEST bytes at most."""
     if not name.isprintable():
         name = "".join(sign if sign.isprintable() else "�" for sign in name)
-    room = LONGEST - 8
-    if 4 * len(name) <= room:
-        return name
     whole = name.encode("utf-8", "replace")
-    return name if len(whole) <= room else whole[: room - 3].decode("utf-8", "ignore") + "…"
+    return name if len(whole) <= LONGEST else whole[: LONGEST - 3].decode("utf-8", "ignore") + "…"

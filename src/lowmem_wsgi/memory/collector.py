@@ -139,6 +139,11 @@ class Collector:
         if self.trimming:
             self._alone(lambda: self.growth.freed(self._given_back(self._rss(), _somebody)))
 
+    def settle(self) -> None:
+        """Book to its route what has ended since the last look."""
+        if self.growth.still():
+            self._alone(lambda: self.growth.weigh(self._rss(), alone=False))
+
     def tidy(self) -> None:
         """What no request came to do: give back growth that had to wait, and what was freed without
         any; look at the slow clock."""
@@ -182,11 +187,11 @@ class Collector:
             gc.freeze()
             self._slow_seconds = 0.0
         # Reading RSS lets go of the GIL, and gets it back when the others in flight let go of it:
-        # 0.1 to 0.3 ms. So not at each end, but always at the last one.
-        if not in_flight():
+        # 0.1 to 0.3 ms. So not at each end, but at the last one; where that can have grown.
+        if ended - self._looked_at >= LOOK_EVERY:
+            self._look_around(ended, in_flight, alone=not in_flight())
+        elif not self.growth.still() and not in_flight():
             self._look_around(ended, in_flight, alone=True)
-        elif ended - self._looked_at >= LOOK_EVERY:
-            self._look_around(ended, in_flight)
 
     def _look_around(
         self, now: float, in_flight: Callable[[], int], *, alone: bool = False

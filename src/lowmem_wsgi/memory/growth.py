@@ -117,6 +117,7 @@ class Growth:
         """In a new child: what was seen is the parent's."""
         self.routes: dict[str, Route] = {}
         self._ended: deque[Visit] = deque()
+        self._moved = False  # whether one of those has faulted anything in
         self._faults: dict[int, int] = {}  # thread -> its faults at the end of its last request
         self._rss: int | None = None
         self._faults_before = self._process_faults()
@@ -127,23 +128,46 @@ class Growth:
 
     def ended(self, name: str, shared: bool) -> None:
         """A request has ended, in this thread. Thread-safe."""
-        faults, thread = self._thread_faults(), get_ident()
-        if len(self._faults) > THREADS:
-            self._faults.clear()
-        before = self._faults.get(thread, 0)
-        self._faults[thread] = faults
+        if self._thread_faults is None:
+            self._moved = True
+            self._ended.append((name, 1, shared))
+            return
+        faults, thread, known = self._thread_faults(), get_ident(), self._faults
+        before = known.get(thread)
+        if before is None:
+            before = 0
+            if len(known) >= THREADS:
+                known.clear()
+        known[thread] = faults
+        if faults != before:
+            self._moved = True
         self._ended.append((name, faults - before, shared))
+
+    def still(self) -> bool:
+        """Whether all that has ended since the last weighing has faulted nothing in: then RSS is
+        not larger for it."""
+        return not self._moved and bool(self._ended)
 
     def weigh(self, rss: int, alone: bool) -> None:
         """RSS as it is now (bytes), given back what can be. `alone`: no request is in flight."""
-        visits: list[Visit] = []
-        while self._ended:
-            visit = self._ended.popleft()
-            visits.append(visit)
-            self._visited(*visit)
         if self._rss is not None:
             self._waiting += rss - self._rss
         self._rss = rss
+        self._moved = False
+        visits: list[Visit] = []
+        ended, routes = self._ended, self.routes
+        while ended:
+            visit = ended.popleft()
+            name, faults, shared = visit
+            route = routes.get(name) or self._in_room(name)
+            route.requests += 1
+            if shared:
+                route.shared += 1
+            if faults:
+                route.faulted += faults * _PAGE
+                self._faults_booked += faults
+            if self._waiting:
+                visits.append(visit)
         if self._waiting > 0:
             self._grew(visits, alone)
         elif self._waiting < 0:
@@ -169,13 +193,6 @@ class Growth:
         return bookings
 
     # --- In between
-
-    def _visited(self, name: str, faults: int, shared: bool) -> None:
-        route = self.routes.get(name) or self._in_room(name)
-        route.requests += 1
-        route.shared += shared
-        route.faulted += faults * _PAGE
-        self._faults_booked += faults
 
     def _grew(self, visits: list[Visit], alone: bool) -> None:
         makers = [(name, faults) for name, faults, _ in visits]
@@ -253,14 +270,13 @@ class Growth:
         self.routes[OTHER] = rest
 
 
-def _counters() -> tuple[Callable[[], int], Callable[[], int]]:
-    """Page faults of this thread, and of the process. Where threads' own are not told: as if all
-    had as many."""
+def _counters() -> tuple[Callable[[], int] | None, Callable[[], int]]:
+    """Page faults of this thread (None where they are not told), and of the process."""
     try:
         import resource
 
         getrusage, thread = resource.getrusage, resource.RUSAGE_THREAD
     except (ImportError, AttributeError):  # Windows, macOS
-        return (lambda: 0), (lambda: 0)
+        return None, (lambda: 0)
     # Field 6 is ru_minflt. This system call does not let go of the interpreter's lock: 0.5 µs.
     return (lambda: getrusage(thread)[6]), (lambda: getrusage(resource.RUSAGE_SELF)[6])

@@ -190,6 +190,7 @@ class Crew:
         if not self._started or not self._telling.acquire(blocking=False):
             return  # another thread is at it
         try:
+            self._engine.collector.settle()
             counts = self._engine.counts()
             new = {name: value - self._counted.get(name, 0) for name, value in counts.items()}
             self._counted = counts
