@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..guards.body import drain
 from ..guards.paths import wsgi_path
-from ..guards.refusals import Refusal
+from ..guards.refusals import Refusal, preferred
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A browser asks for a password on Basic; the token is the password, with any name.
 CHALLENGE = ("WWW-Authenticate", 'Basic realm="lowmem-wsgi", charset="UTF-8"')
+
+VARY = ("Vary", "Accept")
 
 
 class Admin:
@@ -51,17 +53,40 @@ class Admin:
     def _status(self, environ: WSGIEnvironment) -> WSGIApplication:
         from .status import brief
 
-        wanted = _query(environ).get("format", ["json"])[-1]
-        if wanted != "json":
+        offered = preferred(environ, ("application/json", "text/html")).rpartition("/")[2]
+        wanted = _query(environ).get("format", [offered])[-1]
+        if wanted not in ("json", "html"):
             return Refusal(
                 "400 Bad Request",
-                "This format is not known. Known: json.",
+                "This format is not known. Known: json, html.",
                 why="an unknown ?format=",
                 setting="none, the request is wrong",
             )
-        if self._token is None:
-            return Json(brief(self._lowmem))
-        return Json(self._lowmem.status())
+        document = brief(self._lowmem) if self._token is None else self._lowmem.status()
+        return Json(document) if wanted == "json" else self._page(document)
+
+    def _page(self, document: dict[str, Any]) -> WSGIApplication:
+        import secrets
+
+        from . import page
+
+        nonce = secrets.token_urlsafe(16)
+        settings = self._lowmem.settings
+        body = page.render(
+            document,
+            nonce=nonce,
+            status_path=settings.status_path,
+            cleanup_path=settings.cleanup_path,
+        )
+
+        def answer(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+            drain(environ)
+            start_response(
+                "200 OK", [*page.headers(nonce), ("Content-Length", str(len(body))), VARY]
+            )
+            return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+        return answer
 
     def _cleanup(self, environ: WSGIEnvironment) -> WSGIApplication:
         if self._token is None:
