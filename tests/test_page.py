@@ -403,6 +403,17 @@ def test_it_keeps_itself_up_to_date(visit: Visit, site: Site) -> None:
     assert "412 MB" in page.locator("#said").inner_text()
 
 
+def test_it_asks_from_an_address_with_a_password_in_it_too(visit: Visit, site: Site) -> None:
+    page = visit.page
+    page.clock.install()
+    page.goto(visit.origin.replace("//", "//me:secret@") + STATUS)
+    assert "me:secret" in page.url
+    visit.pass_time(5)
+    wait_for(lambda: site.polls == 1, "a poll")
+    assert page.locator("#lost").is_hidden()
+    visit.asked.pop(0)
+
+
 def test_a_hidden_tab_asks_nothing(visit: Visit, site: Site) -> None:
     page = visit.open(clock=True)
     hide = """(hidden) => {
