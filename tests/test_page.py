@@ -434,7 +434,9 @@ def test_lost_contact_is_shown_with_its_time_and_the_figures_stay(
     lost.get_by_text("The server cannot be reached.").wait_for()
     assert f"No contact since {since}" in lost.inner_text()
     assert page.locator("#used").inner_text() == "61 MB"
-    assert page.locator("#sign").inner_text().split() == ["OK", "at", since]  # and no more green
+    assert page.locator("#sign").inner_text().split() == ["OK", "at", since]
+    colour = "sign => getComputedStyle(sign).backgroundColor"
+    assert page.locator("#sign").evaluate(colour) == "rgb(84, 93, 103)"  # and no more green
     assert page.title().startswith("No contact")
     assert page.evaluate(TOO_FAINT)["faint"] == []
     visit.screenshot("lost", tmp_path)
