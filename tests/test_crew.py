@@ -19,8 +19,8 @@ from fakes import MB, Clock, Process
 from forks import asked, child, kill
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN, Governor
-from lowmem_wsgi.memory.interrupt import Interrupt
 from lowmem_wsgi.memory.growth import Growth
+from lowmem_wsgi.memory.interrupt import Interrupt
 from lowmem_wsgi.memory.reading import Usage
 from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.workers import crew as module

@@ -203,7 +203,7 @@ def test_what_is_left_of_many_threads_is_bounded(site: Site) -> None:
 
 
 def test_the_kernel_counts_the_faults_of_this_thread() -> None:
-    thread_faults, process_faults = growth._counters()
+    thread_faults, _ = growth._counters()
     if thread_faults is None:
         pytest.skip("this system does not count a thread's faults")
     before = thread_faults()

@@ -60,7 +60,7 @@ def test_flask_tells_its_rule() -> None:
 
 def test_bottle_tells_its_rule() -> None:
     app = bottle.Bottle()
-    app.get("/clients/<number:int>")(lambda number: str(number))
+    app.get("/clients/<number:int>")(str)
     environ = make_environ(path="/clients/17")
     call(app, environ)
     assert name_of(environ) == "GET /clients/<number:int>"

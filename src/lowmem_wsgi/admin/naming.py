@@ -23,7 +23,7 @@ LONGEST = 96
 MOST = 500
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-# A segment of a path that is an id: a number; a UUID, a hash or a token, which have a digit in them.
+# A segment of a path that is an id: a number; a UUID, a hash or a token, with a digit in it.
 _NUMBER = re.compile(r"[0-9]+")
 _ID = re.compile(r"(?=[^/]*[0-9])([0-9A-Fa-f-]{8,}|[0-9A-Za-z_-]{20,})")
 

@@ -44,7 +44,8 @@ def render(document: Document, *, classic: bool = False) -> bytes:
 def _family(family: Family, samples: list[Sample], classic: bool) -> Iterator[str]:
     full = f"{family.name}_total" if family.kind == "counter" else family.name
     full = f"{full}_info" if family.kind == "info" else full
-    name, kind = (full, OLDER.get(family.kind, family.kind)) if classic else (family.name, family.kind)
+    name = full if classic else family.name
+    kind = OLDER.get(family.kind, family.kind) if classic else family.kind
     yield f"# TYPE {name} {kind}"
     if family.unit and not classic:
         yield f"# UNIT {name} {family.unit}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..memory.governor import CRITICAL, OK, WARN
 from ..memory.growth import OTHER
-from ..memory.processes import Scales, process_age, process_figures
+from ..memory.processes import Remembered, process_age, process_figures
 from ..memory.reading import Usage
 from .diagnosis import diagnose
 
@@ -25,13 +25,20 @@ REQUESTS = ("uploads_rejected", "sessions_expired", "shed", "out_of_memory")
 STEPS = ("trim", "caches", "callback", "purge", "collect")
 DEATHS = {"OOM kill": "deaths_oom", "timeout": "deaths_timeout", "crash": "deaths_crash"}
 
-_scales = Scales(figures=process_figures)
+_weights = Remembered(process_figures)
+_frozen = Remembered(lambda _: gc.get_freeze_count())  # which counts them one by one
 
 
 def brief(lowmem: LowMemory) -> dict[str, Any]:
     """All that is told without a token."""
-    now = lowmem.engine.memory.read()
+    now = _usage(lowmem)
     return {"status": _level(lowmem, now), "memory": _memory(now)}
+
+
+def _usage(lowmem: LowMemory) -> Usage:
+    """Where the monitor runs, it has found the limit not long ago."""
+    engine = lowmem.engine
+    return engine.memory.glance() if engine.monitor.running else engine.memory.read()
 
 
 def _memory(now: Usage) -> dict[str, Any]:
@@ -50,7 +57,7 @@ def _level(lowmem: LowMemory, now: Usage) -> str:
 
 def status(lowmem: LowMemory) -> dict[str, Any]:
     """All that is told with the token."""
-    now = lowmem.engine.memory.read()
+    now = _usage(lowmem)
     warn, critical = lowmem.engine.monitor.thresholds
     counts = {name: _number(value) for name, value in lowmem.crew.counts().items()}
     workers = _workers(lowmem)
@@ -106,7 +113,7 @@ def _gc(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
         "passes": collector.passes,
         "runs": counts["gc_runs"],
         "collected": counts["gc_collected"],
-        "frozen": gc.get_freeze_count(),
+        "frozen": _frozen.get([None])[None],
         "last_seconds": collector.last_seconds,
         "total_seconds": counts["gc_seconds"],
         "freed_bytes": counts["gc_freed_bytes"],
@@ -131,7 +138,7 @@ def _workers(lowmem: LowMemory) -> list[dict[str, Any]]:
     seen = {found.pid: found for found in lowmem.crew.alive()}
     own, server = os.getpid(), lowmem.crew.server
     others = [] if server is None or server.master == own else [server.master]
-    weights = _scales.weigh({own, *seen, *others})
+    weights = _weights.get({own, *seen, *others})
     rows = [_worker(pid, seen.get(pid), lowmem, now) for pid in sorted({own, *seen})]
     rows += [
         {"pid": pid, "role": "master", "state": "ready", "this": False, "in_flight": []}
@@ -139,7 +146,7 @@ def _workers(lowmem: LowMemory) -> list[dict[str, Any]]:
         for pid in others
     ]
     for row in rows:
-        row |= weights[row["pid"]]
+        row.update(weights[row["pid"]])
         if not row["this"]:
             del row["peak_bytes"]
     return rows

@@ -1,8 +1,8 @@
 """What each route leaves behind: the growth of the process, booked to the requests that made it.
 
 RSS is one figure for all threads, so where requests overlap it does not say who grew. But each page
-that comes in comes by a fault, and the kernel counts a thread's own (`RUSAGE_THREAD`, getrusage(2)).
-So:
+that comes in comes by a fault, and the kernel counts a thread's own (`RUSAGE_THREAD` of
+getrusage(2)). So:
 
 * RSS is weighed where the collector looks at it anyway: after the passes and after giving back, at
   the last of the requests in flight and every 20 ms beside others.
@@ -188,8 +188,8 @@ class Growth:
             before, now = route.told, (route.requests, route.shared, route.grown)
             if now != before:
                 route.told = now
-                new = (after - then for after, then in zip(now, before, strict=True))
-                bookings.append(Booking(route.name, *new, route.worst))
+                requests, shared, grown = (a - b for a, b in zip(now, before, strict=True))
+                bookings.append(Booking(route.name, requests, shared, grown, route.worst))
         return bookings
 
     # --- In between

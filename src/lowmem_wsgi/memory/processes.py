@@ -4,10 +4,13 @@ detail."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
+from typing import Generic, TypeVar
 
 from .reading import status_bytes
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 Figures = dict[str, "int | None"]
 
 
@@ -42,28 +45,28 @@ def process_figures(pid: int | None = None) -> Figures:
     return figures
 
 
-class Scales:
-    """`process_figures`, remembered for `keep` seconds: a page table of 500 MB takes some
-    milliseconds to walk, and who polls need not have it walked each time. Thread-safe."""
+class Remembered(Generic[K, V]):
+    """`read(key)`, remembered for `keep` seconds: for what is slow to read, where who polls need
+    not have it anew each time. A page table of 500 MB takes some milliseconds to walk."""
 
     def __init__(
         self,
+        read: Callable[[K], V],
         keep: float = 5.0,
         *,
         now: Callable[[], float] = time.monotonic,
-        figures: Callable[[int], Figures] = process_figures,
     ) -> None:
+        self._read = read
         self._keep = keep
         self._now = now
-        self._figures = figures
-        self._known: dict[int, tuple[float, Figures]] = {}
+        self._known: dict[K, tuple[float, V]] = {}
 
-    def weigh(self, pids: Collection[int]) -> dict[int, Figures]:
-        """The figures of each. Those of others are forgotten."""
+    def get(self, keys: Collection[K]) -> dict[K, V]:
+        """What was read of each; others are forgotten."""
         now, before, known = self._now(), self._known, {}
-        for pid in pids:
-            found = before.get(pid)
+        for key in keys:
+            found = before.get(key)
             fresh = found is not None and now - found[0] < self._keep
-            known[pid] = found if found is not None and fresh else (now, self._figures(pid))
+            known[key] = found if found is not None and fresh else (now, self._read(key))
         self._known = known
-        return {pid: figures for pid, (_, figures) in known.items()}
+        return {key: value for key, (_, value) in known.items()}

@@ -51,7 +51,8 @@ class Event(NamedTuple):
 
 
 class Ledger:
-    """At `at` of the page. `locked` keeps other processes away; threads keep apart by themselves."""
+    """At `at` of the page. `locked` keeps other processes away; a process's threads keep apart by
+    themselves."""
 
     every = EVERY
 
@@ -126,9 +127,8 @@ class Ledger:
         """(Unix seconds, bytes used) of the last hour, the oldest first."""
         area = self._map[self._at + POINTS_AT : self._at + EVENTS_AT]
         oldest = self._now() // EVERY - POINTS
-        return sorted(
-            (stamp * EVERY, used) for stamp, used in POINT.iter_unpack(area) if stamp > oldest
-        )
+        points = POINT.iter_unpack(area)
+        return sorted((stamp * EVERY, used) for stamp, used in points if stamp > max(0, oldest))
 
     def event(self, kind: str, freed: int, what: str) -> None:
         """Something to mark in the chart: one of KINDS."""
@@ -149,11 +149,12 @@ class Ledger:
         start = self._at + EVENTS_AT + NEXT_EVENT.size
         area = self._map[start : start + EVENTS * EVENT.size]
         since = self._now() - EVERY * POINTS
-        return sorted(
+        found = [
             Event(at, KINDS[kind - 1], freed, what.rstrip(b"\0").decode("utf-8", "replace"))
             for at, freed, kind, what in EVENT.iter_unpack(area)
             if at > since and 0 < kind <= len(KINDS)
-        )
+        ]
+        return sorted(found, key=lambda event: event.at)
 
 
 def _sum(before: Tally | None, new: Tally) -> Tally:
