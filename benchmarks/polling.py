@@ -30,7 +30,11 @@ from _common import (
     worker,
 )
 
-TOKEN = {"LOWMEM_ADMIN_TOKEN": "t", "PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
+TOKEN: dict[str, Any] = {
+    "LOWMEM_ADMIN_TOKEN": "t",
+    "PYTHONMALLOC": "malloc",
+    "MALLOC_ARENA_MAX": "1",
+}
 PATHS = {
     "an empty page": "/",
     "JSON and history": "/api/memory-status?format=json&history=1",

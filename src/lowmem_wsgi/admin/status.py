@@ -26,7 +26,7 @@ STEPS = ("trim", "caches", "callback", "purge", "collect")
 DEATHS = {"OOM kill": "deaths_oom", "timeout": "deaths_timeout", "crash": "deaths_crash"}
 
 _weights = Remembered(process_figures)
-_frozen = Remembered(lambda _: gc.get_freeze_count())  # which counts them one by one
+_frozen = Remembered[None, int](lambda _: gc.get_freeze_count())  # which counts them one by one
 
 
 def brief(lowmem: LowMemory) -> dict[str, Any]:
