@@ -20,6 +20,7 @@ from .guards.refusals import Refusal
 from .guards.sessions import Sessions
 from .guards.static_files import StaticFiles
 from .guards.uploads import UploadCap
+from .heavy.watch import WATCH
 from .memory import engine
 from .memory.governor import OK
 from .memory.monitor import freed_by_step
@@ -64,6 +65,7 @@ class LowMemory:
         self._numbers = itertools.count(1).__next__
         self.engine = engine.join(rules, self)
         self.crew = crew.join(rules, self.engine)
+        self.crew.heavy = WATCH.own
         self.overload.intake = self.engine.intake
         for mapping in self._for_apps.values():
             self.engine.monitor.publish(mapping)
@@ -105,6 +107,10 @@ class LowMemory:
             freed_by_step(result),
         )
         return result
+
+    def heavy(self) -> list[dict[str, Any]]:
+        """The heavy modules that are loaded (see heavy/watch.py). Bytes and seconds."""
+        return WATCH.loaded()
 
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
@@ -198,6 +204,9 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start()  # first: it has the server start its threads
             self.engine.start()
+            if not WATCH.watches(self.settings.heavy_modules):
+                WATCH.start(self.settings.heavy_modules)
+                self.engine.on_leave(WATCH.stop)
             try:
                 out_of_memory.watch()
             except Exception:
@@ -206,8 +215,21 @@ class LowMemory:
                 told, self._told = self._told, True
             if not told:
                 log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
+                self._tell_of_late_imports()
         except Exception:
             log.failure("Starting up")
+
+    def _tell_of_late_imports(self) -> None:
+        from .heavy.lazy import installed
+
+        if installed():
+            log.logger.info("imported late: %s (LOWMEM_LAZY_HEAVY)", ", ".join(installed()))
+        elif self.settings.lazy_heavy:
+            log.logger.info(
+                "LOWMEM_LAZY_HEAVY comes too late here: it acts under `lowmem-wsgi run` and our "
+                "Gunicorn config; elsewhere call lowmem_wsgi.heavy.lazy.install() before the app's "
+                "imports"
+            )
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}

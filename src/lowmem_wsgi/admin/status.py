@@ -78,6 +78,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         ],
         "last_death": lowmem.crew.last_death(),
         "routes": [],
+        "heavy": lowmem.heavy(),
         "diagnosis": None,
         "version": __version__,
     }
