@@ -25,13 +25,16 @@ lazy-loader#55).
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import logging
+import opcode
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 from .. import log
@@ -48,8 +51,9 @@ _OF_IMPORT = frozenset(
 # Asked of whatever is in a module's namespace, by those who only look round (doctest, pytest,
 # inspect, cloudpickle): that is no use yet. A late module answers with what is known of it.
 QUIET = _OF_IMPORT | {
-    *("__reduce_ex__", "__wrapped__", "__test__", "__warningregistry__"),
-    *("_pytestfixturefunction", "pytest_mock_example_attribute_that_shouldnt_exist"),
+    *("__bases__", "__reduce_ex__", "__wrapped__", "__test__", "__warningregistry__"),
+    *("_mock_name", "_pytestfixturefunction"),
+    "pytest_mock_example_attribute_that_shouldnt_exist",
 }
 
 # Left alone, each for its reason.
@@ -76,8 +80,9 @@ class Late(ModuleType):
         # A spec is wanted by the import system of what it loads, else by importlib.reload.
         if name in QUIET and not (name == "__spec__" and put_off):
             return _get(self, name)
-        if put_off and f"{own}.{name}" in _waiting:
-            return _waiting[f"{own}.{name}"].late
+        below = _waiting.get(f"{own}.{name}") if put_off else None
+        if below is not None and _in_a_statement(sys._getframe(1)):
+            return below.late
         module = _load(own)
         return _get(self, name) if module is self else getattr(module, name)
 
@@ -103,6 +108,12 @@ class Late(ModuleType):
 
 
 _get = ModuleType.__getattribute__
+_IMPORT_FROM = opcode.opmap["IMPORT_FROM"]
+
+
+def _in_a_statement(frame: FrameType) -> bool:
+    """Whether it is in the middle of `import a.b as c`, which takes b from a."""
+    return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == _IMPORT_FROM
 
 
 def _inside(module: object) -> dict[str, Any]:
@@ -146,6 +157,7 @@ def install(modules: Iterable[str] | None = None, *, python: Any = sys) -> None:
     _names = tuple(name for name in wanted if name.partition(".")[0] not in BREAKS)
     _tops = frozenset(name.partition(".")[0] for name in _names)
     WATCH.start(wanted)
+    _watch_forks()
     if _undo:
         return
     if hasattr(python, "set_lazy_imports_filter"):
@@ -282,6 +294,9 @@ def _blank(spec: ModuleSpec) -> dict[str, object]:
 # --- The first use
 
 
+_AGAIN = 100  # threads at most, whose imports fail before ours begins
+
+
 def _load(name: str) -> ModuleType:
     """Import it now. By another's doing it may be another module that is there then."""
     family = WATCH.family(name)
@@ -289,7 +304,10 @@ def _load(name: str) -> ModuleType:
         WATCH.late.add(family)
     try:
         with _ROOM:
-            _real(name)
+            for _ in range(_AGAIN):
+                _real(name)
+                if name in sys.modules:  # else another thread's import of it has failed just now
+                    break
     except Exception as error:
         _tell_where(error, name)
         raise
@@ -319,8 +337,20 @@ class _Room:
             if not self._inside and sys.getrecursionlimit() == self._frames:
                 sys.setrecursionlimit(before)
 
+    def after_fork(self) -> None:
+        """In a new child: the imports under way were other threads'."""
+        self._lock = threading.Lock()
+        while self._inside:
+            sys.setrecursionlimit(self._inside.pop())
+
 
 _ROOM = _Room()
+
+
+@functools.cache  # once a process: it cannot be undone
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_ROOM.after_fork)
 
 
 def _tell_where(error: BaseException, name: str) -> None:
@@ -378,7 +408,7 @@ class _Loader:
                 _inside(module).clear()
                 _inside(module).update(waiting.blank)
             raise
-        if type(module) is Late:
+        if type(module) is Late and sys.modules.get(self._name) is module:
             ModuleType.__setattr__(module, "__class__", ModuleType)
         _waiting.pop(self._name, None)
         _attach(module, self._name)
