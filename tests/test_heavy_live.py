@@ -75,6 +75,7 @@ def test_what_is_imported_late_is_loaded_by_the_request_that_uses_it(
             assert before - 1 < row["loaded_at"] < time.time() + 1
             assert row["seconds"] > 0
             assert row["route"] is None  # nobody tells it yet
+        assert re.search(r"heavy_site\.py:\d+$", found["pandas"]["first_use"])
         assert f"imported late: {MODULES.replace(',', ', ')} (LOWMEM_LAZY_HEAVY)" in server.log
         assert "requests go on without it" not in server.log
 
@@ -84,14 +85,19 @@ def test_without_late_imports_the_cost_of_each_is_told_all_the_same(tmp_path: Pa
         found = heavy(server)
         assert list(found) == MODULES.split(",")
         assert all(row["cost_bytes"] > MB and not row["late"] for row in found.values())
-        assert (
-            sum(row["cost_bytes"] for row in found.values()) < told(server)["memory"]["rss_bytes"]
-        )
+        # Booked in the master: a worker need not have mapped all that it shares.
+        booked = sum(row["cost_bytes"] for row in found.values())
+        assert booked < 1.5 * told(server)["memory"]["rss_bytes"]
         assert "imported late" not in server.log
 
 
-def test_requests_that_use_it_first_at_the_same_time_all_get_their_answer(tmp_path: Path) -> None:
-    with served(tmp_path, WORKER_CONNECTIONS="8") as server:
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_requests_that_use_it_first_at_the_same_time_all_get_their_answer(
+    tmp_path: Path, kind: str
+) -> None:
+    if kind == "gevent":
+        pytest.importorskip("gevent", reason="gevent is not installed")
+    with served(tmp_path, WORKER_CONNECTIONS="8", options=["-k", kind]) as server:
         answers: list[str] = []
         threads = [
             threading.Thread(target=lambda: answers.append(server.get("/frame").text))

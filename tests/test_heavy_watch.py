@@ -82,6 +82,7 @@ def test_a_load_is_booked_with_its_time_its_route_and_its_cost(
             "cost_bytes": 30 * MB,
             "seconds": 2.5,
             "late": False,
+            "first_use": None,
         }
     ]
     assert seen.own() == "fat (30 MB)"
@@ -94,7 +95,7 @@ def test_what_one_loads_for_another_is_booked_once(
     write("fatter.part", "sys.machine.load(2)")
     write("slim", "sys.machine.load(1)")
     write("fat", "sys.machine.load(30)")
-    seen.late.add("fatter")
+    seen.late["fatter"] = "app.py:9"
     importlib.import_module("fatter")
     booked = {row["module"]: row for row in seen.loaded()}
     assert {name: row["cost_bytes"] // MB for name, row in booked.items()} == {
@@ -102,6 +103,7 @@ def test_what_one_loads_for_another_is_booked_once(
         "fatter": 5 + 2 + 1 + 7,
     }
     assert (booked["fat"]["seconds"], booked["fatter"]["seconds"]) == (1.0, 4.0)
+    assert booked["fatter"]["first_use"] == "app.py:9"
     assert booked["fat"]["late"]  # it would not be there without the first use of the other
 
 
@@ -156,7 +158,7 @@ def test_what_was_loaded_unseen_has_no_figures(
     importlib.import_module("fat")
     seen.start([])
     unseen = dict.fromkeys(("loaded_at", "route", "cost_bytes", "seconds"))
-    assert seen.loaded() == [{"module": "fat", **unseen, "late": False}]
+    assert seen.loaded() == [{"module": "fat", **unseen, "late": False, "first_use": None}]
     assert seen.own() == ""
 
 

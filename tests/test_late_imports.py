@@ -36,7 +36,7 @@ HEAVY = ["heavyweight", "other"]
 @pytest.fixture(autouse=True)
 def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The imports of HEAVY are put off. Afterwards nothing of it is left."""
-    for name, value in {"modules": (), "late": set(), "_records": {}, "_pids": {}}.items():
+    for name, value in {"modules": (), "late": {}, "_records": {}, "_pids": {}}.items():
         monkeypatch.setattr(WATCH, name, value)
     before, real = set(sys.modules), builtins.__import__
     lazy.install(HEAVY)
@@ -241,6 +241,14 @@ def test_the_app_finds_what_it_pickled() -> None:
     assert not loaded()
     assert pickle.loads(dumped) is late
     assert pickle.loads(pickle.dumps(late.Thing)) is late.Thing
+
+
+def test_the_record_names_the_line_of_the_first_use() -> None:
+    namespace = run("import heavyweight as h\n\ndef f():\n  return h.LOADED", "/srv/app.py")
+    assert WATCH.loaded() == []
+    assert namespace["f"]()
+    (row,) = WATCH.loaded()
+    assert (row["module"], row["late"], row["first_use"]) == ("heavyweight", True, "/srv/app.py:4")
 
 
 # --- Submodules

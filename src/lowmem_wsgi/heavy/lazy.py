@@ -223,8 +223,7 @@ def _put_off(name: str) -> ModuleType | None:
         specs = _specs(name)
         if specs is None:
             return None
-        frame = sys._getframe(2)
-        where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        where = _place(sys._getframe(2))
         for spec in specs:
             blank = _blank(spec)
             late = Late(spec.name)
@@ -291,6 +290,10 @@ def _blank(spec: ModuleSpec) -> dict[str, object]:
     return known
 
 
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 # --- The first use
 
 
@@ -301,7 +304,7 @@ def _load(name: str) -> ModuleType:
     """Import it now. By another's doing it may be another module that is there then."""
     family = WATCH.family(name)
     if family is not None and name not in sys.modules:
-        WATCH.late.add(family)
+        WATCH.late.setdefault(family, _place(sys._getframe(2)))
     try:
         with _ROOM:
             for _ in range(_AGAIN):
@@ -441,7 +444,7 @@ def _ask_python(python: Any) -> None:
         family = WATCH.family(name)
         if family is None or name.partition(".")[0] not in _tops or not _specs(name):
             return False
-        WATCH.late.add(family)
+        WATCH.late.setdefault(family, None)
         return True
 
     mode = python.get_lazy_imports()

@@ -45,7 +45,8 @@ class Watch:
     ) -> None:
         self.modules: tuple[str, ...] = ()
         self.where: Callable[[], str | None] = _nowhere
-        self.late: set[str] = set()  # those that were put off until their first use
+        # Those that a first use loads, and where that is (file:line), if it is known.
+        self.late: dict[str, str | None] = {}
         self._rss = rss
         self._now = now
         self._clock = clock
@@ -87,11 +88,15 @@ class Watch:
 
         `module`; `loaded_at` (Unix seconds), `route`, `cost_bytes` (growth of the process's RSS)
         and `seconds`, all None where the module was loaded unseen; `late`: whether a first use
-        loaded it. What one loads for another (numpy for pandas) is booked to the former alone.
+        loaded it; `first_use`: the file and line of that, None for what came with another. What
+        one loads for another (numpy for pandas) is booked to the former alone.
         """
         unseen = dict.fromkeys(("loaded_at", "route", "cost_bytes", "seconds"))
         return [
-            {"module": name, **self._records.get(name, {**unseen, "late": False})}
+            {
+                "module": name,
+                **self._records.get(name, {**unseen, "late": False, "first_use": None}),
+            }
             for name in self.modules
             if name in sys.modules
         ]
@@ -123,8 +128,8 @@ class Watch:
             yield
             return
         route = self._asked()
-        if self.late.intersection(self.loading()):
-            self.late.add(family)
+        if any(outer in self.late for outer in self.loading()):
+            self.late.setdefault(family, None)
         self.loading().append(family)
         try:
             size, seconds = self._unbooked()
@@ -133,7 +138,7 @@ class Watch:
         finally:
             self.loading().remove(family)
         first = {"loaded_at": self._now(), "route": route, "cost_bytes": 0, "seconds": 0.0}
-        first |= {"late": family in self.late}
+        first |= {"late": family in self.late, "first_use": self.late.get(family)}
         record = self._records.setdefault(family, first)
         self._pids.setdefault(family, os.getpid())
         record["cost_bytes"] += max(0, size_now - size)
