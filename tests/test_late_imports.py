@@ -308,8 +308,10 @@ def test_a_package_may_call_another_thing_by_its_submodules_name(write: Write) -
 def test_a_heavy_module_below_a_light_package(write: Write) -> None:
     write("app", "LIGHT = True")
     write("app.heavy", "WEIGHT = 9")
+    write("app.other", "")
     lazy.install([*HEAVY, "app.heavy"])
-    namespace = run("import app.heavy as heavy\nimport app")
+    namespace = run("import app.heavy as heavy\nimport app\nimport app.other")
+    assert loaded("app.other")
     assert loaded("app")
     assert not loaded("app.heavy")
     assert namespace["app"].LIGHT
@@ -436,6 +438,9 @@ def test_a_module_that_puts_another_in_its_place(write: Write) -> None:
     del other.answer
     assert other.answer == 42
     assert run("import other")["other"] is sys.modules["other"]
+    write("heavyweight", "import sys\nclass S: __slots__ = ()\nsys.modules[__name__] = S()")
+    stand = run("import heavyweight, heavyweight.arms as arms")["heavyweight"]
+    assert stand.__slots__ == ()
 
 
 def test_a_module_with_getattr(write: Write) -> None:
@@ -677,6 +682,8 @@ def test_the_modules_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LOWMEM_HEAVY_MODULES", "other,heavyweight,openpyxl")
     lazy.install()
     assert lazy.installed() == ("other", "heavyweight", "openpyxl")
+    lazy.install("heavyweight, other")
+    assert lazy.installed() == ("heavyweight", "other")
     with pytest.raises(SettingsError, match="hea vy"):
         lazy.install(["hea vy"])
 

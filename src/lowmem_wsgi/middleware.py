@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -220,10 +221,10 @@ class LowMemory:
             log.failure("Starting up")
 
     def _tell_of_late_imports(self) -> None:
-        from .heavy.lazy import installed
-
-        if installed():
-            log.logger.info("imported late: %s (LOWMEM_LAZY_HEAVY)", ", ".join(installed()))
+        lazy = sys.modules.get(f"{__package__}.heavy.lazy")  # loaded where it is in use
+        names = lazy.installed() if lazy is not None else ()
+        if names:
+            log.logger.info("imported late: %s (LOWMEM_LAZY_HEAVY)", ", ".join(names))
         elif self.settings.lazy_heavy:
             log.logger.info(
                 "LOWMEM_LAZY_HEAVY comes too late here: it acts under `lowmem-wsgi run` and our "

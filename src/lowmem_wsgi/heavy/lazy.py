@@ -25,6 +25,7 @@ lazy-loader#55).
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import importlib
 import logging
@@ -118,7 +119,10 @@ def _in_a_statement(frame: FrameType) -> bool:
 
 def _inside(module: object) -> dict[str, Any]:
     """Its namespace, without waking it."""
-    found: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    try:
+        found: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    except AttributeError:  # a thing that stands for a module
+        return {}
     return found
 
 
@@ -139,12 +143,14 @@ _undo: list[Callable[[], object]] = []
 def install(modules: Iterable[str] | None = None, *, python: Any = sys) -> None:
     """From now on, put off the imports of these modules until their first use.
 
-    `modules`: names, those of LOWMEM_HEAVY_MODULES if not given. What is loaded already stays
-    loaded. Raises SettingsError for what is no module's name. Harmless when repeated.
+    `modules`: names, or a text with commas; those of LOWMEM_HEAVY_MODULES if not given. What is
+    loaded already stays loaded. Raises SettingsError for what is no module's name. Harmless when
+    repeated.
     """
     global _names, _tops  # noqa: PLW0603
-    given = {} if modules is None else {"heavy_modules": tuple(modules)}
-    wanted = Settings.load(given).heavy_modules
+    if modules is not None and not isinstance(modules, str):
+        modules = tuple(modules)
+    wanted = Settings.load({} if modules is None else {"heavy_modules": modules}).heavy_modules
     for name in wanted:
         reason = BREAKS.get(name.partition(".")[0])
         if reason is not None:
@@ -243,7 +249,8 @@ def _put_off(name: str) -> ModuleType | None:
 
 def _specs(name: str) -> list[ModuleSpec] | None:
     """Of `name` and its parents, what is not loaded yet. None where the import cannot wait."""
-    if WATCH.loading():  # a heavy package imports its own kin: it may count on what that does
+    # A heavy package that imports its own kin may count on what that does.
+    if not _is_late(name) or WATCH.loading():
         return None
     found: list[ModuleSpec] = []
     path: Sequence[str] | None = None
@@ -425,7 +432,8 @@ def _attach(module: ModuleType, name: str) -> None:
     for below, waiting in list(_waiting.items()):
         parent, _, child = below.rpartition(".")
         if parent == name and below not in sys.modules and child not in _inside(module):
-            setattr(module, child, waiting.late)
+            with contextlib.suppress(AttributeError, TypeError):  # not of every stand-in
+                setattr(module, child, waiting.late)
 
 
 # --- Python 3.15 and later (PEP 810)
