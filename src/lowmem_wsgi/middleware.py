@@ -216,21 +216,8 @@ class LowMemory:
                 told, self._told = self._told, True
             if not told:
                 log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
-                self._tell_of_late_imports()
         except Exception:
             log.failure("Starting up")
-
-    def _tell_of_late_imports(self) -> None:
-        lazy = sys.modules.get(f"{__package__}.heavy.lazy")  # loaded where it is in use
-        names = lazy.installed() if lazy is not None else ()
-        if names:
-            log.logger.info("imported late: %s (LOWMEM_LAZY_HEAVY)", ", ".join(names))
-        elif self.settings.lazy_heavy:
-            log.logger.info(
-                "LOWMEM_LAZY_HEAVY comes too late here: it acts under `lowmem-wsgi run` and our "
-                "Gunicorn config; elsewhere call lowmem_wsgi.heavy.lazy.install() before the app's "
-                "imports"
-            )
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}
@@ -258,6 +245,15 @@ class LowMemory:
             limits.append(f"collector's threshold {rules.gc_threshold} (LOWMEM_GC_THRESHOLD)")
         if rules.recursion_limit is not None:
             limits.append(f"recursion to {rules.recursion_limit} (LOWMEM_RECURSION_LIMIT)")
+        lazy = sys.modules.get(f"{__package__}.heavy.lazy")  # loaded where it is in use
+        late = lazy.installed() if lazy is not None else ()
+        if late:
+            limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")
+        elif rules.lazy_heavy:
+            limits.append(
+                "nothing imported late: that takes our Gunicorn config, or heavy.lazy.install() "
+                "before the app's imports (LOWMEM_LAZY_HEAVY)"
+            )
         limits += [
             f"no {name} (LOWMEM_{name.upper()})"
             for name in ("gc_freeze", "trim")
