@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_wsgi import log
+from lowmem_wsgi.heavy.watch import WATCH
 from lowmem_wsgi.memory import engine
 
 
@@ -24,9 +25,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def restored_interpreter() -> Iterator[None]:
     """Each test leaves the collector, the recursion limit, the ceiling and the logs as it found
-    them."""
+    them, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     engine._current.clear()
+    WATCH.stop()
+    WATCH.modules = ()
     log.once.forget()
     log.limited.forget()
     yield

@@ -234,9 +234,7 @@ def hello(environ: Any, start_response: Any) -> list[bytes]:
     return [b"hello"]
 
 
-def test_an_app_that_is_wrapped_in_one_line_is_watched_from_its_first_request_to_its_close() -> (
-    None
-):
+def test_an_app_wrapped_in_one_line_is_watched_from_its_first_request_to_its_close() -> None:
     app = LowMemory(hello, heavy_modules="fat,fatter")
     assert WATCH not in sys.meta_path
     app.start()
