@@ -7,7 +7,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types docs bench survival soak clean
+.PHONY: demo test test-all lint types docs bench late survival soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -44,6 +44,11 @@ bench: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/wrap_size.py
 	$(VENV)/bin/python benchmarks/request_cost.py
 	$(VENV)/bin/python benchmarks/at_rest.py
+
+# A container at rest with pandas and its kin at the top of the app, with late imports and without
+# (3 minutes). Linux, as a user who may make a cgroup.
+late: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/late_imports.py
 
 # What survives in 512 MB, beside plain Gunicorn (6 minutes); ten minutes of mixed load. Linux, as a
 # user who may make a cgroup.

@@ -48,6 +48,11 @@ class Container:
         return self._group.kills()
 
     @property
+    def used_mb(self) -> float:
+        """Now: the usage less the file cache that the kernel drops first."""
+        return self._group.working_set() / MB
+
+    @property
     def peak_mb(self) -> float:
         """Of the usage less the file cache that the kernel drops first."""
         return float(self._peaks[0]) / MB

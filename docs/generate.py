@@ -17,14 +17,15 @@ PAGE = Path(__file__).with_name("settings.md")
 
 # Rows that are read and checked but do not act yet, or not in full. Delete a row here when its
 # setting begins to act.
-NOT_YET = {
-    "heavy_modules": "So far only the packages that purge_modules may drop.",
-    "lazy_heavy": "No effect yet.",
-}
+NOT_YET = {}
 
 # What is wrong in the page's example of an error: keywords, environment.
 WRONG_KEYWORDS = {"max_uplaod": "1MB", "recursion_limit": 5}
 WRONG_ENVIRON = {"LOWMEM_TRIM": "yess", "LOWMEM_SESSION_LIFETIME": "ten minutes"}
+
+NOT_YET_TOLD = """ A row that ends in
+**bold** does not act yet, or not in full. Its value is read and checked all the same, so that a
+configuration written today keeps working."""
 
 TEMPLATE = """\
 # Settings
@@ -57,16 +58,15 @@ All that is wrong is reported at once, in one `SettingsError`, when the app is w
 
 ## The table
 
-"same": the same as in balanced. *In italics*: what a value looks like. A row that ends in
-**bold** does not act yet, or not in full. Its value is read and checked all the same, so that a
-configuration written today keeps working.
+"same": the same as in balanced. *In italics*: what a value looks like.{not_yet}
 
 | keyword | variable | balanced | ultra | what it is |
 |---|---|---|---|---|
 {rows}
 
-The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md), `recycle`
-and `ceiling` in [survive.md](survive.md).
+The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md),
+`heavy_modules` and `lazy_heavy` in [heavy.md](heavy.md), `recycle` and `ceiling` in
+[survive.md](survive.md).
 
 `balanced` is the default. `ultra` takes the source document's own numbers, for comparison:
 [source-document.md](source-document.md#lowmem_presetultra-the-letter) says what that costs.
@@ -112,6 +112,7 @@ def page() -> str:
         sys.exit(f"docs/generate.py: NOT_YET names no row of the table: {', '.join(unknown)}")
     return TEMPLATE.format(
         rows="\n".join(_rows()),
+        not_yet=NOT_YET_TOLD if NOT_YET else "",
         error=_error(),
         keywords=", ".join(f"{name}={value!r}" for name, value in WRONG_KEYWORDS.items()),
         environ=" and ".join(f"`{name}={value}`" for name, value in WRONG_ENVIRON.items()),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_wsgi import log
+from lowmem_wsgi.heavy.watch import WATCH
 from lowmem_wsgi.memory import engine
 from lowmem_wsgi.workers import page
 from lowmem_wsgi.workers.scoreboard import LEDGER_AT, SIZE
@@ -26,11 +27,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def restored_interpreter() -> Iterator[None]:
     """Each test leaves the collector, the recursion limit, the ceiling and the logs as it found
-    them, and the site's counts at nothing."""
+    them, the site's counts at nothing, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     engine._current.clear()
     for board in page._board:
         board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
+    WATCH.stop()
+    WATCH.modules = ()
     log.once.forget()
     log.limited.forget()
     yield

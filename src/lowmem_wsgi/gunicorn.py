@@ -85,6 +85,7 @@ def nworkers_changed(server: _Any, new: int, old: int | None) -> None:
     its place is filled already, and one more would be one too many.
     """
     _chain(server.cfg)
+    _mind_heavy_modules()
     if _gone_before and old is not None and new == old + 1:
         _gone_before.pop()
         server.num_workers = old
@@ -200,6 +201,21 @@ def _prepare(server: _Any) -> None:
         lay_out()
     except Exception:  # it would end the master
         _failure("Laying out the black box")
+
+
+def _mind_heavy_modules() -> None:
+    """Before the app imports them: put that off, or at least watch what it costs."""
+    try:
+        if _settings.lazy_heavy:
+            from .heavy.lazy import install
+
+            install(_settings.heavy_modules)
+        else:
+            from .heavy.watch import WATCH
+
+            WATCH.start(_settings.heavy_modules)
+    except Exception:
+        _failure("Late imports")
 
 
 def _failure(where: str) -> None:

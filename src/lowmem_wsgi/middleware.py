@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from .guards.refusals import Refusal
 from .guards.sessions import Sessions
 from .guards.static_files import StaticFiles
 from .guards.uploads import UploadCap
+from .heavy.watch import WATCH
 from .memory import engine
 from .memory.governor import OK
 from .memory.monitor import freed_by_step
@@ -68,6 +70,7 @@ class LowMemory:
         # Another app's monitor may be at work: from here on it sees this one.
         self.engine = engine.join(rules, self)
         self.crew = crew.join(rules, self.engine)
+        self.crew.heavy = WATCH.own
         self.overload.intake = self.engine.intake
         for mapping in self._for_apps.values():
             self.engine.monitor.publish(mapping)
@@ -110,6 +113,10 @@ class LowMemory:
             freed_by_step(result),
         )
         return result
+
+    def heavy(self) -> list[dict[str, Any]]:
+        """The heavy modules that are loaded (see heavy/watch.py). Bytes and seconds."""
+        return WATCH.loaded()
 
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
@@ -207,6 +214,13 @@ class LowMemory:
         except Exception:
             log.failure("Naming a route")
 
+    def _where(self) -> str | None:
+        """The route that this thread is at, for who loads something heavy there."""
+        doing = self.overload.doing(threading.get_ident())
+        if doing is None:
+            return None
+        return self._names({"REQUEST_METHOD": doing[0], "PATH_INFO": doing[1]}, None)
+
     def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
             self.out_of_memory += 1
@@ -224,6 +238,10 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start()  # first: it has the server start its threads
             self.engine.start()
+            WATCH.where = self._where
+            if not WATCH.watches(self.settings.heavy_modules):
+                WATCH.start(self.settings.heavy_modules)
+                self.engine.on_leave(WATCH.stop)
             try:
                 out_of_memory.watch()
             except Exception:
@@ -261,6 +279,15 @@ class LowMemory:
             limits.append(f"collector's threshold {rules.gc_threshold} (LOWMEM_GC_THRESHOLD)")
         if rules.recursion_limit is not None:
             limits.append(f"recursion to {rules.recursion_limit} (LOWMEM_RECURSION_LIMIT)")
+        lazy = sys.modules.get(f"{__package__}.heavy.lazy")  # loaded where it is in use
+        late = lazy.installed() if lazy is not None else ()
+        if late:
+            limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")
+        elif rules.lazy_heavy:
+            limits.append(
+                "nothing imported late: that takes our Gunicorn config, or heavy.lazy.install() "
+                "before the app's imports (LOWMEM_LAZY_HEAVY)"
+            )
         limits += [
             f"no {name} (LOWMEM_{name.upper()})"
             for name in ("gc_freeze", "trim")

@@ -345,7 +345,9 @@ class Settings:
         "How often a reading is logged (memory is read each second, and sooner near a threshold).",
     )
     heavy_modules = Setting(
-        MODULES, "pandas,numpy,matplotlib", "Packages worth importing late, or not at all."
+        MODULES,
+        "pandas,numpy,matplotlib",
+        "Heavy packages: what they cost is told, and the next two settings act on them.",
     )
     lazy_heavy = Setting(SWITCH, "off", "Import the heavy modules at their first use.", ultra="on")
     purge_modules = Setting(

@@ -62,7 +62,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
     counts = {name: _number(value) for name, value in lowmem.crew.counts().items()}
     workers = _workers(lowmem)
     own = next(worker for worker in workers if worker["this"])
-    peak = process_figures()["peak_bytes"] if own["rss_bytes"] is None else own.pop("peak_bytes")
+    peak = own.pop("peak_bytes")
     document: dict[str, Any] = {
         "status": _level(lowmem, now),
         "memory": {
@@ -87,6 +87,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "deaths": {cause: counts[name] for cause, name in DEATHS.items()},
         "last_death": lowmem.crew.last_death(),
         "allocator": {name: os.environ.get(name) for name in ("PYTHONMALLOC", "MALLOC_ARENA_MAX")},
+        "heavy": lowmem.heavy(),
     }
     return {**document, "diagnosis": diagnose(document), "version": __version__}
 

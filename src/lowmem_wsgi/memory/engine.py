@@ -97,6 +97,10 @@ class Engine:
         self.ceiling.arm(coming=1)  # in place before any request goes on, the monitor's thread
         self.monitor.start()
 
+    def on_leave(self, undo: Callable[[], object]) -> None:
+        """Undo this, too, when the last app leaves. Call it after `start`."""
+        self._undo.append(undo)
+
     def work(self) -> Mapping[object, int]:
         """What is in flight in this process: a key for each request, its thread's ident."""
         return {

@@ -78,6 +78,7 @@ class Crew:
         self._engine = engine
         self._now = now
         self._find = find
+        self.heavy: Callable[[], str] = str  # the heavy modules it has loaded, for the log
         self._rss = OwnRss()
         self._forget()
 
@@ -334,13 +335,14 @@ class Crew:
         page.ledger.add({"recycles": 1})
         page.ledger.event("recycle", situation.grown, situation.level)
         log.logger.warning(
-            "♻️ recycled at %s of %s: this worker has grown from %s to %s in %d requests "
+            "♻️ recycled at %s of %s: this worker has grown from %s to %s in %d requests%s "
             "(setting: LOWMEM_RECYCLE)",
             format_size(situation.used),
             format_size(situation.limit),
             format_size(situation.born_rss),
             format_size(situation.rss),
             self.slot.requests,
+            self._carried(),
         )
         try:
             self.server.replace(at_once)
@@ -349,6 +351,14 @@ class Crew:
             self.slot.enter(READY)
             self._engine.monitor.acting = True
             page.end_turn()
+
+    def _carried(self) -> str:
+        try:
+            heavy = self.heavy()
+        except Exception:
+            log.failure("Telling the heavy modules")
+            return ""
+        return f", and loaded {heavy}" if heavy else ""
 
     def _see_off(self, page: Board) -> None:
         """While this worker ends: once another is ready in its place, the next may be replaced."""

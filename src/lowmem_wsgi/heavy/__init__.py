@@ -1,0 +1,1 @@
+"""Heavy packages: imported late, watched, and paid for once."""
