@@ -74,7 +74,7 @@ def test_what_is_imported_late_is_loaded_by_the_request_that_uses_it(
             assert row["cost_bytes"] > 5 * MB
             assert before - 1 < row["loaded_at"] < time.time() + 1
             assert row["seconds"] > 0
-            assert row["route"] is None  # nobody tells it yet
+            assert row["route"] == "GET /frame"
         assert re.search(r"heavy_site\.py:\d+$", found["pandas"]["first_use"])
         assert f"{MODULES.replace(',', ', ')} imported late (LOWMEM_LAZY_HEAVY)" in server.log
         assert "requests go on without it" not in server.log

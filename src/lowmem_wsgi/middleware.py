@@ -6,7 +6,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +238,7 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start()  # first: it has the server start its threads
             self.engine.start()
-            WATCH.where = self._where
+            WATCH.where = _weakly(self._where)
             if not WATCH.watches(self.settings.heavy_modules):
                 WATCH.start(self.settings.heavy_modules)
                 self.engine.on_leave(WATCH.stop)
@@ -294,6 +294,17 @@ class LowMemory:
             if not getattr(rules, name)
         ]
         return ", ".join(limits)
+
+
+def _weakly(method: Callable[[], str | None]) -> Callable[[], str | None]:
+    """The method, as long as its object is there."""
+    find = weakref.WeakMethod(method)
+
+    def call() -> str | None:
+        found = find()
+        return None if found is None else found()
+
+    return call
 
 
 def _named(exchange: Exchange) -> None:

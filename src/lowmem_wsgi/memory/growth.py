@@ -37,6 +37,8 @@ NOISE = 256 * KB
 # Before anything is known of a route, half of what it faults in is taken to stay; so much (bytes)
 # of what it does outweighs that.
 PRIOR, PRIOR_WEIGHT = 0.5, 64 * KB
+# A fall is shared in so many rounds, as nobody gives back more than there is.
+ROUNDS = 4
 # So many windows in which several routes grew are shared anew with each that comes.
 WINDOWS = 64
 # A request that faulted in nothing counts as this much of one that faulted in a page.
@@ -227,16 +229,30 @@ class Growth:
 
     def _fell(self, visits: list[Visit]) -> None:
         recent, self._recent = self._recent, {}
-        booked = sum(recent.values())
-        share = min(1.0, -self._waiting / booked) if booked else 0.0
-        for name, grown in recent.items():
-            self._book(name, -int(grown * share))
-        for window in self._windows:
-            window.booked = {name: part * (1 - share) for name, part in window.booked.items()}
+        for name, part in self._taken_back(recent, -self._waiting).items():
+            self._book(name, -part)
+            kept = 1 - part / recent[name]
+            for window in self._windows:
+                if name in window.booked:
+                    window.booked[name] *= kept
         left = self._waiting
         for name, _, _ in visits:
             self._book(name, int(left / len(visits)))
         self._waiting = 0  # the rest fell by itself
+
+    def _taken_back(self, recent: dict[str, int], fall: int) -> dict[str, int]:
+        """A fall, shared among who grew lately: first by what does not stay of theirs."""
+        taken = dict.fromkeys(recent, 0)
+        for _ in range(ROUNDS):
+            left = {name: recent[name] - taken[name] for name in recent}
+            rest = min(fall, sum(recent.values())) - sum(taken.values())
+            weights = {name: left[name] * (1.01 - self._in_room(name).stays()) for name in recent}
+            total = sum(weights.values())
+            if rest <= 0 or total <= 0:
+                break
+            for name, weight in weights.items():
+                taken[name] += min(left[name], int(rest * weight / total))
+        return {name: part for name, part in taken.items() if part}
 
     def _book(self, name: str, part: int) -> None:
         self._waiting -= part
