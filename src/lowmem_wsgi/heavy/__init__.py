@@ -1,0 +1,1 @@
+"""Heavy work without the weight: late imports, child processes."""
