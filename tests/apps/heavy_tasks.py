@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,7 +161,7 @@ def lines_of(files: list[IO[bytes]]) -> list[bytes]:
 
 
 @offload
-def numbers(count: int) -> Iterator[int]:
+def numbers(count: int) -> Generator[int, None, str]:
     yield from range(count)
     return "all"
 
@@ -195,6 +195,16 @@ def sleep(seconds: float) -> int:
 def one_at_a_time(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
+
+
+@offload(memory="150MB", wait="60s", timeout="60s", at_once=8)
+def hold(size: int, until: str, told: str) -> int:
+    """Use so much memory until there is a file of that name; `told` is one more as it begins."""
+    held = b"x" * size
+    Path(told).touch()
+    while not Path(until).exists():
+        time.sleep(0.01)
+    return len(held)
 
 
 def plain(number: int) -> tuple[int, int]:

@@ -77,11 +77,11 @@ def reason_to_wait(
     if top is None:
         return None
     promised = sum(max(0, size(child.memory) - held(child.pid)) for child in running)
-    free = top - usage.used - promised
-    if free < size(request.memory):
+    free, needed = top - usage.used - promised, size(request.memory)
+    if free < needed:
         return (
-            f"it may need {format_size(request.memory)}, and {format_size(max(0, free))} are "
-            f"left below {format_size(top)}"
+            f"it may come to {format_size(needed)}, and {format_size(max(0, free))} are left below "
+            f"{format_size(top)}"
         )
     return None
 
@@ -102,9 +102,9 @@ def start_in(request: Request, begin: Callable[[], S]) -> S:
         with children() as running:
             usage, top = look()
             if top is not None and size(request.memory) > top:
+                needed = format_size(size(request.memory))
                 raise OffloadMemoryError(
-                    f"{request.name} may need {format_size(request.memory)}, and the site has "
-                    f"{format_size(top)} in all"
+                    f"{request.name} may come to {needed}, and there are {format_size(top)} in all"
                 )
             reason = reason_to_wait(request, running, usage, top, anonymous)
             if reason is None:
