@@ -211,6 +211,13 @@ def test_a_child_that_asks_for_more_than_its_memory_is_out_of_memory(size: int) 
 
 
 @on_linux
+def test_an_error_that_came_of_a_memory_error_is_one() -> None:
+    with pytest.raises(OffloadMemoryError, match="stumble needed more than 100 MB") as caught:
+        tasks.stumble()
+    assert "IndexError" in str(caught.value.__cause__)
+
+
+@on_linux
 @pytest.mark.parametrize("kind", ["dicts", "100", "1000000"])
 def test_a_child_that_eats_bit_by_bit_is_out_of_memory_and_never_stuck_there(kind: str) -> None:
     with pytest.raises(OffloadMemoryError, match="fill needed more than 50 MB"):

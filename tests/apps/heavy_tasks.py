@@ -71,6 +71,16 @@ def fill(kind: str) -> int:
         found.append({"id": len(found)} if kind == "dicts" else b"x" * int(kind))
 
 
+@offload(memory="100MB")
+def stumble() -> None:
+    """As a library's handler that takes each error to have arguments."""
+    try:
+        bytearray(2048 * MB)
+    except Exception as error:
+        error.args = (f"{error.args[0]} (sheet: 1)",)
+        raise
+
+
 @offload(timeout=0.5)
 def endless() -> None:
     while True:

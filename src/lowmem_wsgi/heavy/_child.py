@@ -118,11 +118,12 @@ def work(answer: Answer, job: Any) -> None:
         answer.value(END, name, result)
     except HungUp:
         raise
-    except MemoryError as error:
-        limit_memory(None)  # to be able to tell of it
-        answer.send(MEMORY, pickle.dumps(text_of(error)))
     except Exception as error:
-        answer.send(ERROR, pickle.dumps(failure(error)))
+        if ran_out(error):
+            limit_memory(None)  # to be able to tell of it
+            answer.send(MEMORY, pickle.dumps(text_of(error)))
+        else:
+            answer.send(ERROR, pickle.dumps(failure(error)))
 
 
 def stream(answer: Answer, name: str, result: Any) -> Any:
@@ -188,6 +189,17 @@ def leave() -> NoReturn:
 
 
 # --- An error
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether it is a MemoryError, or came of one: libraries' own handlers may stumble over it
+    (pandas's takes an error to have arguments)."""
+    seen = 0
+    while error is not None and seen < 100:
+        if isinstance(error, MemoryError):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
 
 
 def failure(error: BaseException) -> Failure:

@@ -45,11 +45,12 @@ ENVIRON = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
 }
 
 _BOOT = """\
 import sys
-sys.path[:] = {path!r}
+sys.path[:] = {path!a}
 from lowmem_wsgi.heavy._child import main
 main({channel}, {lifeline}, {memory})
 """
@@ -70,6 +71,7 @@ class Process:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._was_full = False
         self._kills = room.out_of_memory_kills() or 0
+        self._parent = os.getpid()
         self._popen: subprocess.Popen[bytes]
         self._start(parcel)
         self.pid = self._popen.pid
@@ -81,7 +83,12 @@ class Process:
         self._channel, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         given = (theirs.fileno(), lifeline, *parcel.descriptors)
-        boot = _BOOT.format(path=sys.path, channel=given[0], lifeline=lifeline, memory=self._memory)
+        boot = _BOOT.format(
+            path=[str(entry) for entry in sys.path],
+            channel=given[0],
+            lifeline=lifeline,
+            memory=self._memory,
+        )
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         try:
             self._popen = subprocess.Popen(
@@ -128,7 +135,7 @@ class Process:
 
         if patiently:
             self._hang_on()
-        if self._popen.returncode is None:
+        if self._popen.returncode is None and self._parent == os.getpid():  # and not a fork of it
             try:
                 # Not waited for yet, so that the pid is still its own. A code that it exits with is
                 # set by the time its channel is closed.
