@@ -402,12 +402,24 @@ def test_a_child_waits_while_nobody_reads_and_ends_when_the_stream_is_closed(
     [child] = _listed()
     wait_for(lambda: asleep(child.pid), "it to wait")
     assert int(note.read_text()) <= 2
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert not is_running(child.pid)
 
 
 def asleep(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def test_a_fork_that_drops_a_stream_does_not_end_it() -> None:
+    stream = tasks.numbers.stream(100_000)
+    assert next(stream) == 0
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            stream.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert sum(stream) == sum(range(100_000))
 
 
 def test_a_stream_that_nobody_begins_costs_nothing() -> None:
@@ -539,11 +551,12 @@ def test_a_function_that_no_child_could_import_is_refused_at_once() -> None:
 def test_a_function_of_the_main_program_is_refused_when_it_is_called(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from lowmem_wsgi import offload\n@offload\ndef work(): return 1\ntry:\n    work()\n"
-        "except TypeError as error:\n    print(error)\n"
+        "from lowmem_wsgi import offload\n@offload\ndef work(): return 1\nprint(work)\n"
+        "try:\n    work()\nexcept TypeError as error:\n    print(error)\n"
     )
     said = subprocess.check_output([sys.executable, script], text=True)
     assert said == (
+        "<offloaded __main__.work>\n"
         "work cannot be offloaded from the main program: move it to a module of its own, which a "
         "child can import\n"
     )

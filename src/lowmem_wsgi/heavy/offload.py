@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from ..settings import AMOUNT, INTERVAL, LIMIT, Kind, SettingsError, maybe
@@ -138,7 +138,7 @@ class Offloaded(Generic[P, R]):
         return self.offloaded.__qualname__  # by its name, as a function is pickled
 
     def __repr__(self) -> str:
-        return f"<offloaded {_task(self.offloaded).name}>"
+        return f"<offloaded {self.offloaded.__module__}.{self.offloaded.__qualname__}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result. Raises what the function raises, with the traceback in the child as its
@@ -175,11 +175,11 @@ class Offloaded(Generic[P, R]):
         ).start()
         return future
 
-    def stream(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+    def stream(self, *args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, Any]:
         """What the function yields, one by one, as it yields it: it waits while nobody asks for
         more. The call begins with the first; closing the iterator ends the child."""
         if _child.inside:
-            return iter(self.offloaded(*args, **kwargs))  # type: ignore[call-overload,no-any-return]
+            return _each(self.offloaded(*args, **kwargs))
         if self.executor is not None:
             raise TypeError(f"{self!r} cannot stream: an executor gives back one result")
         return self._stream(self._packed(args, kwargs))
@@ -256,6 +256,10 @@ class Offloaded(Generic[P, R]):
                 yield value(process.name, data)
         finally:
             process.end()
+
+
+def _each(values: Any) -> Generator[Any, None, Any]:
+    return (yield from values)
 
 
 class _Cancelled(Exception):
