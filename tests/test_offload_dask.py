@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ distributed: Any = pytest.importorskip("distributed", reason="dask[distributed] 
 
 # Dask's own: it leaves sockets and loops to the collector, and warns of what it needs itself.
 @pytest.mark.filterwarnings("default")
-def test_a_cluster_makes_the_calls() -> None:
+def test_a_cluster_makes_the_calls(tmp_path: Path) -> None:
     with (
         distributed.LocalCluster(
             n_workers=1,
@@ -23,6 +24,7 @@ def test_a_cluster_makes_the_calls() -> None:
             processes=True,
             dashboard_address=None,
             host="127.0.0.1",
+            local_directory=str(tmp_path),
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
