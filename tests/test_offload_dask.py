@@ -17,14 +17,16 @@ distributed: Any = pytest.importorskip("distributed", reason="dask[distributed] 
 # Dask's own: it leaves sockets and loops to the collector, and warns of what it needs itself.
 @pytest.mark.filterwarnings("default")
 def test_a_cluster_makes_the_calls(tmp_path: Path) -> None:
+    import dask
+
     with (
+        dask.config.set(temporary_directory=str(tmp_path)),
         distributed.LocalCluster(
             n_workers=1,
             threads_per_worker=1,
             processes=True,
             dashboard_address=None,
             host="127.0.0.1",
-            local_directory=str(tmp_path),
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
