@@ -15,7 +15,7 @@ from django.urls import path
 from flask import Flask
 
 from fakes import MB, Clock
-from lowmem_wsgi import LowMemory
+from lowmem_wsgi import LowMemory, OffloadBusy, OffloadError, OffloadMemoryError
 from lowmem_wsgi.guards.out_of_memory import is_shortage
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.intake import PATIENCE, SMALL
@@ -238,6 +238,24 @@ def test_other_errors_stay_what_the_framework_makes_of_them(app: Callable[[], An
 
     assert outcome(wrapped) == outcome(bare)
     assert wrapped.out_of_memory == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OffloadBusy("no room for tasks.read"), OffloadMemoryError("tasks.read needed more")],
+    ids=["busy", "too large"],
+)
+@every_app
+def test_a_child_process_without_room_is_503_and_no_hit_of_the_ceiling(
+    app: Callable[[], Any], error: OffloadError, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapped = LowMemory(app())
+    view.error = error
+    response = call(wrapped, make_environ("/fail"))
+    assert (response.code, response.header("Retry-After")) == (503, "2")
+    assert f"GET /fail: {error} (setting: memory=" in caplog.text
+    assert wrapped.out_of_memory == 0
+    assert not wrapped.engine.ceiling.met_by_one()
 
 
 def test_an_app_that_answers_a_memory_error_itself_is_left_to_it() -> None:

@@ -4,12 +4,60 @@
 
     app = LowMemory(app)  # any WSGI app; settings come from LOWMEM_* variables
 
-Importing this package starts nothing: no thread, no changed global.
+Importing this package starts nothing: no thread, no changed global. Each name is loaded when it
+is asked for, so that a child process which wants `offload` alone loads no middleware.
 """
 
-from ._version import __version__
-from .memory.pressure import on_pressure
-from .middleware import LowMemory
-from .settings import SettingsError
+from __future__ import annotations
 
-__all__ = ["LowMemory", "SettingsError", "__version__", "on_pressure"]
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .heavy.errors import (
+        OffloadBusy,
+        OffloadDied,
+        OffloadError,
+        OffloadMemoryError,
+        OffloadTimeout,
+    )
+    from .heavy.offload import offload
+    from .memory.pressure import on_pressure
+    from .middleware import LowMemory
+    from .settings import SettingsError
+
+__all__ = [
+    "LowMemory",
+    "OffloadBusy",
+    "OffloadDied",
+    "OffloadError",
+    "OffloadMemoryError",
+    "OffloadTimeout",
+    "SettingsError",
+    "__version__",
+    "offload",
+    "on_pressure",
+]
+
+_HOMES = {
+    "LowMemory": ".middleware",
+    "SettingsError": ".settings",
+    "offload": ".heavy.offload",
+    "on_pressure": ".memory.pressure",
+}
+
+
+def __getattr__(name: str) -> object:
+    """What `__all__` promises, from the module where it lives."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(_HOMES.get(name, ".heavy.errors"), __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -180,7 +180,7 @@ class LowMemory:
         """Another answer, where the app's is none that we can let out."""
         refusal = None
         if out_of_memory.ran_out(environ, error):
-            refusal = self._ran_out_of_memory()
+            refusal = out_of_memory.elsewhere(environ) or self._ran_out_of_memory()
         elif error is None or isinstance(error, Exception):
             refusal = self.uploads.fault(environ)
         if refusal is not None and sent:  # too late to say it to the client

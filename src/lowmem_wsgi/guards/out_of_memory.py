@@ -12,7 +12,8 @@ from .refusals import Refusal
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-# In the environ of a request that did.
+# In the environ of a request that did; where it was another process's memory (see `elsewhere`),
+# with why, and what governs it.
 MARK = "lowmem.out_of_memory"
 # Where the interpreter has no memory even for the error, it says (CPython's thread.c, errors.c):
 SIGNS = (
@@ -28,10 +29,18 @@ def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
     Lets go of what filled the memory: the frames of the traceback hold it. To be asked before
     anything else is made.
     """
-    if error is not None and is_shortage(error):
-        let_go(error)
-        return True
+    if error is not None:
+        _note(environ, error)
     return MARK in environ
+
+
+def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
+    """503 where it was not this process's memory that ran out.
+
+    An error that says so has a `lowmem_setting`, what governs it, and says why in its message.
+    """
+    told = environ.get(MARK)
+    return busy(*told) if isinstance(told, tuple) else None
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -78,6 +87,9 @@ def _of_django(sender: Any, request: Any = None, **extra: Any) -> None:
 
 
 def _note(environ: WSGIEnvironment, error: BaseException) -> None:
-    if is_shortage(error):
+    setting = getattr(error, "lowmem_setting", None)
+    if setting is not None:
+        environ[MARK] = str(error), setting
+    elif is_shortage(error):
         environ[MARK] = True
         let_go(error)

@@ -1,1 +1,1 @@
-"""Heavy packages: imported late, watched, and paid for once."""
+"""Heavy work without the weight: late imports, child processes."""

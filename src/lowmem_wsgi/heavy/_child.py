@@ -1,0 +1,321 @@
+"""The child's side of `offload`: a fresh interpreter that makes one call, and ends.
+
+What it writes to its channel are frames: a letter, a length, a pickle (see `KINDS`). stdout and
+stderr are those of the parent, and no part of that.
+
+Everything is imported where it is used: each import is paid for at every call.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+# The kinds of frames, and what they hold.
+VALUE = b"v"  # what the function returned, or one of the values it yielded
+END = b"r"  # there are no more; what a generator returned
+ERROR = b"e"  # a Failure
+MEMORY = b"m"  # the text of the traceback
+REFUSED = b"t"  # why the result cannot be sent, in words
+KINDS = (VALUE, END, ERROR, MEMORY, REFUSED)
+HEAD = "<cQ"
+
+# Whether this process is such a child: what is offloaded is called like any function in it.
+inside = False
+
+
+class Task(NamedTuple):
+    """What a child is to do."""
+
+    module: str
+    qualname: str
+    streaming: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.qualname}"
+
+
+class HungUp(Exception):
+    """The parent wants no more."""
+
+
+class Failure(NamedTuple):
+    """An exception of the function's: pickled, if it can be, and in words."""
+
+    pickled: bytes | None
+    kinds: list[tuple[str, str]]  # its class and the bases of it: module, qualified name
+    message: str
+    traceback: str
+
+
+class OpenFile(NamedTuple):
+    """A file of the parent's: its descriptor there and here, how to open it, where it stands."""
+
+    descriptor: int
+    flags: int
+    position: int
+
+
+def find(task: Task) -> Callable[..., Any]:
+    """The function that was offloaded, in the module that it is imported from."""
+    import importlib
+
+    found: Any = importlib.import_module(task.module)
+    for part in task.qualname.split("."):
+        found = getattr(found, part)
+    function: Callable[..., Any] = getattr(found, "offloaded", found)
+    return function
+
+
+def call(task: Task, args: Any, kwargs: Any) -> Any:
+    """Make the call in this process, which belongs to somebody's executor."""
+    return find(task)(*args, **kwargs)
+
+
+def main(channel: int, lifeline: int, memory: int) -> None:
+    """Read a task from the channel, do it, answer.
+
+    `lifeline` ends when the parent does, and so does this process then. `memory` in bytes is what
+    it may grow by.
+    """
+    global inside  # noqa: PLW0603
+    inside = True
+    end_with(lifeline)
+    be_first_to_go()
+    limit_memory(memory)
+    os.set_inheritable(channel, False)
+    os.set_blocking(channel, True)  # gevent's sockets are not
+    try:
+        with open(channel, "rb", closefd=False) as job:
+            work(Answer(channel), job)
+    except HungUp:
+        pass
+    leave()
+
+
+def work(answer: Answer, job: Any) -> None:
+    """Do what `job`, a file, tells of. A SystemExit is let out: the process exits with its code."""
+    import pickle
+
+    name, files = "the task", list[Any]()
+    try:
+        task: Task = pickle.load(job)
+        name = task.name
+        function = find(task)
+        args, kwargs = arguments(job, files)
+        result = function(*args, **kwargs)
+        if task.streaming:
+            result = stream(answer, name, result)
+        for file in files:
+            if not file.closed:
+                file.flush()
+        if not task.streaming:
+            answer.value(VALUE, name, result)
+            result = None
+        answer.value(END, name, result)
+    except HungUp:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            limit_memory(None)  # to be able to tell of it
+            answer.send(MEMORY, pickle.dumps(text_of(error)))
+        else:
+            answer.send(ERROR, pickle.dumps(failure(error)))
+
+
+def stream(answer: Answer, name: str, result: Any) -> Any:
+    """Send what is yielded, each as it comes; what is returned in the end.
+
+    The channel takes little more than the parent has read: then this waits.
+    """
+    values = iter(result)
+    while True:
+        try:
+            value = next(values)
+        except StopIteration as end:
+            return end.value
+        answer.value(VALUE, name, value)
+
+
+class Answer:
+    """What goes back to the parent."""
+
+    def __init__(self, channel: int) -> None:
+        self._channel = channel
+
+    def value(self, kind: bytes, name: str, value: object) -> None:
+        """Raises MemoryError where there is none to pickle it in."""
+        import pickle
+
+        try:
+            data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        except MemoryError:
+            raise
+        except Exception as error:
+            why = f"what {name} returned cannot be sent back, {type(value).__name__}: {error}"
+            if hasattr(value, "__next__"):
+                why += f" (to have what it yields: {name.rpartition('.')[2]}.stream(...))"
+            self.send(REFUSED, pickle.dumps(why))
+            leave()
+        self.send(kind, data)
+
+    def send(self, kind: bytes, data: bytes) -> None:
+        """Raises HungUp."""
+        import struct
+
+        try:
+            for piece in (struct.pack(HEAD, kind, len(data)), data):
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(self._channel, view) :]
+        except ConnectionError:
+            raise HungUp from None
+
+
+def leave() -> NoReturn:
+    """End, without the interpreter's own clearing up, object by object."""
+    import atexit
+
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
+        pass
+    os._exit(0)
+
+
+# --- An error
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether it is a MemoryError, or came of one: libraries' own handlers may stumble over it
+    (pandas's takes an error to have arguments)."""
+    seen = 0
+    while error is not None and seen < 100:
+        if isinstance(error, MemoryError):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def failure(error: BaseException) -> Failure:
+    import pickle
+
+    try:
+        pickled = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        pickled = None
+    kinds = [(kind.__module__, kind.__qualname__) for kind in type(error).__mro__]
+    try:
+        message = str(error)
+    except Exception:
+        message = "(it cannot be put in words)"
+    return Failure(pickled, kinds, message, text_of(error))
+
+
+def text_of(error: BaseException) -> str:
+    """Its traceback, without our own frames."""
+    import traceback
+
+    begin = error.__traceback__.tb_next if error.__traceback__ else None
+    return "".join(traceback.format_exception(type(error), error, begin or error.__traceback__))
+
+
+# --- A file of the parent's
+
+
+def arguments(job: Any, files: list[Any]) -> Any:
+    """The arguments of the call; the files among them, opened, are also put in `files`."""
+    import pickle
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: OpenFile) -> Any:
+            files.append(opened(pid))
+            return files[-1]
+
+    return Unpickler(job).load()
+
+
+def opened(file: OpenFile) -> Any:
+    """The file, as a binary file of its own: reading it does not move the parent's."""
+    descriptor = file.descriptor
+    try:
+        descriptor = os.open(f"/dev/fd/{file.descriptor}", file.flags | os.O_CLOEXEC)
+    except OSError:  # not by its name: then as it is
+        os.set_inheritable(descriptor, False)
+    else:
+        os.close(file.descriptor)
+    os.lseek(descriptor, file.position, os.SEEK_SET)
+    access = file.flags & os.O_ACCMODE
+    modes = {os.O_RDONLY: "rb", os.O_WRONLY: "wb", os.O_RDWR: "r+b"}
+    return open(descriptor, modes[access])
+
+
+# --- What is different in this process
+
+
+def end_with(lifeline: int) -> None:
+    """Be killed, with all children, as soon as nobody holds the other end of the lifeline.
+
+    By the kernel where it can (Linux: fcntl(2), F_SETSIG), so that C code which never lets go of
+    the interpreter is no obstacle. (PR_SET_PDEATHSIG would come when the *thread* ends that
+    started this process.) Elsewhere by a thread.
+    """
+    os.set_inheritable(lifeline, False)
+    import fcntl
+    import signal
+
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())  # the group, which this one leads
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags)
+        try:
+            gone = os.read(lifeline, 1) == b""  # it has ended before
+        except BlockingIOError:
+            return
+        if gone:
+            os._exit(1)
+    else:
+        import threading
+
+        def watch() -> None:
+            os.read(lifeline, 1)
+            os.killpg(0, signal.SIGKILL)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def be_first_to_go() -> None:
+    """Should the container run out of memory, this process is to be killed, and not the site."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:  # no Linux, or not allowed
+        pass
+
+
+def limit_memory(memory: int | None) -> None:
+    """Let this process map at most so many bytes of data more than it has; None: any number.
+
+    RLIMIT_DATA (setrlimit(2)), of which the soft limit came with the parent: its ceiling. Does
+    nothing off Linux: there it does not count what `mmap` gives.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = hard
+    if memory is not None:
+        try:
+            with open("/proc/self/statm", "rb") as file:
+                data = int(file.read().split()[5]) * resource.getpagesize()
+        except (OSError, ValueError, IndexError):
+            return
+        limit = data + memory if hard == resource.RLIM_INFINITY else min(data + memory, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

@@ -1,0 +1,47 @@
+"""What can become of an offloaded call, but for what the function itself raises."""
+
+from __future__ import annotations
+
+
+class OffloadError(Exception):
+    """The call came to nothing: no result, and no exception of the function's own."""
+
+
+class OffloadMemoryError(OffloadError, MemoryError):
+    """The function needed more than its `memory`, or the container's OOM killer took the child."""
+
+    # For the log, where the app lets it out and the request is answered 503 (see
+    # guards/out_of_memory.py): what governs it. The message says why.
+    lowmem_setting = "memory= of offload"
+
+
+class OffloadBusy(OffloadError, MemoryError):
+    """There was no room for one more child within `wait` seconds."""
+
+    lowmem_setting = "memory=, at_once= and wait= of offload"
+
+
+class OffloadTimeout(OffloadError, TimeoutError):
+    """The function took longer than its `timeout`. Its child was killed."""
+
+
+class OffloadDied(OffloadError):
+    """The child ended in the middle: killed by a signal, `sys.exit`, `os._exit`, a crash.
+
+    `exitcode` is what it exited with; negative, the number of the signal that killed it.
+    """
+
+    def __init__(self, message: str, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode
+
+
+class RemoteTraceback(Exception):
+    """The traceback in the child, as text: the `__cause__` of what is raised here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

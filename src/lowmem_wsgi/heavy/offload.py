@@ -1,0 +1,318 @@
+"""`offload`: each call of a function in a short-lived child process, whose memory all goes back.
+
+    # reports.py, a module of its own: the child imports it, and not the app
+    from lowmem_wsgi import offload
+
+    @offload(memory="300MB", timeout="1m")
+    def totals(sheet):
+        import pandas
+
+        return pandas.read_excel(sheet).sum(numeric_only=True).to_dict()
+
+    # app.py
+    reports.totals(request.files["sheet"])         # the result, or the function's exception
+    reports.totals.submit("clients.xlsx")          # a concurrent.futures.Future
+
+The process that calls never imports what the function imports.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from ..settings import AMOUNT, INTERVAL, LIMIT, Kind, SettingsError, maybe
+from ..settings import DURATION as WAIT
+from . import _child
+from .errors import OffloadError, OffloadTimeout
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+    from .parcel import Parcel
+    from .process import Process
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MEMORY, TIMEOUT, WAIT_FOR_ROOM = "256MB", "30s", "10s"
+
+
+@overload
+def offload(
+    function: Callable[P, R],
+    *,
+    memory: str | int = ...,
+    timeout: str | float | None = ...,
+    wait: str | float = ...,
+    at_once: int | None = ...,
+    executor: Executor | Callable[[], Executor] | None = ...,
+) -> Offloaded[P, R]: ...
+@overload
+def offload(
+    *,
+    memory: str | int = ...,
+    timeout: str | float | None = ...,
+    wait: str | float = ...,
+    at_once: int | None = ...,
+    executor: Executor | Callable[[], Executor] | None = ...,
+) -> Callable[[Callable[P, R]], Offloaded[P, R]]: ...
+def offload(
+    function: Callable[P, R] | None = None,
+    *,
+    memory: str | int = MEMORY,
+    timeout: str | float | None = TIMEOUT,
+    wait: str | float = WAIT_FOR_ROOM,
+    at_once: int | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
+) -> Any:
+    """Have each call of `function` made in a child process of its own.
+
+    memory    what the child may grow by, its imports included; more is OffloadMemoryError
+    timeout   seconds a call may take, its imports included; more is OffloadTimeout; None: any time
+    wait      seconds to wait for room; then OffloadBusy, which becomes a 503 if it is let out
+    at_once   how many children may run the function at a time, on this machine; None: as many as
+              fit into its memory, up to four
+    executor  a concurrent.futures.Executor, or what gives one when it is called, that makes the
+              calls instead; then `memory`, `wait` and `at_once` are its business
+
+    Sizes and durations are read as settings are. Raises SettingsError for what is wrong with them,
+    TypeError for a function that no child could import.
+    """
+    if function is None:
+        return lambda function: offload(
+            function,
+            memory=memory,
+            timeout=timeout,
+            wait=wait,
+            at_once=at_once,
+            executor=executor,
+        )
+    limits = Limits(memory=memory, timeout=timeout, wait=wait, at_once=at_once)
+    return Offloaded(getattr(function, "offloaded", function), limits, executor)
+
+
+class Limits:
+    """The arguments of `offload`, read. Bytes and seconds."""
+
+    def __init__(self, *, memory: object, timeout: object, wait: object, at_once: object) -> None:
+        problems: list[str] = []
+
+        def read(name: str, value: object, kind: Kind[Any]) -> Any:
+            try:
+                return kind.parse(value)
+            except (ValueError, KeyError, TypeError, OverflowError):
+                problems.append(f"offload({name}={value!r}): expected {kind.expected}")
+
+        self.memory: int = read("memory", memory, LIMIT)
+        self.timeout: float | None = read("timeout", timeout, maybe("none", INTERVAL))
+        self.wait: float = read("wait", wait, WAIT)
+        self.at_once: int | None = read("at_once", at_once, maybe("none", AMOUNT))
+        if problems:
+            raise SettingsError(problems)
+
+
+class Offloaded(Generic[P, R]):
+    """A function that runs elsewhere: call it, `submit` it or `stream` it. Made by `offload`.
+
+    Arguments and result are pickled. A file among the arguments is passed as a file (see
+    parcel.py). In a child itself it is the function as it was.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        limits: Limits,
+        executor: Executor | Callable[[], Executor] | None,
+    ) -> None:
+        _check(function)
+        functools.update_wrapper(self, function)
+        self.offloaded = function
+        self.limits = limits
+        self.executor = executor
+
+    def __reduce__(self) -> str:
+        return self.offloaded.__qualname__  # by its name, as a function is pickled
+
+    def __repr__(self) -> str:
+        return f"<offloaded {self.offloaded.__module__}.{self.offloaded.__qualname__}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result. Raises what the function raises, with the traceback in the child as its
+        cause; else an OffloadError, or TypeError where something cannot be sent."""
+        if _child.inside:
+            return self.offloaded(*args, **kwargs)
+        if self.executor is not None:
+            return _result_of(self.submit(*args, **kwargs), self)
+        return self._result(self._packed(args, kwargs))
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """The same in a thread of its own: a Future, which can be cancelled until there is room.
+
+        Arguments are packed at once: raises TypeError where one cannot be sent.
+        """
+        if self.executor is not None and not _child.inside:
+            executor: Any = self.executor
+            executor = executor if hasattr(executor, "submit") else executor()
+            future: Future[R] = executor.submit(_child.call, self._task(), args, kwargs)
+            return future
+        from concurrent.futures import Future as NewFuture
+        from threading import Thread
+
+        future = NewFuture()
+        if _child.inside:
+            _settle(future, lambda: self.offloaded(*args, **kwargs))
+            return future
+        parcel = self._packed(args, kwargs)
+        begins = future.set_running_or_notify_cancel
+        Thread(
+            target=_settle,
+            args=(future, lambda: self._result(parcel, begins)),
+            name=f"offload {self._task().name}",
+        ).start()
+        return future
+
+    def stream(self, *args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, Any]:
+        """What the function yields, one by one, as it yields it: it waits while nobody asks for
+        more. The call begins with the first; closing the iterator ends the child."""
+        if _child.inside:
+            return _each(self.offloaded(*args, **kwargs))
+        if self.executor is not None:
+            raise TypeError(f"{self!r} cannot stream: an executor gives back one result")
+        return self._stream(self._packed(args, kwargs))
+
+    # --- A call, step by step
+
+    def _task(self, *, streaming: bool = False) -> _child.Task:
+        return _task(self.offloaded)._replace(streaming=streaming)
+
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
+        from .parcel import pack
+
+        return pack(_task(self.offloaded).name, args, kwargs)
+
+    def _begin(
+        self, parcel: Parcel, streaming: bool, begins: Callable[[], bool] = lambda: True
+    ) -> Process:
+        """The child, once there is room for it, with its task."""
+        import pickle
+
+        from .process import Process
+        from .room import Request, start_in
+
+        if os.name != "posix":
+            raise OffloadError("offload starts processes on POSIX systems only: use an executor")
+        limits, task = self.limits, self._task(streaming=streaming)
+        request = Request(task.name, limits.memory, limits.at_once, limits.wait)
+
+        def begin() -> Process:
+            if not begins():
+                raise _Cancelled
+            return Process(task, parcel, limits.memory, limits.timeout)
+
+        try:
+            process = start_in(request, begin)
+            try:
+                process.send(pickle.dumps(task))
+                process.send(parcel.data)
+            except BaseException:
+                process.end()
+                raise
+            parcel.data = b""
+            return process
+        finally:
+            parcel.close()
+
+    def _result(self, parcel: Parcel, begins: Callable[[], bool] = lambda: True) -> R:
+        from .process import value
+
+        process = self._begin(parcel, False, begins)
+        try:
+            kind, data = process.receive()
+            if kind != _child.VALUE:
+                raise process.error(kind, data)
+            result: R = value(process.name, data)
+            process.receive()  # END
+            process.end(patiently=True)
+            return result
+        finally:
+            process.end()
+
+    def _stream(self, parcel: Parcel) -> Generator[Any, None, Any]:
+        from .process import value
+
+        process = self._begin(parcel, True)
+        try:
+            while True:
+                kind, data = process.receive()
+                if kind == _child.END:
+                    process.end(patiently=True)
+                    return value(process.name, data)
+                if kind != _child.VALUE:
+                    raise process.error(kind, data)
+                yield value(process.name, data)
+        finally:
+            process.end()
+
+
+def _each(values: Any) -> Generator[Any, None, Any]:
+    return (yield from values)
+
+
+class _Cancelled(Exception):
+    """Somebody has cancelled the future before there was room."""
+
+
+def _settle(future: Future[R], work: Callable[[], R]) -> None:
+    try:
+        result = work()
+    except _Cancelled:
+        pass
+    except BaseException as error:
+        if future.running() or future.set_running_or_notify_cancel():
+            future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _result_of(future: Future[R], offloaded: Offloaded[Any, R]) -> R:
+    timeout = offloaded.limits.timeout
+    try:
+        return future.result(timeout)
+    except Exception as error:
+        if future.done() and not future.cancelled():
+            raise
+        if not isinstance(error, TimeoutError) and type(error).__name__ != "TimeoutError":
+            raise
+        future.cancel()
+        raise OffloadTimeout(f"{offloaded!r} took longer than {timeout:g} s") from None
+
+
+def _check(function: Any) -> None:
+    """Raises TypeError where a child could not import it by its name."""
+    name = getattr(function, "__qualname__", None)
+    if not (callable(function) and name and getattr(function, "__module__", None)):
+        raise TypeError(f"offload takes a function, not {function!r}")
+    if not name.isidentifier():
+        raise TypeError(
+            f"{function.__module__}.{name} cannot be offloaded: a child imports the function by "
+            "its name, so it must be a plain function at the top level of a module"
+        )
+
+
+def _task(function: Any) -> _child.Task:
+    """How a child finds it. Raises TypeError for one of the main program: importing that anew
+    might start it a second time."""
+    module = function.__module__
+    if module == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if spec is None or not spec.name:
+            raise TypeError(
+                f"{function.__qualname__} cannot be offloaded from the main program: move it to a "
+                "module of its own, which a child can import"
+            )
+        module = spec.name
+    return _child.Task(module, function.__qualname__, False)

@@ -1,0 +1,155 @@
+"""The arguments of a call, packed for a child: pickled, but for files.
+
+A file goes by its descriptor where it is one on disk, from where it stands. Any other that can be
+read (a stream of a request, a BytesIO) is first copied to a temporary file without a name, piece
+by piece. So no file is ever whole in memory, and none is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ._child import OpenFile
+
+PIECE = 256 * 1024
+
+# Wrappers around a file, and where they keep it. (Others may show another text than the file
+# beneath holds, as GzipFile does: those are read.)
+_WRAPPERS = {
+    ("tempfile", "_TemporaryFileWrapper"): "file",
+    ("tempfile", "SpooledTemporaryFile"): "_file",
+    ("werkzeug", "FileStorage"): "stream",
+    ("django", "File"): "file",
+}
+
+
+class Parcel:
+    """Packed arguments; `descriptors` go with them. To be closed."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.descriptors: list[int] = []
+
+    def close(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+    __del__ = close  # of a call that never began
+
+
+def pack(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Parcel:
+    """Raises TypeError where an argument of `name` cannot be sent, and says which."""
+    parcel = Parcel()
+    try:
+        parcel.data = _dumps((args, dict(kwargs)), parcel)
+    except MemoryError:
+        parcel.close()
+        raise
+    except Exception as error:
+        parcel.close()
+        culprit = _culprit(args, kwargs)
+        raise TypeError(f"{culprit} of {name} cannot be sent to the child: {error}") from error
+    except BaseException:
+        parcel.close()
+        raise
+    return parcel
+
+
+def _dumps(value: object, parcel: Parcel) -> bytes:
+    import io
+    import pickle
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> OpenFile | None:
+            return _passed(obj, parcel) if is_file(obj) else None
+
+    data = io.BytesIO()
+    Pickler(data, pickle.HIGHEST_PROTOCOL).dump(value)
+    return data.getvalue()
+
+
+def _culprit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Which argument it was."""
+    named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    named += [(f"argument {name}=", value) for name, value in kwargs.items()]
+    for words, value in named:
+        parcel = Parcel()
+        try:
+            _dumps(value, parcel)
+        except Exception:
+            return f"{words} ({type(value).__name__})"
+        finally:
+            parcel.close()
+    return "an argument"
+
+
+# --- Files
+
+
+def is_file(value: Any) -> bool:
+    """Whether it is a file, or like one: it can `read` and `readline`."""
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, type):
+        return False
+    return callable(getattr(value, "read", None)) and callable(getattr(value, "readline", None))
+
+
+_PLAIN = {str, bytes, int, float, bool, type(None), list, dict, tuple, set}
+
+
+def _passed(file: Any, parcel: Parcel) -> OpenFile:
+    import io
+
+    found = _beneath(file)
+    if isinstance(found, io.TextIOBase):
+        raise TypeError("a file that is passed must be open in binary mode")
+    on_disk = isinstance(found, io.FileIO) or isinstance(getattr(found, "raw", None), io.FileIO)
+    if on_disk and found.seekable():
+        if found.writable():
+            found.flush()
+        return _add(found.fileno(), found.tell(), parcel)
+    return _spooled(file, parcel)
+
+
+def _beneath(file: Any) -> Any:
+    """The file itself, from inside the usual wrappers."""
+    for _ in range(4):
+        kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(file).__mro__}
+        inner = next((at for kind, at in _WRAPPERS.items() if kind in kinds), None)
+        if inner is None:
+            break
+        if inner == "_file":
+            file.rollover()  # from memory to disk
+        file = getattr(file, inner)
+    return file
+
+
+def _spooled(file: Any, parcel: Parcel) -> OpenFile:
+    """A copy of what is left to read of it, which stays where it is if it can."""
+    import tempfile
+
+    position = file.tell() if _can(file, "seekable") else None
+    with tempfile.TemporaryFile() as copy:
+        while piece := file.read(PIECE):
+            if not isinstance(piece, (bytes, bytearray, memoryview)):
+                raise TypeError("a file that is passed must be open in binary mode")
+            copy.write(piece)
+        copy.flush()
+        if position is not None:
+            file.seek(position)
+        return _add(copy.fileno(), 0, parcel, os.O_RDONLY)
+
+
+def _can(file: Any, what: str) -> bool:
+    return bool(getattr(file, what, bool)())
+
+
+def _add(descriptor: int, position: int, parcel: Parcel, access: int | None = None) -> OpenFile:
+    import fcntl
+
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND)
+    own = os.dup(descriptor)
+    parcel.descriptors.append(own)
+    return OpenFile(own, flags if access is None else access, position)

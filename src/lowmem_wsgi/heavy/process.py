@@ -1,0 +1,354 @@
+"""One child process, from the parent's side: start it, hear what it has to say, end it.
+
+A fresh interpreter, not a fork: a fork of a process with threads may inherit a lock that nobody
+will ever release, and would begin with all that the parent has in memory. `subprocess`, `socket`
+and `time` are looked up when they are used: under gevent they are gevent's, and let others run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from ..memory.reading import read_text
+from ..settings import KB, format_size
+from . import _child, room
+from .errors import (
+    OffloadBusy,
+    OffloadDied,
+    OffloadError,
+    OffloadMemoryError,
+    OffloadTimeout,
+    RemoteTraceback,
+)
+from .parcel import Parcel
+
+if TYPE_CHECKING:
+    import subprocess
+
+# Seconds: a child that says nothing is looked at so often …
+LOOK = 0.5
+# … and one that has no more to say has so long to end by itself (its atexit functions).
+GRACE = 5.0
+# So near to its limit (bytes) at two looks, a child is stuck there: Python 3.11 and later may spin
+# for ever where there is no memory even for the error. (Measured: 3 loops of 10 that make dicts,
+# with 128 KB left by this count.)
+AT_LIMIT = 256 * KB
+
+# For libraries that would start a thread, and set memory aside for it, for each processor.
+ENVIRON = {
+    "MALLOC_ARENA_MAX": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+}
+
+_BOOT = """\
+import sys
+sys.path[:] = {path!a}
+from lowmem_wsgi.heavy._child import main
+main({channel}, {lifeline}, {memory})
+"""
+
+
+class Process:
+    """A child at work on a task. Start it, `receive` until END, and `end` it, come what may.
+
+    `memory`: bytes it may grow by; `timeout`: seconds it may take in all (None: any time).
+    """
+
+    def __init__(
+        self, task: _child.Task, parcel: Parcel, memory: int, timeout: float | None
+    ) -> None:
+        self.name = task.name
+        self._memory = memory
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._was_full = False
+        self._kills = room.out_of_memory_kills() or 0
+        self._parent = os.getpid()
+        self._popen: subprocess.Popen[bytes]
+        self._start(parcel)
+        self.pid = self._popen.pid
+
+    def _start(self, parcel: Parcel) -> None:
+        import socket
+        import subprocess
+
+        self._channel, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        given = (theirs.fileno(), lifeline, *parcel.descriptors)
+        boot = _BOOT.format(
+            path=[str(entry) for entry in sys.path],
+            channel=given[0],
+            lifeline=lifeline,
+            memory=self._memory,
+        )
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        try:
+            self._popen = subprocess.Popen(
+                [python(), *flags, "-c", boot, self.name],
+                stdin=subprocess.DEVNULL,
+                pass_fds=given,
+                env={**ENVIRON, **os.environ},
+                start_new_session=True,  # a group of its own, which can be killed as one
+            )
+        except BaseException as error:
+            self._channel.close()
+            os.close(self._lifeline)
+            if isinstance(error, OSError) and error.errno in _NO_MORE:
+                raise OffloadBusy(f"no process can be started for {self.name}: {error}") from error
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+
+    def send(self, data: bytes) -> None:
+        """Give it data. Raises OffloadTimeout. A child that is gone is told of by `receive`."""
+        view = memoryview(data)
+        while view:
+            self._wait_at_most(LOOK)
+            try:
+                view = view[self._channel.send(view) :]
+            except TimeoutError:
+                self._look()
+            except ConnectionError:
+                return
+
+    def receive(self) -> tuple[bytes, bytearray]:
+        """Its next frame: the kind, the pickle. Raises what has become of it, if there is none."""
+        import struct
+
+        kind, length = struct.unpack(_child.HEAD, self._read(struct.calcsize(_child.HEAD)))
+        return kind, self._read(length)
+
+    def end(self, *, patiently: bool = False) -> int | None:
+        """End it, with all of its group, `patiently` if it has no more to say. Its exit code, as
+        `subprocess` has it. Harmless when repeated."""
+        import signal
+        import subprocess
+
+        if patiently:
+            self._hang_on()
+        if self._popen.returncode is None and self._parent == os.getpid():  # and not a fork of it
+            try:
+                # Not waited for yet, so that the pid is still its own. A code that it exits with is
+                # set by the time its channel is closed.
+                os.killpg(self.pid, signal.SIGKILL)
+            except OSError:  # there is none left
+                pass
+            try:
+                self._popen.wait(GRACE)
+            except subprocess.TimeoutExpired:  # stuck in the kernel
+                log.failure("Ending a child process")
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        self._channel.close()
+        return self._popen.returncode
+
+    # --- In between
+
+    def _read(self, length: int) -> bytearray:
+        data = bytearray(length)
+        view, got = memoryview(data), 0
+        while got < length:
+            self._wait_at_most(LOOK)
+            try:
+                count = self._channel.recv_into(view[got:])
+            except TimeoutError:
+                self._look()
+                continue
+            except ConnectionError:
+                count = 0
+            if not count:
+                raise self._death()
+            got += count
+        return data
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Let the channel wait so long, and no longer than the child has."""
+        left = float("inf") if self._deadline is None else self._deadline - time.monotonic()
+        if left <= 0:
+            raise self._too_slow()
+        self._channel.settimeout(min(seconds, left))
+
+    def _look(self) -> None:
+        """It has said nothing for a while. Raises what there is to say of it."""
+        if self._popen.poll() is not None:  # and what it has started holds the channel open
+            raise self._death()
+        full = self._is_full()
+        if full and self._was_full:
+            raise self._ran_out()
+        self._was_full = full
+
+    def _is_full(self) -> bool:
+        """Whether it has come to its limit."""
+        if sys.platform != "linux":  # where no limit of the system's stops it
+            import psutil
+
+            try:
+                rss: int = psutil.Process(self.pid).memory_info().rss
+            except psutil.Error:
+                return False
+            return rss > room.size(self._memory)
+        import resource
+
+        data = read_text(f"/proc/{self.pid}/statm").split()
+        try:
+            soft, hard = resource.prlimit(self.pid, resource.RLIMIT_DATA)
+            used = int(data[5]) * resource.getpagesize()
+        except (OSError, IndexError, ValueError):  # it is gone
+            return False
+        return soft != hard and used > soft - AT_LIMIT
+
+    def _hang_on(self) -> None:
+        """Until it has closed its channel, or GRACE is over."""
+        until = time.monotonic() + GRACE
+        while self._popen.returncode is None and (left := until - time.monotonic()) > 0:
+            self._channel.settimeout(min(LOOK, left))
+            try:
+                if not self._channel.recv(1024):
+                    return
+            except TimeoutError:
+                self._popen.poll()
+            except OSError:
+                return
+
+    # --- What becomes of it
+
+    def _death(self) -> OffloadError:
+        """It has gone without a word."""
+        import signal
+
+        code = self.end()
+        if code is None or code >= 0:
+            return OffloadDied(f"{self.name} ended with exit code {code}, and no result", code)
+        if code == -signal.SIGKILL and (room.out_of_memory_kills() or 0) > self._kills:
+            return OffloadMemoryError(
+                f"{self.name} was killed by the system: the container is out of memory"
+            )
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return OffloadDied(f"{self.name} was killed by {name}", code)
+
+    def _too_slow(self) -> OffloadTimeout:
+        full = self._is_full()
+        self.end()
+        if full:
+            raise self._ran_out()
+        return OffloadTimeout(f"{self.name} took longer than {self._timeout:g} s")
+
+    def _ran_out(self, text: str = "") -> OffloadMemoryError:
+        self.end()
+        error = OffloadMemoryError(f"{self.name} needed more than {format_size(self._memory)}")
+        error.__cause__ = RemoteTraceback(text) if text else None
+        return error
+
+    def error(self, kind: bytes, data: bytearray) -> BaseException:
+        """What a frame tells of that is no value."""
+        import pickle
+
+        found: Any = pickle.loads(data)
+        if kind == _child.MEMORY:
+            return self._ran_out(found)
+        if kind == _child.REFUSED:
+            return TypeError(found)
+        return raised(found)
+
+
+def _no_more() -> frozenset[int]:
+    import errno
+
+    return frozenset((errno.EAGAIN, errno.ENOMEM))
+
+
+_NO_MORE = _no_more()
+
+
+def python() -> str:
+    """The interpreter to start. (Inside uWSGI, `sys.executable` is uWSGI.)"""
+    if "python" in os.path.basename(sys.executable or "").lower():
+        return sys.executable
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for name in (f"python{version}", "python3", "python"):
+        found = os.path.join(sys.exec_prefix, "bin", name)
+        if os.access(found, os.X_OK):
+            return found
+    raise OffloadError(
+        f"no Python interpreter was found to start: sys.executable is {sys.executable!r}, and "
+        f"there is none in {os.path.join(sys.exec_prefix, 'bin')}"
+    )
+
+
+# --- What a child sends
+
+
+def value(name: str, data: bytearray) -> Any:
+    """Raises TypeError where this process would have to import a package for it: it does without,
+    that is the point."""
+    loads, foreign = _loader()
+    try:
+        return loads(data)
+    except foreign as error:
+        raise TypeError(
+            f"{name} returned a {error}, and this process has not imported that package: return "
+            "plain values (.item(), .tolist(), .to_dict()), bytes, or write to a file"
+        ) from None
+
+
+def raised(failure: _child.Failure) -> BaseException:
+    """The exception as it was raised in the child, or else as one of the kinds that it is, with
+    the traceback as its cause."""
+    loads, _ = _loader()
+    error = None
+    if failure.pickled is not None:
+        try:
+            error = loads(failure.pickled)
+        except Exception:  # of a package that is not loaded here, or one that does not pickle well
+            pass
+    if not isinstance(error, Exception):
+        error = _like(failure)
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    return error
+
+
+def _like(failure: _child.Failure) -> Exception:
+    import builtins
+
+    module, qualname = failure.kinds[0]
+    words = f"{module}.{qualname}: {failure.message}"
+    for module, qualname in failure.kinds:
+        kind = getattr(builtins, qualname, None) if module == "builtins" else None
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
+            try:
+                return kind(words)
+            except TypeError:  # one that wants more
+                continue
+    return OffloadError(words)
+
+
+def _loader() -> tuple[Callable[[Any], Any], type[Exception]]:
+    """`pickle.loads` for the standard library and for packages that this process has imported; what
+    it raises for others."""
+    import io
+    import pickle
+
+    class Foreign(Exception):
+        pass
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            package = module.partition(".")[0]
+            if package not in sys.modules and package not in sys.stdlib_module_names:
+                raise Foreign(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    return lambda data: Unpickler(io.BytesIO(data)).load(), Foreign
