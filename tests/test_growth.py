@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import sys
 import threading
@@ -207,8 +208,9 @@ def test_the_kernel_counts_the_faults_of_this_thread() -> None:
     if thread_faults is None:
         pytest.skip("this system does not count a thread's faults")
     before = thread_faults()
-    block = bytearray(8 * MB)
-    block[::PAGE] = b"x" * len(block[::PAGE])
+    with mmap.mmap(-1, 8 * MB) as fresh:  # and no page that the heap has had before
+        for offset in range(0, 8 * MB, PAGE):
+            fresh[offset] = 1
     assert thread_faults() - before >= 8 * PAGES * 0.9
     seen = []
 

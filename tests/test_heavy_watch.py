@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import sys
 import threading
@@ -221,12 +222,13 @@ def test_a_fork_does_not_call_its_own_what_its_parent_has_loaded(
 
 def test_the_process_watches_itself() -> None:
     before, numbers = watch.rss(), os.dup(0)
-    block = bytearray(b"x") * (20 * MB)
+    fresh = mmap.mmap(-1, 20 * MB)  # and no page that the heap has had before
+    fresh.write(b"x" * 20 * MB)
     assert watch.rss() - before > 15 * MB
     os.close(numbers)
     assert os.dup(0) == numbers  # no descriptor is kept
     os.close(numbers)
-    del block
+    fresh.close()
 
 
 def hello(environ: Any, start_response: Any) -> list[bytes]:

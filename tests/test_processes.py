@@ -10,6 +10,7 @@ import pytest
 from fakes import Clock
 from forks import child
 from lowmem_wsgi.memory.processes import Remembered, process_age, process_figures
+from lowmem_wsgi.memory.reading import own_uss, shared_bytes
 
 
 def test_this_process_has_figures() -> None:
@@ -19,6 +20,15 @@ def test_this_process_has_figures() -> None:
     if sys.platform == "linux":
         assert (figures["uss_bytes"] or 0) <= (figures["pss_bytes"] or 0)
     assert process_figures(os.getpid())["rss_bytes"] == pytest.approx(figures["rss_bytes"], rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil tells it there")
+def test_own_uss_and_what_is_shared_are_as_psutil_tells_them() -> None:
+    figures = process_figures()
+    assert own_uss() == pytest.approx(figures["uss_bytes"], rel=0.05)
+    rss = figures["rss_bytes"] or 0
+    assert shared_bytes() == pytest.approx(rss - (figures["uss_bytes"] or 0), abs=rss / 20)
+    assert (own_uss("/nonexistent"), shared_bytes("/nonexistent")) == (0, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

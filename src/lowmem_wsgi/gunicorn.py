@@ -272,14 +272,13 @@ def _asked_for_workers(cfg: _Any) -> bool:
 
 
 def _as_many_as_fit(gunicorn_log: _Any) -> int:
-    from .memory.processes import process_figures
-    from .memory.reading import Memory
+    from .memory.reading import Memory, OwnRss
     from .settings import threshold_bytes
 
     usage = Memory(_settings.memory_limit).read()
     if usage.source == "process":  # nobody enforces a limit
         return workers
-    loaded = process_figures()["rss_bytes"] or 0
+    loaded = OwnRss()()
     found = _fitting(threshold_bytes(_settings.warn_at, usage.limit), loaded, _cores())
     gunicorn_log.info(
         "%d worker%s: %d MB up to warn, %d MB loaded; set WEB_CONCURRENCY for another number",

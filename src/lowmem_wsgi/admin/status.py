@@ -78,7 +78,9 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "cleanups": _cleanups(lowmem, counts),
         "requests": {
             "total": counts["requests"],
-            "in_flight": sum(len(worker["in_flight"]) for worker in workers),
+            # The page has room for eight of a worker; of our own we know all.
+            "in_flight": len(lowmem.engine.work())
+            + sum(len(worker["in_flight"]) for worker in workers if not worker["this"]),
             **{name: counts[name] for name in REQUESTS},
         },
         "workers": workers,

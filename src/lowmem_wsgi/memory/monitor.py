@@ -16,8 +16,7 @@ from ..settings import MB, Settings, format_size, threshold_bytes
 from .cleanup import Ladder
 from .collector import Collector
 from .governor import CALM, CRITICAL, LEVELS, OK, WARN, Governor
-from .processes import process_figures
-from .reading import Memory, Usage
+from .reading import Memory, Usage, shared_bytes
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
 REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
@@ -59,10 +58,10 @@ class Monitor:
         collector: Collector,
         *,
         now: Callable[[], float] = time.monotonic,
-        figures: Callable[[], dict[str, int | None]] = process_figures,
+        shared: Callable[[], int] = shared_bytes,
     ) -> None:
         self._rules = rules
-        self._figures_of_process = figures
+        self._shared = shared
         self._memory = memory
         self._ladder = ladder
         self._collector = collector
@@ -274,9 +273,7 @@ class Monitor:
         used = self._memory.read().used
         if self._governor.zone(used) == CALM:
             return True
-        figures = self._figures_of_process()
-        shared = (figures["rss_bytes"] or 0) - (figures["uss_bytes"] or 0)
-        return used + shared >= self._governor.critical
+        return used + self._shared() >= self._governor.critical
 
     def _tell_apps(self) -> None:
         for mapping in self._published:

@@ -93,6 +93,20 @@ def _psutil_rss() -> int:
         return 0
 
 
+def own_uss(proc: str = "/proc") -> int:
+    """What would be free without this process (USS), in bytes; 0 where it is not told. As psutil
+    tells it, but without psutil, which is 0.9 MB."""
+    text = read_text(f"{proc}/self/smaps_rollup")
+    keys = ("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")
+    return 1024 * sum(_value(text, key) for key in keys)
+
+
+def shared_bytes(proc: str = "/proc") -> int:
+    """What it shares with others, of its RSS, in bytes; 0 where that is not told."""
+    text = read_text(f"{proc}/self/smaps_rollup")
+    return 1024 * (_value(text, "Shared_Clean:") + _value(text, "Shared_Dirty:"))
+
+
 def processors(root: str = "") -> float:
     """How many processors this process may use: those it may run on, or the share of them that
     its container has (`cpu.max`, `cpu.cfs_quota_us`)."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import log
 from ..memory.governor import OK
-from ..memory.processes import process_figures
-from ..memory.reading import OwnRss, Usage
+from ..memory.reading import OwnRss, Usage, own_uss
 from ..settings import Settings, format_size
 from . import deaths
 from .ledger import COUNTS, Ledger
@@ -115,7 +114,7 @@ class Crew:
         self.server = self._find()
         page = board_of(self.server)
         self.slot = claim(page, self._rss(), now=self._now)
-        self._newborn = process_figures()["uss_bytes"] or 0
+        self._newborn = own_uss()
         self._engine.ceiling.workers = self.count
         self._engine.monitor.follow("The black box", self.look)
         if not page.master:
