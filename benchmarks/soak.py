@@ -3,8 +3,9 @@
 The example app and a greedy one, under Gunicorn with our config and the environment of
 `lowmem-wsgi run`, in a memory cgroup of 512 MB without swap. Intervals of mixed load (pages,
 sessions, uploads, bodies over the limit, leaks, spikes, a runaway) each end in a rest: what leaked
-is forgotten, the same few requests are made, and five seconds later master and worker are weighed.
-So a worker that was just replaced compares with an old one. The first interval is for warming up.
+is forgotten, the same few requests are made, and a while later master and worker are weighed.
+The medians of the first and of the last third of them are compared: each is of another worker. The
+first interval is for warming up.
 
     python benchmarks/soak.py --minutes 10 --check
 """
@@ -16,6 +17,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -27,7 +30,7 @@ EXAMPLE = APPS.parent.parent / "examples" / "flask_app"
 CLIENTS = 4
 PAUSE = 0.01  # s, between two requests of a client
 SETTLED = 200  # requests before a rest
-REST = 5  # s
+REST = 12  # s, longer than LOWMEM_CLEANUP_INTERVAL: what was freed is given back by then
 GROWTH = 5  # %
 # Out of a thousand requests; what is left are the example's pages.
 MIX: dict[Request, int] = {
@@ -96,6 +99,12 @@ def weigh(found: Served) -> Sample:
     return sample
 
 
+def usual(samples: Sequence[Sample]) -> Sample:
+    """The median of each figure: every sample is of another worker."""
+    names = [name for name in samples[0] if name.startswith(("worker ", "master "))]
+    return {name: median(sample[name] for sample in samples) for name in names}
+
+
 def grown(first: Sample, last: Sample) -> list[Target]:
     targets = []
     for name in first:
@@ -111,11 +120,14 @@ def main() -> int:
     options = bare_parser(__doc__)
     options.add_argument("--minutes", type=float, default=10, help="default 10")
     options.add_argument("--interval", type=positive, default=30, help="seconds, default 30")
+    options.add_argument("--logs", type=Path, metavar="DIR", help="keep the server's log there")
     given = options.parse_args()
     samples: list[Sample] = []
     answers: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
-    with scratch() as directory:
+    with scratch() as temporary:
+        directory = given.logs or temporary
+        directory.mkdir(parents=True, exist_ok=True)
         env = {"PYTHONPATH": str(EXAMPLE), "CLIENTS_DIR": str(directory)}
         with served(OURS, "soak_site:app", directory, env=env) as found:
             end = time.monotonic() + 60 * given.minutes
@@ -140,10 +152,8 @@ def main() -> int:
     print("\n".join(f"{count:7d}  {what}" for what, count in sorted(answers.items())), "\n")
     if wrong:
         print("Not as expected:", ", ".join(f"{n} {what}" for what, n in wrong.items()), "\n")
-    compared = [
-        {key: sample[key] for key in sample if key.startswith(("worker ", "master "))}
-        for sample in (samples[1], samples[-1])
-    ]
+    third = max(1, len(samples) // 3)
+    compared = [usual(samples[1 : 1 + third]), usual(samples[-third:])]
     figures: dict[str, Any] = {"samples": samples, "answers": answers, "wrong": wrong}
     targets = [
         *grown(*compared),

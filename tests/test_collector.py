@@ -503,3 +503,18 @@ def test_what_an_app_drops_without_growing_again_is_given_back_by_and_by() -> No
         clock.now += 10
         collector.tidy()
     assert memory.given_back == before
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_a_worker_that_shares_pages_is_thawed_at_rest_where_it_has_grown(in_flight: int) -> None:
+    clock, memory = Clock(), Process(50 * MB)
+    collector = make(clock, memory)
+    collector.after_fork()
+    collector.in_flight = lambda: in_flight
+    collector.after_request(lambda: 1)
+    memory.rss = memory.live = 90 * MB  # garbage that was frozen by accident, say
+    collector.after_request(lambda: 1)
+    assert collector.shares_pages
+    clock.now += 10
+    collector.tidy()
+    assert collector.shares_pages is bool(in_flight)

@@ -88,6 +88,8 @@ class Collector:
         self.noticed: Callable[[int], None] | None = None
         # Books what is left of it then.
         self.growth = Growth()
+        # How many requests there are, for what no request has asked for.
+        self.in_flight: Callable[[], int] = _somebody
         # Whether a thaw would take copies of pages shared with the process that forked this one.
         self.shares_pages = False
         self.runs = 0
@@ -153,8 +155,16 @@ class Collector:
         # A cache that is dropped leaves RSS where it was, so no growth tells of it. 1 ms at most.
         if self.trimming and self.runs != self._tidied:
             self._tidied = self.runs
-            self.growth.freed(self._given_back(self._rss(), _somebody))
-        self._look_around(self._now(), _somebody)
+            left = self._given_back(self._rss(), self.in_flight)
+            if not self.in_flight() and self._may_hold_garbage(left):
+                self._thaw_and_give_back(self.in_flight)
+            self.growth.freed(self._rss())
+        self._look_around(self._now(), self.in_flight)
+
+    def _may_hold_garbage(self, rss: int) -> bool:
+        """Whether what giving back has left may be frozen garbage, and it is time to see."""
+        rested = self._now() - self._thawed_at >= self._thaw_seconds / THAW_DUTY
+        return self.freezing and rested and rss - self._thawed_rss >= THAW_BYTES
 
     def _alone(self, action: Callable[[], object]) -> None:
         """Do it while no run is under way. From within one (a finalizer, a signal handler) it is
@@ -266,11 +276,8 @@ class Collector:
         self._trim_rest = (
             min(max(rest, 2 * self._trim_rest), TRIM_REST_IN_VAIN) if in_vain else rest
         )
-        rested = ended - self._thawed_at >= self._thaw_seconds / THAW_DUTY
-        if not self.freezing or left - self._thawed_rss < THAW_BYTES or not rested:
-            return left
         # What has grown may be the requests' in flight; pages once copied stay so.
-        if not self.shares_pages or not in_flight():
+        if self._may_hold_garbage(left) and not (self.shares_pages and in_flight()):
             self._thaw_and_give_back(in_flight)
             return self._rss()
         return left

@@ -51,6 +51,7 @@ class Engine:
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
         self.monitor.follow("The ceiling", self._watch)
         self.collector.noticed = self.monitor.nudge
+        self.collector.in_flight = lambda: len(self.work())
         self.sentry = Sentry(self.ceiling, self.interrupt, lambda: self.monitor.level != OK)
         self._rules = rules
         self._users = 0
