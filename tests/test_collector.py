@@ -224,7 +224,7 @@ def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
 
 def test_growth_that_stays_is_not_given_back_again_and_again() -> None:
     clock, memory = Clock(), Process()
-    collector = make(clock, memory, freeze=False)
+    collector = make(clock, memory, freeze=False, passes=0)
     memory.rss = memory.live = 90 * MB
     for _ in range(20):
         clock.now += 1
@@ -253,7 +253,7 @@ def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() 
 def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> None:
     clock, memory = Clock(), Process()
     reads = []
-    collector = make(clock, memory, freeze=False)
+    collector = make(clock, memory, freeze=False, passes=0)
     collector._rss = lambda: reads.append(1) or memory.rss  # type: ignore[func-returns-value]
     for _ in range(100):
         clock.now += 0.001
@@ -266,7 +266,7 @@ def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> N
 
 def test_large_growth_is_given_back_at_once() -> None:
     clock, memory = Clock(), Process()
-    collector = make(clock, memory, freeze=False)
+    collector = make(clock, memory, freeze=False, passes=0)
     for _ in range(5):
         memory.rss = memory.live + 150 * MB
         collector.after_request()
@@ -276,7 +276,7 @@ def test_large_growth_is_given_back_at_once() -> None:
 def test_what_a_request_in_flight_holds_is_given_back_when_it_leaves_it_behind() -> None:
     """Given back while another request held 80 MB, memory is not taken to need those 80 MB."""
     clock, memory = Clock(), Process()
-    collector = make(clock, memory, freeze=False)
+    collector = make(clock, memory, freeze=False, passes=0)
     memory.rss = memory.live = 130 * MB
     collector.after_request(lambda: 1)
     memory.live = 50 * MB  # the other request has freed them, the system does not know yet
