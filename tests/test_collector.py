@@ -213,6 +213,7 @@ def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
         clock.now += 1
         collector.after_request()
     assert memory.given_back == 0
+    clock.now += 0.01
     memory.rss += 60 * MB
     collector.after_request()
     assert memory.given_back == 1
@@ -268,6 +269,7 @@ def test_large_growth_is_given_back_at_once() -> None:
     clock, memory = Clock(), Process()
     collector = make(clock, memory, freeze=False, passes=0)
     for _ in range(5):
+        clock.now += 0.01
         memory.rss = memory.live + 150 * MB
         collector.after_request()
     assert memory.given_back == 5

@@ -77,7 +77,7 @@ class Engine:
 
     def __init__(self, clock: Clock, kills: int | None = None) -> None:
         self.ceiling = self.monitor = self.memory = self.ladder = self.collector = self
-        self.growth = Growth()
+        self.growth = Growth(lambda: 0)
         self.counted = {"requests": 0.0}
         self.ran: object = None
         self.interrupt = Interrupt(self.work, now=clock)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_wsgi.admin.naming import LONGEST, MOST, NOT_FOUND, TOLD, Names, folded, told
+from lowmem_wsgi import LowMemory
+from lowmem_wsgi.admin.naming import LONGEST, MOST, NOT_FOUND, ROUTE, Names, folded, told
 from wsgi import call, make_environ
 
 
@@ -67,12 +68,12 @@ def test_bottle_tells_its_rule() -> None:
 
 
 def test_an_app_may_tell_it() -> None:
-    assert name_of(make_environ(path="/x/y", **{TOLD: "/x/<slug>"})) == "GET /x/<slug>"
+    assert name_of(make_environ(path="/x/y", **{ROUTE: "/x/<slug>"})) == "GET /x/<slug>"
 
 
 @pytest.mark.parametrize("told", [None, 5, b"/x"])
 def test_what_is_no_text_is_not_told(told: object) -> None:
-    assert name_of(make_environ(path="/x", **{TOLD: told})) == "GET /x"
+    assert name_of(make_environ(path="/x", **{ROUTE: told})) == "GET /x"
 
 
 def test_a_path_that_nobody_knows_gets_no_name_of_its_own() -> None:
@@ -99,3 +100,26 @@ def test_any_path_has_a_name_on_one_line_of_bounded_length(path: str, method: st
     name = name_of(make_environ(method=method, path="/" + path))
     assert len(name.encode()) <= LONGEST
     assert name.isprintable()
+
+
+def test_a_request_that_fails_keeps_its_route() -> None:
+    app = flask.Flask(__name__)
+
+    @app.get("/clients/<int:number>")
+    def client(number: int) -> str:
+        raise MemoryError if number == 17 else ZeroDivisionError
+
+    wrapped = LowMemory(app)
+    for number in (17, 18):
+        assert call(wrapped, make_environ(path=f"/clients/{number}")).code in (500, 503)
+    wrapped.engine.collector.settle()
+    assert set(wrapped.engine.collector.growth.routes) - {"(no request)"} == {
+        "GET /clients/<int:number>"
+    }
+
+
+def test_a_long_path_is_not_remembered() -> None:
+    names = Names("/static/")
+    name = names(make_environ(path="/" + "x" * 100_000), "200 OK")
+    assert len(name.encode()) <= LONGEST
+    assert not names._known

@@ -81,6 +81,7 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
         "deaths": {"OOM kill", "timeout", "crash"},
         "allocator": {"PYTHONMALLOC", "MALLOC_ARENA_MAX"},
     }
+    assert set(answer) >= {"now", "closed", "ceiling", "replaceable"}
     assert set(answer) >= {"status", "workers", "routes", "diagnosis", "version"}
     assert answer["version"] == __version__
     assert answer["requests"]["total"] == 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import log
 from ._version import __version__
-from .admin.naming import Names, told
+from .admin.naming import Names, by_path, told
 from .admin.routes import Admin
 from .exchange import Exchange
 from .guards import out_of_memory
@@ -93,9 +93,25 @@ class LowMemory:
             self._start()
         route = self._admin.get(environ.get("PATH_INFO", ""))
         if route is not None:
-            return route(environ, start_response)
+            return self._answered(route, environ, start_response)
         exchange = Exchange(environ, start_response, *self._steps)
         return exchange.run(self._guard(exchange, environ) or self.app)
+
+    def _answered(
+        self, route: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """By a route of ours: what that takes is not to be booked to the app's."""
+        self._attempt(self.engine.collector.settle)
+        try:
+            return route(environ, start_response)
+        finally:
+            self._attempt(self.engine.collector.rebase)
+
+    def _attempt(self, weighing: Callable[[], None]) -> None:
+        try:
+            weighing()
+        except Exception:
+            log.failure("Weighing")
 
     def status(self) -> dict[str, Any]:
         """What GET /api/memory-status answers to who has the token. Bytes and seconds."""
@@ -141,6 +157,10 @@ class LowMemory:
         """The requests in flight, each with the ident of its thread."""
         return self.overload.work()
 
+    def in_flight(self) -> int:
+        """How many requests there are."""
+        return self.overload.in_flight()
+
     def counts(self) -> Mapping[str, int]:
         """What was counted here since the process began."""
         return {
@@ -157,7 +177,9 @@ class LowMemory:
         """Refuse the request, or make it ready for the app."""
         try:
             exchange.request = number = self._numbers()
-            refusal = self.overload.enter(number, environ) or self.uploads.refusal(environ)
+            refusal = self.overload.enter(number, environ)
+            # 413 where it can never succeed, whatever else there is to say.
+            refusal = self.uploads.refusal(environ) or refusal
         except Exception:
             log.failure("A guard")
             refusal = None
@@ -202,14 +224,15 @@ class LowMemory:
             if closed and not self._closed:
                 if exchange.order:
                     self._book(exchange)
-                self._after_request(self.overload.in_flight)
+                self._after_request(self.engine.in_flight)
         except Exception:
             log.failure("Cleaning up after a request")
 
     def _book(self, exchange: Exchange) -> None:
         try:
             others = exchange.order != self.overload.total  # there were some, before it or since
-            name = self._names(exchange.environ, exchange.status, exchange.route)
+            route = exchange.route or told(exchange.environ)  # where the answer is not the app's
+            name = self._names(exchange.environ, exchange.status, route)
             self._growth.ended(name, others)
         except Exception:
             log.failure("Naming a route")
@@ -217,9 +240,7 @@ class LowMemory:
     def _where(self) -> str | None:
         """The route that this thread is at, for who loads something heavy there."""
         doing = self.overload.doing(threading.get_ident())
-        if doing is None:
-            return None
-        return self._names({"REQUEST_METHOD": doing[0], "PATH_INFO": doing[1]}, None)
+        return None if doing is None else by_path(*doing)
 
     def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
@@ -239,6 +260,7 @@ class LowMemory:
             self.crew.start()  # first: it has the server start its threads
             self.engine.start()
             WATCH.where = _weakly(self._where)
+            WATCH.begins, WATCH.ends = self._growth.load_begins, self._growth.load_ends
             if not WATCH.watches(self.settings.heavy_modules):
                 WATCH.start(self.settings.heavy_modules)
                 self.engine.on_leave(WATCH.stop)

@@ -18,8 +18,10 @@ MOST = 3
 # What a sentence needs to be true, as shares of the limit: what workers were born with; what one
 # route keeps; what a single request may add; what others in the container hold.
 BORN_SHARE, LEAK_SHARE, WORST_SHARE, OTHERS_SHARE = 0.5, 0.05, 0.2, 0.25
-# A leak is seen often: in so many requests, and not in one of them alone (its share of the whole).
-LEAK_REQUESTS, LEAK_WORST = 10, 0.5
+# A leak is seen in so many requests, and in each so many times what those of other routes keep.
+LEAK_REQUESTS, CLEARLY = 10, 3
+# A death is news for so long (seconds).
+RECENT = 3600.0
 # Giving back pays, time and again (bytes each time, times), while the passes find next to nothing
 # (objects a run).
 PAYS, TIMES, NOTHING = 16 * MB, 5, 20
@@ -32,15 +34,28 @@ def diagnose(document: Document) -> str:
 
 
 def died(document: Document) -> str | None:
-    """A worker was killed for memory, and not long ago."""
+    """A worker was killed for memory, in the last hour: by what, and what would have helped."""
     death = document["last_death"]
-    if not death or death["cause"] != "OOM kill":
+    if not death or death["cause"] != "OOM kill" or not -60 < _ago(document, death) < RECENT:
         return None
-    flights = [flight["route"] for flight in death["in_flight"]]
-    doing = f"in the middle of {' and '.join(flights)}" if flights else "with nothing in flight"
+    said = f"Worker {death['pid']} was killed by the kernel at {format_size(death['rss_bytes'])}"
+    largest = max(death["in_flight"], key=lambda flight: flight["grown_bytes"], default=None)
+    if largest is None:
+        return f"{said}, with nothing in flight."
+    said += f", grown by {format_size(largest['grown_bytes'])} in {largest['route']}"
+    if document["ceiling"] is None:
+        return f"{said}; LOWMEM_CEILING is off, which would have answered that with 503."
+    return f"{said}: offload that, or read and write in pieces."
+
+
+def closed(document: Document) -> str | None:
+    """Everything is answered 503."""
+    if not document["closed"]:
+        return None
+    way = "is being replaced" if document["replaceable"] else "cannot be replaced by its server"
     return (
-        f"Worker {death['pid']} was killed by the kernel at {format_size(death['rss_bytes'])}, "
-        f"{doing}."
+        "Everything is answered 503: memory has been at critical for too long, and this worker "
+        f"{way}" + ("." if document["replaceable"] else ": restart it.")
     )
 
 
@@ -59,6 +74,8 @@ def eating_now(document: Document) -> str | None:
 def does_not_fit(document: Document) -> str | None:
     """More workers than there is room for."""
     workers = _workers(document)
+    if leaks(document) is not None:
+        return None  # that is why
     each = [worker["pss_bytes"] or worker["rss_bytes"] or 0 for worker in workers]
     if len(workers) < 2 or sum(each) < document["thresholds"]["warn_bytes"]:
         return None
@@ -92,22 +109,31 @@ def born_large(document: Document) -> str | None:
 
 def leaks(document: Document) -> str | None:
     """A route keeps what it takes."""
-    for row in document["routes"]:
-        grown, requests = row["grown_bytes"], row["requests"]
-        if row["route"] == OTHER or grown < _limit(document) * LEAK_SHARE:
-            continue
-        if row["route"] == NO_REQUEST:
-            return (
-                f"Memory grew {format_size(grown)} outside of any request: a thread of the app "
-                "keeps it."
-            )
-        if requests >= LEAK_REQUESTS and row["worst_bytes"] <= grown * LEAK_WORST:
-            return (
-                f"{row['route']} grew {format_size(grown)} over {requests} requests, "
-                f"{format_size(grown / requests)} each, and it is still held: a leak there, or a "
-                "cache without a limit."
-            )
-    return None
+    limit, rows = _limit(document) * LEAK_SHARE, document["routes"]
+    outside = next((row for row in rows if row["route"] == NO_REQUEST), None)
+    if outside is not None and outside["grown_bytes"] >= limit:
+        return (
+            f"Memory grew {format_size(outside['grown_bytes'])} outside of any request: a thread "
+            "of the app keeps it."
+        )
+    real = _real(rows)
+    grown, requests = (sum(row[key] for row in real) for key in ("grown_bytes", "requests"))
+    if grown < limit:
+        return None
+    row = max(real, key=lambda row: row["grown_bytes"])
+    others = max(0, grown - row["grown_bytes"]) / max(1, requests - row["requests"])
+    if row["requests"] < LEAK_REQUESTS:
+        return None  # a cache that fills, or what it loads
+    if row["grown_bytes"] / row["requests"] < others * CLEARLY:
+        return (
+            f"Memory grew {format_size(grown)} over {requests} requests and is still held; they "
+            "overlap too much to tell which route keeps it."
+        )
+    return (
+        f"{row['route']} grew {format_size(row['grown_bytes'])} over {row['requests']} requests, "
+        f"{format_size(row['grown_bytes'] / row['requests'])} each, and it is still held: a leak "
+        "there, or a cache without a limit."
+    )
 
 
 def fragmented(document: Document) -> str | None:
@@ -142,7 +168,7 @@ def held_by_others(document: Document) -> str | None:
 
 def one_request(document: Document) -> str | None:
     """A single request takes a large share, and gives it back."""
-    row = max(document["routes"], key=lambda row: row["worst_bytes"], default=None)
+    row = max(_real(document["routes"]), key=lambda row: row["worst_bytes"], default=None)
     if row is None or row["worst_bytes"] < _limit(document) * WORST_SHARE:
         return None
     return (
@@ -164,6 +190,7 @@ def full(document: Document) -> str | None:
 
 
 FINDINGS: tuple[Callable[[Document], str | None], ...] = (
+    closed,
     eating_now,
     died,
     does_not_fit,
@@ -180,11 +207,20 @@ def steady(document: Document) -> str:
     """Nothing is wrong: how much there is, and the most that a request took."""
     memory = document["memory"]
     used, limit = (format_size(memory[name]) for name in ("used_bytes", "limit_bytes"))
-    row = max(document["routes"], key=lambda row: row["worst_bytes"], default=None)
+    row = max(_real(document["routes"]), key=lambda row: row["worst_bytes"], default=None)
     if row is None or row["worst_bytes"] < MB:
         return f"Steady: {used} of {limit}."
     worst = format_size(row["worst_bytes"])
     return f"Steady: {used} of {limit}, worst request +{worst} at {row['route']}."
+
+
+def _real(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The routes that are some."""
+    return [row for row in rows if row["route"] not in (NO_REQUEST, OTHER)]
+
+
+def _ago(document: Document, death: dict[str, Any]) -> float:
+    return float(document["now"] - death["at"])
 
 
 def _limit(document: Document) -> int:

@@ -11,16 +11,17 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..guards.paths import ROUTE
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-# An app may say it itself, under this name in the environ.
-TOLD = "lowmem.route"
 NOT_FOUND = "(not found)"
 # A name's bytes at most; it has a fixed place on the workers' page.
 LONGEST = 96
-# So many paths are remembered with their names.
-MOST = 500
+# So many paths are remembered with their names, if they are no longer than this; no more than so
+# much of a path is looked at (characters). What a client sends is as long as it likes.
+MOST, LONGEST_KEY, LONGEST_PATH = 500, 200, 1000
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 # A segment of a path that is an id: a number; a UUID, a hash or a token, with a digit in it.
@@ -56,7 +57,7 @@ class Names:
         elif route is None:
             route = _pattern(path)
         name = shortened(f"{method if method in METHODS else '?'} {route}")
-        if known:
+        if known and len(came) <= LONGEST_KEY:
             if len(self._known) >= MOST:
                 self._known.clear()
             self._known[came] = name
@@ -76,7 +77,7 @@ def told(environ: WSGIEnvironment) -> str | None:
 
 # What is found under a name in the environ -> the pattern in it.
 TELLERS: dict[str, Callable[[Any], object]] = {
-    TOLD: lambda pattern: pattern,
+    ROUTE: lambda pattern: pattern,
     # Flask: the request and the rule that it has matched, None for a 404.
     "werkzeug.request": lambda request: getattr(getattr(request, "url_rule", None), "rule", None),
     "bottle.route": lambda route: getattr(route, "rule", None),
@@ -85,6 +86,7 @@ TELLERS: dict[str, Callable[[Any], object]] = {
 
 def _pattern(path: str) -> str:
     """Django's, which leaves none in the environ; else the path, folded."""
+    path = path[:LONGEST_PATH]
     django = sys.modules.get("django.urls")
     if django is not None:
         try:
@@ -92,6 +94,12 @@ def _pattern(path: str) -> str:
         except Exception:  # not one of its paths; not set up; another framework's process
             pass
     return folded(_text(path))
+
+
+def by_path(method: str, path: str) -> str:
+    """Where only these are known, and nobody may be asked."""
+    name = folded(_text(path[:LONGEST_PATH]))
+    return shortened(f"{method if method in METHODS else '?'} {name}")
 
 
 def folded(path: str) -> str:

@@ -88,6 +88,10 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "recycles": {"count": counts["recycles"]},
         "deaths": {cause: counts[name] for cause, name in DEATHS.items()},
         "last_death": lowmem.crew.last_death(),
+        "now": time.time(),
+        "closed": lowmem.engine.intake.closed,
+        "ceiling": lowmem.engine.ceiling.limit,
+        "replaceable": lowmem.crew.server is not None and lowmem.settings.recycle,
         "allocator": {name: os.environ.get(name) for name in ("PYTHONMALLOC", "MALLOC_ARENA_MAX")},
         "heavy": lowmem.heavy(),
     }
@@ -120,7 +124,7 @@ def _gc(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
         "last_seconds": collector.last_seconds,
         "total_seconds": counts["gc_seconds"],
         "freed_bytes": counts["gc_freed_bytes"],
-        "gave_back": collector.gave_back,
+        "gave_back": counts["gc_gave_back"],
     }
 
 

@@ -7,6 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from .overload import busy
+from .paths import ROUTE
 from .refusals import Refusal
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def watch() -> None:
 def _of_flask(sender: Any, exception: BaseException, **extra: Any) -> None:
     from flask import request
 
+    if request.url_rule is not None:  # the request is gone when the answer begins
+        request.environ.setdefault(ROUTE, request.url_rule.rule)
     _note(request.environ, exception)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# In the environ: the pattern of the request's route, by who knows it.
+ROUTE = "lowmem.route"
+
 
 def wsgi_path(path: str) -> str:
     """A path from the settings as PATH_INFO spells it: UTF-8 bytes as Latin-1 (PEP 3333)."""

@@ -45,6 +45,9 @@ class Watch:
     ) -> None:
         self.modules: tuple[str, ...] = ()
         self.where: Callable[[], str | None] = _nowhere
+        # Told when this thread begins to load something, and when it is done with all of that.
+        self.begins: Callable[[], object] = _nowhere
+        self.ends: Callable[[], object] = _nowhere
         # Those that a first use loads, and where that is (file:line), if it is known.
         self.late: dict[str, str | None] = {}
         self._rss = rss
@@ -127,7 +130,9 @@ class Watch:
         if family in self.loading():
             yield
             return
-        route = self._asked()
+        route = self._asked(self.where)
+        if not self.loading():
+            self._asked(self.begins)
         if any(outer in self.late for outer in self.loading()):
             self.late.setdefault(family, None)
         self.loading().append(family)
@@ -137,6 +142,8 @@ class Watch:
             size_now, seconds_now = self._unbooked()
         finally:
             self.loading().remove(family)
+            if not self.loading():
+                self._asked(self.ends)
         first = {"loaded_at": self._now(), "route": route, "cost_bytes": 0, "seconds": 0.0}
         first |= {"late": family in self.late, "first_use": self.late.get(family)}
         record = self._records.setdefault(family, first)
@@ -153,9 +160,9 @@ class Watch:
             self._clock() - sum(record["seconds"] for record in records),
         )
 
-    def _asked(self) -> str | None:
+    def _asked(self, whom: Callable[[], Any]) -> Any:
         try:
-            return self.where()
+            return whom()
         except Exception:  # who asks is about to import
             return None
 

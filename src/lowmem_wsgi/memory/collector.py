@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 from ..settings import MB
 from .growth import Growth
+from .in_use import find_in_use
 from .reading import OwnRss
 
 # A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
@@ -41,8 +42,11 @@ MOST_RUNS = 10
 # The first requests fill caches and import modules: freeze after runs 1, 2, 4, 8 ... 64.
 WARM_UP = frozenset(1 << power for power in range(7))
 
-# How often to look at RSS while requests are in flight (seconds).
-LOOK_EVERY = 0.02
+# How often to look at RSS while requests are in flight (seconds), and at least how long after the
+# last time: in which nobody takes more than a megabyte or two.
+LOOK_EVERY, LOOK_SELDOM = 0.02, 0.0005
+# Requests that overlap without an end are weighed together after so long (seconds).
+WEIGH_ANYWAY = 1.0
 
 # Growth worth giving back: at least this much, and this share of what the process uses.
 TRIM_BYTES = 1 * MB
@@ -86,8 +90,9 @@ class Collector:
 
         # Told of the RSS, whenever it is looked at.
         self.noticed: Callable[[int], None] | None = None
-        # Books what is left of it then.
-        self.growth = Growth()
+        # Books to routes what requests leave behind.
+        self.growth = Growth(self._rss, now=now)
+        self._measured = give_back is not None or rss is not None  # what is weighed is settled
         # How many requests there are, for what no request has asked for.
         self.in_flight: Callable[[], int] = _somebody
         # Whether a thaw would take copies of pages shared with the process that forked this one.
@@ -101,9 +106,9 @@ class Collector:
 
         self._slow_seconds = 0.0
         self._tidied = 0  # the run that it was tidied after
-        # RSS when last idle after giving back, or lower where it fell by itself; after the last
-        # giving back; after the last thaw.
-        self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
+        # RSS at the last look, after giving back; when last idle after giving back, or lower where
+        # it fell by itself; after the last giving back; after the last thaw.
+        self._floor = self._trimmed_rss = self._thawed_rss = self._left = self._rss()
         self._looked_at = self._trimmed_at = self._thawed_at = now()
         self._trim_rest = self._thaw_seconds = 0.0
 
@@ -139,12 +144,17 @@ class Collector:
     def give_back(self) -> None:
         """Give free memory back now (where `trim` is on)."""
         if self.trimming:
-            self._alone(lambda: self.growth.freed(self._given_back(self._rss(), _somebody)))
+            self._alone(lambda: self._given_back(self._rss(), _somebody))
 
     def settle(self) -> None:
-        """Book to its route what has ended since the last look."""
-        if self.growth.still():
-            self._alone(lambda: self.growth.weigh(self._rss(), alone=False))
+        """Book to their routes those that have ended since the last time; not beside others, who
+        may hold what has come."""
+        if not self.in_flight():
+            self._alone(self._weigh)
+
+    def rebase(self) -> None:
+        """What has changed since the last time is no request's doing."""
+        self._alone(self.growth.rebase)
 
     def tidy(self) -> None:
         """What no request came to do: give back growth that had to wait, and what was freed without
@@ -152,13 +162,14 @@ class Collector:
         self._alone(self._tidy)
 
     def _tidy(self) -> None:
+        quiet, self._tidied = self.runs == self._tidied, self.runs
         # A cache that is dropped leaves RSS where it was, so no growth tells of it. 1 ms at most.
-        if self.trimming and self.runs != self._tidied:
-            self._tidied = self.runs
-            left = self._given_back(self._rss(), self.in_flight)
-            if not self.in_flight() and self._may_hold_garbage(left):
-                self._thaw_and_give_back(self.in_flight)
-            self.growth.freed(self._rss())
+        if self.trimming and not quiet:
+            self._given_back(self._rss(), self.in_flight)
+        # What nobody has ended since the last time may be in frozen garbage itself, and in flight
+        # for ever.
+        if (quiet or not self.in_flight()) and self._may_hold_garbage(self._rss()):
+            self._thaw_and_give_back(self.in_flight)
         self._look_around(self._now(), self.in_flight)
 
     def _may_hold_garbage(self, rss: int) -> bool:
@@ -196,12 +207,21 @@ class Collector:
         if self.freezing and self._should_freeze(seconds, in_flight):
             gc.freeze()
             self._slow_seconds = 0.0
+        alone = not in_flight()
         # Reading RSS lets go of the GIL, and gets it back when the others in flight let go of it:
-        # 0.1 to 0.3 ms. So not at each end, but at the last one; where that can have grown.
-        if ended - self._looked_at >= LOOK_EVERY:
-            self._look_around(ended, in_flight, alone=not in_flight())
-        elif not self.growth.still() and not in_flight():
-            self._look_around(ended, in_flight, alone=True)
+        # 0.1 to 0.3 ms. So not at each end, but at the last one.
+        if ended - self._looked_at >= (LOOK_SELDOM if alone else LOOK_EVERY):
+            self._look_around(ended, in_flight, alone=alone)
+        if self.growth.due(ended if alone else ended - WEIGH_ANYWAY):
+            self._weigh()
+
+    def _weigh(self) -> None:
+        if self.growth.loading:
+            return
+        if not self._measured:  # now that memory is given back: ctypes is there for that
+            self._measured = True
+            self.growth.size = (find_in_use() if self.trimming else None) or self._rss
+        self.growth.weigh()
 
     def _look_around(
         self, now: float, in_flight: Callable[[], int], *, alone: bool = False
@@ -210,12 +230,13 @@ class Collector:
         used = self._rss()
         if self.noticed is not None:
             self.noticed(used)
+        if alone:
+            self.growth.peaked(used - self._left)
+        self._left = used
         if self.trimming and self._is_grown(now, used):
-            used = self._trim(now, used, in_flight)
+            self._left = self._trim(now, used, in_flight)
         if now - self._thawed_at >= THAW_EVERY:
             self._thaw_if_grown(now, in_flight)
-            used = self._rss()
-        self.growth.weigh(used, alone)
 
     def _collect(self) -> None:
         if not self.passes:
@@ -342,7 +363,7 @@ class Collector:
         self.growth.forget()
         self.runs = self.collected = self.freed_bytes = self.gave_back = self._tidied = 0
         self.last_seconds = self.total_seconds = 0.0
-        self._floor = self._trimmed_rss = self._thawed_rss = self._rss()
+        self._floor = self._trimmed_rss = self._thawed_rss = self._left = self._rss()
 
 
 def _somebody() -> int:

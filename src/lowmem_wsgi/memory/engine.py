@@ -51,9 +51,10 @@ class Engine:
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
         self.monitor.follow("The ceiling", self._watch)
         self.collector.noticed = self.monitor.nudge
-        self.collector.in_flight = lambda: len(self.work())
         self.sentry = Sentry(self.ceiling, self.interrupt, lambda: self.monitor.level != OK)
         self._rules = rules
+        # How many requests there are, of all apps.
+        self.in_flight: Callable[[], int] = int
         self._users = 0
         self._pid = os.getpid()
         self._undo: list[Callable[[], object]] = []
@@ -117,6 +118,7 @@ class Engine:
             "gc_collected": self.collector.collected,
             "gc_seconds": self.collector.total_seconds,
             "gc_freed_bytes": self.collector.freed_bytes,
+            "gc_gave_back": self.collector.gave_back,
             "cleanups": self.ladder.count,
             **{f"freed_{kind}": freed for kind, freed in self.ladder.freed.items()},
         }
@@ -172,6 +174,10 @@ class App(Protocol):
         """What it has counted so far, by name."""
         ...
 
+    def in_flight(self) -> int:
+        """How many requests there are."""
+        ...
+
 
 _lock = threading.RLock()
 _apps: weakref.WeakSet[App] = weakref.WeakSet()
@@ -187,7 +193,14 @@ def join(rules: Settings, app: App) -> Engine:
             _watch_forks()
         found = _current[0]
         found.join(rules)
+        # One app, mostly; and it is asked after each request.
+        found.in_flight = app.in_flight if len(_apps) == 1 else _in_flight
+        found.collector.in_flight = found.in_flight
         return found
+
+
+def _in_flight() -> int:
+    return sum(app.in_flight() for app in list(_apps))
 
 
 def current() -> Engine | None:

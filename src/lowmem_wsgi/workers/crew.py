@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import log
 from ..memory.governor import OK
+from ..memory.growth import top
 from ..memory.reading import OwnRss, Usage, own_uss
 from ..settings import Settings, format_size
 from . import deaths
@@ -131,6 +132,8 @@ class Crew:
         """The process ends as it should."""
         if self.slot is not None and self.slot.pid == os.getpid():
             self.tell()
+            # What its routes hold goes with it.
+            board().ledger.add({}, self._engine.collector.growth.given_up())
             self.slot.enter(self.slot.state | GONE)
 
     def give_up(self) -> None:
@@ -146,6 +149,7 @@ class Crew:
 
     def after_fork(self) -> None:
         """In a new child: the place is the parent's."""
+        board().threads = threading.RLock()
         self._rss.reopen()
         self._forget()
 
@@ -352,12 +356,14 @@ class Crew:
             page.end_turn()
 
     def _carried(self) -> str:
+        """What it has grown by, as far as that is known."""
         try:
-            heavy = self.heavy()
+            route, heavy = top(self._engine.collector.growth.routes), self.heavy()
         except Exception:
-            log.failure("Telling the heavy modules")
+            log.failure("Telling what has grown")
             return ""
-        return f", and loaded {heavy}" if heavy else ""
+        told = f", most of it by {route.name} ({format_size(route.grown)})" if route else ""
+        return told + (f", and loaded {heavy}" if heavy else "")
 
     def _see_off(self, page: Board) -> None:
         """While this worker ends: once another is ready in its place, the next may be replaced."""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from ..memory.growth import MOST, OTHER, Booking
+from ..memory.growth import MOST, MUCH, OFTEN, OTHER, Booking
 
 # What is counted. Deaths by cause, bytes freed by kind of step.
 COUNTS = (
     *("requests", "uploads_rejected", "sessions_expired", "shed", "out_of_memory"),
-    *("gc_runs", "gc_collected", "gc_seconds", "gc_freed_bytes"),
+    *("gc_runs", "gc_collected", "gc_seconds", "gc_freed_bytes", "gc_gave_back"),
     *("cleanups", "freed_trim", "freed_caches", "freed_callback", "freed_purge", "freed_collect"),
     *("recycles", "deaths_oom", "deaths_timeout", "deaths_crash"),
 )
@@ -101,11 +101,20 @@ class Ledger:
         for name, requests, shared, grown, worst in bookings:
             routes[name] = _sum(routes.get(name), (requests, shared, grown, worst))
         while len(routes) > ROUTES:
-            least = min(
-                (name for name in routes if name != OTHER),
-                key=lambda name: (abs(routes[name][2]), routes[name][0]),
-            )
+            others = [name for name in routes if name != OTHER]
+            least = min(others, key=lambda name: _weight(routes[name]))
             routes[OTHER] = _sum(routes.get(OTHER), routes.pop(least))
+        self._write(routes)
+
+    def scale(self, share: float) -> None:
+        """A worker has died, and this share of what all held is left."""
+        with self._locked():
+            routes = self.routes()
+            for name, (requests, shared, grown, worst) in routes.items():
+                routes[name] = (requests, shared, int(grown * share), worst)
+            self._write(routes)
+
+    def _write(self, routes: dict[str, Tally]) -> None:
         rows = [ROUTE.pack(name.encode("utf-8", "replace"), *routes[name]) for name in routes]
         start, size = self._row(0), ROUTES * ROUTE.size
         self._map[start : start + size] = b"".join(rows).ljust(size, b"\0")
@@ -126,9 +135,11 @@ class Ledger:
     def points(self) -> list[tuple[int, int]]:
         """(Unix seconds, bytes used) of the last hour, the oldest first."""
         area = self._map[self._at + POINTS_AT : self._at + EVENTS_AT]
-        oldest = self._now() // EVERY - POINTS
+        newest = self._now() // EVERY
+        oldest = max(0, newest - POINTS)
         points = POINT.iter_unpack(area)
-        return sorted((stamp * EVERY, used) for stamp, used in points if stamp > max(0, oldest))
+        # Not after now, either: the clock may have been set back.
+        return sorted((stamp * EVERY, used) for stamp, used in points if oldest < stamp <= newest)
 
     def event(self, kind: str, freed: int, what: str) -> None:
         """Something to mark in the chart: one of KINDS."""
@@ -148,13 +159,20 @@ class Ledger:
         """Those of the last hour, the oldest first."""
         start = self._at + EVENTS_AT + NEXT_EVENT.size
         area = self._map[start : start + EVENTS * EVENT.size]
-        since = self._now() - EVERY * POINTS
+        now = self._now()
+        since = now - EVERY * POINTS
         found = [
             Event(at, KINDS[kind - 1], freed, what.rstrip(b"\0").decode("utf-8", "replace"))
             for at, freed, kind, what in EVENT.iter_unpack(area)
-            if at > since and 0 < kind <= len(KINDS)
+            if since < at <= now and 0 < kind <= len(KINDS)
         ]
         return sorted(found, key=lambda event: event.at)
+
+
+def _weight(tally: Tally) -> tuple[bool, int, int]:
+    """What has the least gives way first; what came often, or grew much, after all others."""
+    requests, _, grown, _ = tally
+    return requests >= OFTEN or abs(grown) >= MUCH, abs(grown), requests
 
 
 def _sum(before: Tally | None, new: Tally) -> Tally:

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -105,6 +106,7 @@ class Board:
     def __init__(self, file: int) -> None:
         """`file`: descriptor of an empty file, or of one that another worker has begun."""
         self.made_by = os.getpid()
+        self.threads = threading.RLock()  # anew after a fork
         self._file = file
         if os.fstat(file).st_size < SIZE:
             os.ftruncate(file, SIZE)
@@ -140,11 +142,13 @@ class Board:
         if fcntl is None:
             yield
             return
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, ALL)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, ALL)
+        # The kernel's lock is the process's: it does not keep its threads apart.
+        with self.threads:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, ALL)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, ALL)
 
     def take_turn(self) -> bool:
         """Be the one worker that is replaced. The kernel takes the turn back from who dies."""
