@@ -4,12 +4,13 @@ import csv
 import io
 import sqlite3
 from collections.abc import Iterator
-from typing import IO, NamedTuple, cast
-
-from werkzeug.datastructures import FileStorage
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 import db
-from forms import COLUMNS, Client, clean_client
+from forms import Client, clean_client, wrong_header
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import FileStorage
 
 
 class Problem(NamedTuple):
@@ -27,7 +28,7 @@ class ImportRefused(Exception):
 
 
 def import_clients(
-    conn: sqlite3.Connection, upload: FileStorage, batch_size: int, most_problems: int
+    conn: sqlite3.Connection, upload: "FileStorage", batch_size: int, most_problems: int
 ) -> int:
     """Insert the clients of a CSV file; returns how many, or raises ImportRefused.
 
@@ -72,7 +73,7 @@ def _is_known(conn: sqlite3.Connection, batch: list[Client], client: Client) -> 
     return any(client.email == other.email for other in batch) or db.email_taken(conn, client.email)
 
 
-def _read(upload: FileStorage) -> Iterator[tuple[int, Client | str]]:
+def _read(upload: "FileStorage") -> Iterator[tuple[int, Client | str]]:
     """The line of each row, with its client or with what is wrong."""
     # utf-8-sig: what Excel saves as "CSV UTF-8" begins with a byte order mark.
     # The FileStorage, not its stream: before Python 3.11 that may lack what a wrapper needs.
@@ -80,7 +81,7 @@ def _read(upload: FileStorage) -> Iterator[tuple[int, Client | str]]:
     reader = csv.reader(text, strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        if wrong := _wrong_header(header):
+        if wrong := wrong_header(header, "a CSV file of clients"):
             yield 1, wrong
             return
         empty = True
@@ -105,23 +106,6 @@ def _read(upload: FileStorage) -> Iterator[tuple[int, Client | str]]:
         yield reader.line_num, f"Not well-formed CSV ({error}), so reading stopped here."
     finally:
         text.detach()  # the upload is not the wrapper's to close
-
-
-def _wrong_header(header: list[str]) -> str:
-    """What is wrong with the names of the columns; nothing, if nothing is."""
-    expected = ", ".join(COLUMNS)
-    if not any(header):
-        return f"The file is empty, or its first line is: that one must read {expected}."
-    if not set(header) & set(COLUMNS):
-        return f"Not a CSV file of clients: the first line must read {expected}, with commas."
-    if missing := [name for name in COLUMNS if name not in header]:
-        return f"Columns missing: {', '.join(missing)}."
-    if unknown := [name or "(no name)" for name in header if name not in COLUMNS]:
-        # Leaving them out would lose data without a word.
-        return f"Columns this list has no place for: {', '.join(unknown)[:100]}."
-    if len(header) > len(COLUMNS):
-        return "A column is there twice."
-    return ""
 
 
 def _client(header: list[str], row: list[str]) -> Client | str:
