@@ -22,8 +22,8 @@ ENDS: tuple[tuple[type[BaseException], str, str], ...] = (
     (
         OffloadMemoryError,
         "refused",
-        f"Reading it takes more than the {spreadsheets.MEMORY} of memory that an import may have."
-        " Split it into smaller files.",
+        f"Reading it takes more than the {spreadsheets.MEMORY} of memory that an"
+        " import may have. Split it into smaller files.",
     ),
     (OffloadTimeout, "failed", "It took too long. Split it into smaller files."),
     (BaseException, "failed", "Something broke. It is our fault, and it is in the log."),

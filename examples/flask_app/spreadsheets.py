@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NEEDED = ("pandas", "openpyxl")
 KIND = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
-MEMORY = "160MB"  # of an import: 50,000 clients take 115 MB, 70 of it pandas itself
+MEMORY = "160 MB"  # of an import: 50,000 clients take 115 MB, 70 of it pandas itself
 MOST_ROWS = 60_000
 # A sheet of 50,000 clients unpacks to 12 MB. Far more than that is no list of clients: a few KB
 # of zip can be made to unpack to gigabytes.
@@ -64,7 +64,8 @@ def import_clients(path: str, job: int, sheet: IO[bytes], most_problems: int) ->
         try:
             frame = read(sheet, lambda done, total: _tell(conn, job, "reading", done, total))
             problems, count = stage(conn, job, frame, most_problems)
-            store(conn, job, len(frame), problems, count, most_problems)
+            del frame
+            store(conn, job, problems, count, most_problems)
         except Refused as refused:
             jobs.end(conn, job, "refused", "", [refused.problem], 1)
         except jobs.Gone:
@@ -229,12 +230,7 @@ def _twice(conn: sqlite3.Connection, row: int, _: str, email: str) -> Problem:
 
 
 def store(
-    conn: sqlite3.Connection,
-    job: int,
-    frame_rows: int,
-    problems: list[Problem],
-    count: int,
-    most: int,
+    conn: sqlite3.Connection, job: int, problems: list[Problem], count: int, most: int
 ) -> None:
     """Take over what was put aside, if nothing is wrong with any of it; and end the job."""
     _tell(conn, job, "storing", 0, 0)
