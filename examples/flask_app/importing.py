@@ -4,13 +4,12 @@ import csv
 import io
 import sqlite3
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, NamedTuple, cast
+from typing import IO, NamedTuple, cast
+
+from werkzeug.datastructures import FileStorage
 
 import db
 from forms import Client, clean_client, wrong_header
-
-if TYPE_CHECKING:
-    from werkzeug.datastructures import FileStorage
 
 
 class Problem(NamedTuple):
@@ -28,7 +27,7 @@ class ImportRefused(Exception):
 
 
 def import_clients(
-    conn: sqlite3.Connection, upload: "FileStorage", batch_size: int, most_problems: int
+    conn: sqlite3.Connection, upload: FileStorage, batch_size: int, most_problems: int
 ) -> int:
     """Insert the clients of a CSV file; returns how many, or raises ImportRefused.
 
@@ -73,7 +72,7 @@ def _is_known(conn: sqlite3.Connection, batch: list[Client], client: Client) -> 
     return any(client.email == other.email for other in batch) or db.email_taken(conn, client.email)
 
 
-def _read(upload: "FileStorage") -> Iterator[tuple[int, Client | str]]:
+def _read(upload: FileStorage) -> Iterator[tuple[int, Client | str]]:
     """The line of each row, with its client or with what is wrong."""
     # utf-8-sig: what Excel saves as "CSV UTF-8" begins with a byte order mark.
     # The FileStorage, not its stream: before Python 3.11 that may lack what a wrapper needs.

@@ -75,7 +75,7 @@ def import_clients(path: str, job: int, sheet: IO[bytes], most_problems: int) ->
 def _tell(conn: sqlite3.Connection, job: int, step: str, done: int, total: int) -> None:
     try:
         jobs.tell(conn, job, step, done, total)
-    except sqlite3.OperationalError:  # somebody writes: we can tell of it later
+    except sqlite3.OperationalError:  # somebody writes, and writes: we can tell of it later
         pass
 
 
@@ -182,7 +182,7 @@ def stage(
     )
     header = [" ".join(str(name).split()).lower() for name in frame.iloc[0]]
     if wrong := wrong_header(header, "a sheet of clients"):
-        raise Refused(wrong, frame.index[0] + 1)
+        raise Refused(wrong, int(frame.index[0]) + 1)
     problems: list[Problem] = []
     count = 0
     total = len(frame) - 1
@@ -212,7 +212,7 @@ def _checked(
     for index, *cells in batch.itertuples():
         values = dict(zip(header, map(str, cells), strict=True))
         client, errors = clean_client(values)
-        row = index + 1
+        row = int(index) + 1
         yield row, client, [_problem(row, name, values[name], errors[name]) for name in errors]
 
 
