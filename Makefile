@@ -7,12 +7,12 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types docs bench late survival soak clean
+.PHONY: demo test test-all lint types docs bench late excel table survival soak clean
 
 demo: $(VENV)/demo
 	@echo
 	@echo "  Starting the example at http://127.0.0.1:$(PORT)/ (Ctrl-C ends it, PORT= moves it). Try:"
-	@echo "    log in as demo / demo, add a client, import a CSV, upload a file"
+	@echo "    log in as demo / demo, add a client, import a CSV or a workbook"
 	@echo "    /api/memory-status in the browser (any name, password demo)"
 	@echo "    curl -H 'Authorization: Bearer demo' http://127.0.0.1:$(PORT)/api/memory-status"
 	@echo "    curl -H 'Authorization: Bearer demo' -X POST http://127.0.0.1:$(PORT)/api/force-cleanup"
@@ -50,6 +50,15 @@ bench: $(VENV)/bench
 late: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/late_imports.py
 
+# The import of an Excel sheet of 50,000 rows, in a child process and in the worker (3 minutes).
+excel: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/excel.py
+
+# The source document's table, before and after, measured on the example, and its picture (2
+# minutes). Both: Linux, as a user who may make a cgroup.
+table: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/table.py --picture docs/table.png
+
 # What survives in 512 MB, beside plain Gunicorn (6 minutes); ten minutes of mixed load. Linux, as a
 # user who may make a cgroup.
 survival: $(VENV)/bench
@@ -67,8 +76,8 @@ $(VENV)/python:
 	$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/demo: $(VENV)/python pyproject.toml
-	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements.txt
+$(VENV)/demo: $(VENV)/python pyproject.toml examples/flask_app/requirements-excel.txt
+	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements-excel.txt
 	@touch $@
 
 $(VENV)/tests $(VENV)/dev $(VENV)/bench: $(VENV)/python pyproject.toml

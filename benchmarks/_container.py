@@ -53,6 +53,11 @@ class Container:
         return self._group.working_set() / MB
 
     @property
+    def own_mb(self) -> float:
+        """Of that, what is no file's: the page cache is left out."""
+        return self._group.stat("anon" if self._group.version == 2 else "total_rss") / MB
+
+    @property
     def peak_mb(self) -> float:
         """Of the usage less the file cache that the kernel drops first."""
         return float(self._peaks[0]) / MB

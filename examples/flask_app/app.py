@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,9 +21,11 @@ from flask import (
     Response,
     abort,
     flash,
+    jsonify,
     redirect,
     render_template,
     request,
+    send_file,
     send_from_directory,
     session,
     url_for,
@@ -31,7 +34,11 @@ from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnava
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 import access
+import chart
 import db
+import excel_jobs
+import jobs
+import spreadsheets
 import storage
 from forms import COLUMNS, Client, clean_client
 from importing import ImportRefused, Problem, import_clients
@@ -40,8 +47,18 @@ from limits import duration, limits, size, wrapped
 # What a view may return: a page, a page with its status, or a response.
 Page = str | tuple[str, int] | WerkzeugResponse
 
-LOGIN_NEEDED = {"new_client", "edit_client", "import_page", "files", "download_file"}
+LOGIN_NEEDED = {
+    *("new_client", "edit_client", "import_page", "files", "download_file"),
+    *("import_excel", "import_job", "import_progress", "export_excel"),
+}
+# No script runs here and nothing comes from elsewhere: browsers hold us to it.
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'"
+)
+OWN_SCRIPT = POLICY + "; script-src 'self'; connect-src 'self'"
 UNPROCESSABLE = 422  # the status of a form that is shown again with what is wrong in it
+INSTALL = "pip install -r requirements-excel.txt"
 EXPORT_ROWS = 100  # rows of an export in memory at a time, some 8 KB
 
 folder = os.environ.get("CLIENTS_DIR")
@@ -51,6 +68,7 @@ os.makedirs(app.instance_path, mode=0o700, exist_ok=True)
 app.config.update(
     CLIENTS_DB=os.environ.get("CLIENTS_DB") or os.path.join(app.instance_path, "clients.sqlite3"),
     UPLOADS=os.path.join(app.instance_path, "uploads"),
+    JOBS=os.path.join(app.instance_path, "jobs"),
     SECRET_KEY=os.environ.get("SECRET_KEY") or storage.secret_key(app.instance_path),
     SESSION_COOKIE_SAMESITE="Lax",
 )
@@ -60,13 +78,22 @@ os.makedirs(app.config["UPLOADS"], mode=0o700, exist_ok=True)
 app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 app.jinja_env.filters.update(size=size, duration=duration)
 app.jinja_env.globals.update(
-    csrf_token=access.csrf_token, limits=limits, logged_in=access.logged_in, wrapped=wrapped
+    csrf_token=access.csrf_token,
+    limits=limits,
+    logged_in=access.logged_in,
+    wrapped=wrapped,
+    progress=excel_jobs.progress,
+    INSTALL=INSTALL,
 )
+
+
+def pool() -> db.Pool:
+    return db.pool(app.config["CLIENTS_DB"], limits()["pool_size"])
 
 
 def connection() -> AbstractContextManager[sqlite3.Connection]:
     """A connection of the pool, for as short a time as can be: others wait for it."""
-    return db.pool(app.config["CLIENTS_DB"], limits()["pool_size"]).connection()
+    return pool().connection()
 
 
 @app.before_request
@@ -90,12 +117,9 @@ def guard() -> Page | None:
 
 @app.after_request
 def harden(response: Response) -> Response:
-    """No script runs here and nothing comes from elsewhere: let browsers hold us to it."""
-    response.headers.setdefault(
-        "Content-Security-Policy",
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self';"
-        " base-uri 'none'; frame-ancestors 'none'",
-    )
+    """Rules for the browser."""
+    scripted = request.endpoint == "import_job"
+    response.headers.setdefault("Content-Security-Policy", OWN_SCRIPT if scripted else POLICY)
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Referrer-Policy", "same-origin")
     return response
@@ -115,7 +139,23 @@ def home() -> Page:
     with connection() as conn:
         newest = db.newest_clients(conn, current["home_rows"])
         total = db.client_count.get(conn, current["cache_timeout"])
-    return render_template("home.html", clients=newest, total=total)
+        months = db.by_month.get(conn, current["cache_timeout"])
+    return render_template(
+        "home.html",
+        clients=newest,
+        total=total,
+        months={chart.in_words(month): count for month, count in months.items()},
+        drawn=chart.installed(),
+    )
+
+
+@app.get("/clients/by-month.png")
+def month_chart() -> Page | Response:
+    need(chart.installed())
+    with connection() as conn:
+        months = db.by_month.get(conn, limits()["cache_timeout"])
+    path = chart.picture(app.instance_path, months)
+    return send_file(path, "image/png", max_age=int(limits()["cache_timeout"]))
 
 
 @app.get("/clients")
@@ -197,7 +237,7 @@ def write_client(cleaned: Client, old: sqlite3.Row | None) -> int | None:
         else:
             client_id = old["id"]
             db.update_client(conn, old["id"], cleaned)
-        db.client_count.drop()
+        db.drop_counts()
     return client_id
 
 
@@ -216,7 +256,7 @@ def import_page() -> Page:
     try:
         with connection() as conn:
             count = import_clients(conn, upload, current["batch_size"], current["max_rows"])
-            db.client_count.drop()
+            db.drop_counts()
     except ImportRefused as refused:
         return render_template("import.html", columns=COLUMNS, refused=refused), UNPROCESSABLE
     flash(f"{count:,} {'client' if count == 1 else 'clients'} imported.")
@@ -225,7 +265,7 @@ def import_page() -> Page:
 
 @app.get("/clients.csv")
 def export_clients() -> Response:
-    response = Response(csv_chunks(db.pool(app.config["CLIENTS_DB"], limits()["pool_size"])))
+    response = Response(csv_chunks(pool()))
     response.mimetype = "text/csv"
     response.headers["Content-Disposition"] = "attachment; filename=clients.csv"
     return response
@@ -251,6 +291,73 @@ def csv_chunks(pool: db.Pool) -> Iterator[str]:
         last_id = rows[-1]["id"]
         buffer.seek(0)
         buffer.truncate()
+
+
+# The same by workbook: the heavy part in a child process
+
+
+@app.route("/import/excel", methods=["GET", "POST"])
+def import_excel() -> Page:
+    need(spreadsheets.installed())
+    error = ""
+    if request.method == "POST":
+        upload = request.files.get("file")
+        if upload is not None and upload.filename:
+            job = excel_jobs.start(pool(), app.config, upload, limits()["max_rows"])
+            return redirect(url_for("import_job", job_id=job), 303)
+        error = "Choose a file first."
+    with connection() as conn:
+        latest = jobs.latest(conn, app.config["JOBS"], limits()["home_rows"])
+    html = render_template(
+        "import_excel.html",
+        columns=COLUMNS,
+        most_rows=spreadsheets.MOST_ROWS,
+        jobs=latest,
+        error=error,
+    )
+    return (html, UNPROCESSABLE) if error else html
+
+
+@app.get("/imports/<int:job_id>")
+def import_job(job_id: int) -> Page:
+    """How an import stands. The page may be closed and opened again, here or elsewhere."""
+    return render_template("import_job.html", job=existing_job(job_id))
+
+
+@app.get("/imports/<int:job_id>.json")
+def import_progress(job_id: int) -> Response:
+    job = existing_job(job_id)
+    told = {"over": job.over, "done": job.done, "total": job.total, "step": job.step}
+    response = jsonify(told | {"words": excel_jobs.progress(job)})
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def existing_job(job_id: int) -> jobs.Job:
+    with connection() as conn:
+        job = jobs.get(conn, app.config["JOBS"], job_id)
+    if job is None:
+        abort(404, f"There is no such import. The last {jobs.KEPT} are kept.")
+    return job
+
+
+@app.get("/clients.xlsx")
+def export_excel() -> Response:
+    need(spreadsheets.installed())
+    # Through a file without a name: the child writes it, the server sends it, and it is gone.
+    out = tempfile.TemporaryFile()  # noqa: SIM115 - the response closes it
+    try:
+        spreadsheets.export_clients(app.config["CLIENTS_DB"], out)
+        return send_file(out, spreadsheets.KIND, as_attachment=True, download_name="clients.xlsx")
+    except BaseException:
+        out.close()
+        raise
+
+
+def need(installed: bool) -> None:
+    """The page that says what to install, where it is not."""
+    if not installed:
+        abort(501, "This needs packages that are not installed: " + INSTALL)
 
 
 @app.route("/files", methods=["GET", "POST"])

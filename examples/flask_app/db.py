@@ -6,27 +6,54 @@ import sqlite3
 import threading
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from itertools import repeat
 from queue import Empty, LifoQueue
+from typing import Generic, TypeVar
 
 from forms import COLUMNS, Client
 
-SCHEMA_VERSION = 1
-SCHEMA = (
-    """
-    CREATE TABLE clients (
-        id INTEGER PRIMARY KEY,
-        name TEXT NOT NULL,
-        email TEXT NOT NULL UNIQUE,
-        city TEXT NOT NULL,
-        phone TEXT NOT NULL,
-        folded TEXT NOT NULL -- name, email and city as a search compares them
-    )
-    """,
-    "CREATE INDEX clients_by_folded ON clients (folded)",
+# What each version of the database adds to the one before it.
+VERSIONS = (
+    (
+        """
+        CREATE TABLE clients (
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL,
+            email TEXT NOT NULL UNIQUE,
+            city TEXT NOT NULL,
+            phone TEXT NOT NULL,
+            folded TEXT NOT NULL -- name, email and city as a search compares them
+        )
+        """,
+        "CREATE INDEX clients_by_folded ON clients (folded)",
+    ),
+    (
+        # The day; it is not known of clients from before this version.
+        "ALTER TABLE clients ADD COLUMN added TEXT",
+        """
+        CREATE TABLE jobs ( -- see jobs.py
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            file TEXT NOT NULL,
+            state TEXT NOT NULL,
+            step TEXT NOT NULL DEFAULT '',
+            done INTEGER NOT NULL DEFAULT 0,
+            total INTEGER NOT NULL DEFAULT 0,
+            message TEXT NOT NULL DEFAULT '',
+            problems TEXT NOT NULL DEFAULT '[]',
+            problem_count INTEGER NOT NULL DEFAULT 0,
+            began REAL NOT NULL,
+            ended REAL
+        )
+        """,
+    ),
 )
-INSERT = "INSERT INTO clients (name, email, city, phone, folded) VALUES (?, ?, ?, ?, ?)"
+INSERT = """
+    INSERT INTO clients (name, email, city, phone, folded, added)
+    VALUES (?, ?, ?, ?, ?, date('now', ?))
+"""
+TODAY = "0 days"
 LARGEST_ID = 2**63 - 1
 
 # How long to wait for a connection of the pool, or for another process's write: well under
@@ -58,7 +85,7 @@ class Pool:
             raise PoolBusy from None
         try:
             if conn is None:
-                conn = _connect(self._path)
+                conn = connect(self._path)
             yield conn
         finally:
             self._free.put(conn)
@@ -80,20 +107,21 @@ def pool(path: str, size: int) -> Pool:
         return _pools[key]
 
 
-def _connect(path: str) -> sqlite3.Connection:
+def connect(path: str, patience: float = PATIENCE) -> sqlite3.Connection:
+    """A connection of one's own. `patience`: seconds to wait for another process's write."""
     # isolation_level None: transactions begin where transaction() says, nowhere else.
     # check_same_thread False: a connection serves one thread at a time, but not always the same.
-    conn = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    conn = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
     conn.row_factory = sqlite3.Row
     conn.execute("PRAGMA cache_size = -512")  # KB of page cache; SQLite's own default is 2 MB
     return conn
 
 
 @contextmanager
-def transaction(conn: sqlite3.Connection) -> Iterator[None]:
+def transaction(conn: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
     """All of the block's writes, or none of them."""
     # IMMEDIATE takes the write lock at once, so what is read here still holds at the commit.
-    conn.execute("BEGIN IMMEDIATE")
+    conn.execute(f"BEGIN {kind}")
     try:
         yield
         conn.execute("COMMIT")
@@ -104,25 +132,27 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
 
 
 def _prepare(path: str) -> None:
-    """Make the schema and the first clients, unless another process did or is doing it."""
+    """Make the schema and the first clients, or bring an older database up to date, unless
+    another process did or is doing it."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with closing(_connect(path)) as conn:
-        if _is_prepared(conn):
+    with closing(connect(path)) as conn:
+        if _version(conn) == len(VERSIONS):
             return
         with transaction(conn):
-            if _is_prepared(conn):  # by the process that had the lock before us
-                return
-            from seed import made_up_clients  # needed once in the life of a database
+            version = _version(conn)  # another process may have had the lock before us
+            for statements in VERSIONS[version:]:
+                for statement in statements:
+                    conn.execute(statement)
+            if version == 0:
+                from seed import days_ago, made_up_clients  # once in the life of a database
 
-            for statement in SCHEMA:
-                conn.execute(statement)
-            insert_clients(conn, made_up_clients())
-            conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                insert_clients(conn, made_up_clients(), (f"-{days} days" for days in days_ago()))
+            conn.execute(f"PRAGMA user_version = {len(VERSIONS)}")
 
 
-def _is_prepared(conn: sqlite3.Connection) -> bool:
+def _version(conn: sqlite3.Connection) -> int:
     found: int = conn.execute("PRAGMA user_version").fetchone()[0]
-    return found == SCHEMA_VERSION
+    return found
 
 
 def fold(text: str) -> str:
@@ -131,26 +161,33 @@ def fold(text: str) -> str:
     return "".join(char for char in decomposed if not unicodedata.combining(char)).casefold()
 
 
-def _folded(client: Client) -> str:
+def folded(client: Client) -> str:
+    """What a search looks through."""
     # A line each: no search term can match across two fields.
     return fold(f"{client.name}\n{client.email}\n{client.city}")
 
 
-def insert_clients(conn: sqlite3.Connection, clients: Iterable[Client]) -> None:
-    """Insert clients as they come; IntegrityError where an address is in the list already."""
-    conn.executemany(INSERT, ((*client, _folded(client)) for client in clients))
+def insert_clients(
+    conn: sqlite3.Connection, clients: Iterable[Client], added: Iterable[str] = repeat(TODAY)
+) -> None:
+    """Insert clients as they come; IntegrityError where an address is in the list already.
+
+    `added`: for each the day it was added, as SQLite counts from today ("-3 days").
+    """
+    rows = zip(clients, added, strict=False)
+    conn.executemany(INSERT, ((*client, folded(client), day) for client, day in rows))
 
 
 def insert_client(conn: sqlite3.Connection, client: Client) -> int | None:
     """Insert one client and return its id; IntegrityError as above."""
-    return conn.execute(INSERT, (*client, _folded(client))).lastrowid
+    return conn.execute(INSERT, (*client, folded(client), TODAY)).lastrowid
 
 
 def update_client(conn: sqlite3.Connection, client_id: int, client: Client) -> None:
     """Replace one client; IntegrityError where another one has the address."""
     conn.execute(
         "UPDATE clients SET name = ?, email = ?, city = ?, phone = ?, folded = ? WHERE id = ?",
-        (*client, _folded(client), client_id),
+        (*client, folded(client), client_id),
     )
 
 
@@ -209,27 +246,51 @@ def clients_after(conn: sqlite3.Connection, client_id: int, count: int) -> list[
     ).fetchall()
 
 
-class ClientCount:
-    """How many clients there are, counted at most every `timeout` seconds in a process."""
+def clients_by_month(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many clients were added in each of the last twelve months, "2026-01" for January."""
+    found = dict(
+        conn.execute(
+            "SELECT substr(added, 1, 7) AS month, count(*) FROM clients"
+            " WHERE added >= date('now', 'start of month', '-11 months') GROUP BY month"
+        ).fetchall()
+    )
+    today = time.gmtime()
+    last = today.tm_year * 12 + today.tm_mon - 1  # months since the year 0
+    months = (f"{month // 12}-{month % 12 + 1:02}" for month in range(last - 11, last + 1))
+    return {month: found.get(month, 0) for month in months}
 
-    def __init__(self) -> None:
+
+T = TypeVar("T")
+
+
+class Counted(Generic[T]):
+    """What a query counts, asked for at most every `timeout` seconds in a process."""
+
+    def __init__(self, count: Callable[[sqlite3.Connection], T]) -> None:
+        self._count = count
         self._writes = 0
-        self._known = (0, -math.inf)
+        self._known: tuple[T | None, float] = (None, -math.inf)
 
-    def get(self, conn: sqlite3.Connection, timeout: float) -> int:
-        count, counted_at = self._known
+    def get(self, conn: sqlite3.Connection, timeout: float) -> T:
+        found, counted_at = self._known
         now = time.monotonic()
-        if now - counted_at >= timeout:
+        if found is None or now - counted_at >= timeout:
             writes = self._writes
-            count = count_matches(conn, "")
+            found = self._count(conn)
             if writes == self._writes:  # else a write overtook the counting
-                self._known = (count, now)
-        return count
+                self._known = (found, now)
+        return found
 
     def drop(self) -> None:
-        """Count again next time: to be called after each write."""
         self._writes += 1
-        self._known = (0, -math.inf)
+        self._known = (None, -math.inf)
 
 
-client_count = ClientCount()
+client_count = Counted(lambda conn: count_matches(conn, ""))
+by_month = Counted(clients_by_month)
+
+
+def drop_counts() -> None:
+    """Count again next time: to be called after each write."""
+    client_count.drop()
+    by_month.drop()

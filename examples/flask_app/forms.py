@@ -1,7 +1,7 @@
-"""What makes a client acceptable, in a form as in a CSV file."""
+"""What makes a client acceptable, in a form as in a file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -47,3 +47,20 @@ def clean_client(values: Mapping[str, str]) -> tuple[Client, dict[str, str]]:
 
 def _is_phone(value: str) -> bool:
     return bool(_PHONE.fullmatch(value)) and any(char.isdigit() for char in value)
+
+
+def wrong_header(header: Sequence[str], kind: str) -> str:
+    """What is wrong with a file's names of columns; nothing, if nothing is."""
+    expected = ", ".join(COLUMNS)
+    if not any(header):
+        return f"The file is empty, or its first line is: that one must read {expected}."
+    if not set(header) & set(COLUMNS):
+        return f"Not {kind}: the first line must read {expected}."
+    if missing := [name for name in COLUMNS if name not in header]:
+        return f"Columns missing: {', '.join(missing)}."
+    if unknown := [name or "(no name)" for name in header if name not in COLUMNS]:
+        # Leaving them out would lose data without a word.
+        return f"Columns this list has no place for: {', '.join(unknown)[:100]}."
+    if len(header) > len(COLUMNS):
+        return "A column is there twice."
+    return ""

@@ -9,7 +9,7 @@ from typing import IO, NamedTuple, cast
 from werkzeug.datastructures import FileStorage
 
 import db
-from forms import COLUMNS, Client, clean_client
+from forms import Client, clean_client, wrong_header
 
 
 class Problem(NamedTuple):
@@ -80,7 +80,7 @@ def _read(upload: FileStorage) -> Iterator[tuple[int, Client | str]]:
     reader = csv.reader(text, strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        if wrong := _wrong_header(header):
+        if wrong := wrong_header(header, "a CSV file of clients"):
             yield 1, wrong
             return
         empty = True
@@ -105,23 +105,6 @@ def _read(upload: FileStorage) -> Iterator[tuple[int, Client | str]]:
         yield reader.line_num, f"Not well-formed CSV ({error}), so reading stopped here."
     finally:
         text.detach()  # the upload is not the wrapper's to close
-
-
-def _wrong_header(header: list[str]) -> str:
-    """What is wrong with the names of the columns; nothing, if nothing is."""
-    expected = ", ".join(COLUMNS)
-    if not any(header):
-        return f"The file is empty, or its first line is: that one must read {expected}."
-    if not set(header) & set(COLUMNS):
-        return f"Not a CSV file of clients: the first line must read {expected}, with commas."
-    if missing := [name for name in COLUMNS if name not in header]:
-        return f"Columns missing: {', '.join(missing)}."
-    if unknown := [name or "(no name)" for name in header if name not in COLUMNS]:
-        # Leaving them out would lose data without a word.
-        return f"Columns this list has no place for: {', '.join(unknown)[:100]}."
-    if len(header) > len(COLUMNS):
-        return "A column is there twice."
-    return ""
 
 
 def _client(header: list[str], row: list[str]) -> Client | str:

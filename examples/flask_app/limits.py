@@ -1,9 +1,15 @@
 """The limits in force, and how to say them to a person."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from flask import request
+
+# Where a file may be larger than elsewhere: a sheet of 50,000 clients has 2 MB. LowMemory reads it
+# from this variable when it wraps the app, which is after this; whoever starts the app may say
+# otherwise.
+os.environ.setdefault("LOWMEM_UPLOAD_LIMITS", "/import/excel=4MB")
 
 # What LowMemory puts in environ["lowmem"] when nothing is configured: without the
 # middleware the app keeps to the same figures.
