@@ -453,7 +453,7 @@ def test_lost_contact_is_shown_with_its_time_and_the_figures_stay(
     site.fails = None
     visit.pass_time(5)
     lost.wait_for(state="hidden")
-    assert "nothing needs doing" in page.locator("#sign").inner_text()
+    assert "below both thresholds" in page.locator("#sign").inner_text()
     # The browser itself notes each failed request; the page adds nothing.
     assert all("Failed to load resource" in line for line in visit.complaints)
     visit.complaints.clear()

@@ -55,6 +55,25 @@ def test_a_leaky_route_among_nine_good_ones_is_found(server: Server) -> None:
     assert any(row["shared"] > 0 for row in routes)
 
 
+@pytest.mark.parametrize("clients", [1, 4])
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc"])
+def test_a_leak_that_goes_where_another_route_has_left_room_is_found(
+    tmp_path: Path, clients: int, allocator: str
+) -> None:
+    env = {**TOKEN, "PYTHONMALLOC": allocator}
+    with serve("routes:app", tmp_path=tmp_path, config=CONFIG, **env) as server:
+        paths = ("/report/a", "/normal", "/normal", "/")
+        with crowd(server.port, clients, *paths, most=200, keep_alive=True) as asking:
+            pass
+        assert not asking.failed
+        wait_for(lambda: requests(server) == 200, "all to be booked")
+        routes = {row["route"]: row["grown_bytes"] for row in status(server)["routes"]}
+        assert next(iter(routes)) == "GET /report/<item>", routes
+        assert routes["GET /report/<item>"] > 15 * MB, routes
+        assert routes["GET /normal"] < routes["GET /report/<item>"] / 2, routes
+        assert "GET /report/<item> grew" in status(server)["diagnosis"]
+
+
 def test_one_worker_tells_of_all_and_the_sum_agrees_with_the_kernel(tmp_path: Path) -> None:
     two = {**TOKEN, "WEB_CONCURRENCY": "2"}
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 
@@ -11,6 +12,7 @@ from lowmem_wsgi import LowMemory
 
 KB = 1024
 kept: list[bytearray] = []
+reports: list[object] = []
 lock = threading.Lock()
 app = Flask(__name__)
 
@@ -35,6 +37,24 @@ def leak(item: str) -> str:
     with lock:
         kept.append(block)
         return str(len(kept) * 256 * KB)
+
+
+@app.get("/report/<item>")
+def report(item: str) -> str:
+    """Keeps some small things, which go where `normal` has left room."""
+    found = rows()
+    with lock:
+        reports.append(found)
+        return str(len(reports))
+
+
+@app.get("/normal")
+def normal() -> str:
+    return json.dumps(rows())
+
+
+def rows() -> list[dict[str, object]]:
+    return [{"id": row, "name": f"client {row}", "city": f"Bonn {row}"} for row in range(2000)]
 
 
 app.wsgi_app = LowMemory(app.wsgi_app)  # type: ignore[method-assign]
