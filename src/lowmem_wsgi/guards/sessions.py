@@ -41,6 +41,9 @@ _CACHED = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
 SETTING = "LOWMEM_SESSION_LIFETIME"
 
 
+SET_COOKIE = len("set-cookie")
+
+
 class Sessions:
     """The rule for the cookies `names`; `lifetime` in seconds.
 
@@ -117,10 +120,10 @@ class Sessions:
     def amend(self, environ: WSGIEnvironment, headers: Headers) -> Headers:
         """The response's headers, the app's session cookies in envelopes, used ones sent again."""
         letters: list[tuple[str, Letter]] = environ.get(LETTERS) or []
-        setting = any(
-            name.lower() == "set-cookie" and set_cookie.parse(value)[0] in self._names
-            for name, value in headers
-        )
+        setting = False
+        for name, value in headers:  # for most responses all there is to do: no generator
+            if len(name) == SET_COOKIE and name.lower() == "set-cookie":
+                setting = setting or set_cookie.parse(value)[0] in self._names
         if (not letters and not setting) or not self.keys:
             return headers
         now = self._clock()
