@@ -258,6 +258,25 @@ def test_a_child_process_without_room_is_503_and_no_hit_of_the_ceiling(
     assert not wrapped.engine.ceiling.met_by_one()
 
 
+class Proxy(Exception):
+    """As of an RPC library: what it does not know itself, it asks far away, and fails."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(name) if name.startswith("_") else RuntimeError(name)
+
+
+@every_app
+def test_an_error_is_told_by_its_class_and_runs_no_code_of_the_apps(app: Callable[[], Any]) -> None:
+    wrapped = LowMemory(app())
+    view.error = Proxy("not ours")
+    try:
+        assert call(wrapped, make_environ("/fail")).code == 500
+    except Proxy:
+        pass
+    assert wrapped.out_of_memory == 0
+    assert wrapped.overload.in_flight() == 0
+
+
 def test_an_app_that_answers_a_memory_error_itself_is_left_to_it() -> None:
     app = flask()
 
