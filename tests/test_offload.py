@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -129,6 +130,60 @@ def test_libraries_are_told_to_use_one_thread_but_the_sites_own_word_holds(
     assert tasks.environ("OPENBLAS_NUM_THREADS") == "1"
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     assert tasks.environ("OPENBLAS_NUM_THREADS") == "3"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.parametrize("what", ["socket.socketpair", "os.pipe", "subprocess.Popen"])
+def test_where_the_system_has_no_more_to_give_it_is_busy_and_nothing_stays_open(
+    what: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks.double(1)
+    files = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(what, failing(OSError(number, os.strerror(number))))
+        with pytest.raises(OffloadBusy, match="^no process can be started for .*double: "):
+            tasks.double(1)
+        patch.setattr(what, failing(OSError(errno.ENOENT, "not of that kind")))
+        with pytest.raises(FileNotFoundError):
+            tasks.double(1)
+    assert open_files() == files
+    assert tasks.double(1) == 2
+
+
+def failing(error: Exception) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail
+
+
+@on_linux
+def test_with_too_few_descriptors_left_it_is_busy_and_with_enough_it_is_made() -> None:
+    import resource
+
+    tasks.double(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    held: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        busy = 0
+        while busy < 20:  # one more each time: it fails at each place that opens one
+            try:
+                assert tasks.double(1) == 2
+                break
+            except OffloadBusy:
+                busy += 1
+                os.close(held.pop())
+        assert 5 <= busy < 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    assert tasks.double(1) == 2
 
 
 @on_linux

@@ -7,6 +7,7 @@ and `time` are looked up when they are used: under gevent they are gevent's, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -77,12 +78,30 @@ class Process:
         self.pid = self._popen.pid
 
     def _start(self, parcel: Parcel) -> None:
+        """Raises OffloadBusy where the system has no process, descriptor or memory for it."""
+        try:
+            with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+                self._open(parcel, ours, theirs)
+                ours.pop_all()  # they stay open: `end` closes them
+        except OSError as error:
+            if error.errno in _NO_MORE:
+                raise OffloadBusy(f"no process can be started for {self.name}: {error}") from error
+            raise
+
+    def _open(
+        self, parcel: Parcel, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+    ) -> None:
+        """The channel, the lifeline, the process; the stacks close the ends of either side."""
         import socket
         import subprocess
 
-        self._channel, theirs = socket.socketpair()
+        self._channel, channel = socket.socketpair()
+        ours.callback(self._channel.close)
+        theirs.callback(channel.close)
         lifeline, self._lifeline = os.pipe()
-        given = (theirs.fileno(), lifeline, *parcel.descriptors)
+        ours.callback(os.close, self._lifeline)
+        theirs.callback(os.close, lifeline)
+        given = (channel.fileno(), lifeline, *parcel.descriptors)
         boot = _BOOT.format(
             path=[str(entry) for entry in sys.path],
             channel=given[0],
@@ -90,23 +109,13 @@ class Process:
             memory=self._memory,
         )
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        try:
-            self._popen = subprocess.Popen(
-                [python(), *flags, "-c", boot, self.name],
-                stdin=subprocess.DEVNULL,
-                pass_fds=given,
-                env={**ENVIRON, **os.environ},
-                start_new_session=True,  # a group of its own, which can be killed as one
-            )
-        except BaseException as error:
-            self._channel.close()
-            os.close(self._lifeline)
-            if isinstance(error, OSError) and error.errno in _NO_MORE:
-                raise OffloadBusy(f"no process can be started for {self.name}: {error}") from error
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
+        self._popen = subprocess.Popen(
+            [python(), *flags, "-c", boot, self.name],
+            stdin=subprocess.DEVNULL,
+            pass_fds=given,
+            env={**ENVIRON, **os.environ},
+            start_new_session=True,  # a group of its own, which can be killed as one
+        )
 
     def send(self, data: bytes) -> None:
         """Give it data. Raises OffloadTimeout. A child that is gone is told of by `receive`."""
@@ -267,7 +276,7 @@ class Process:
 def _no_more() -> frozenset[int]:
     import errno
 
-    return frozenset((errno.EAGAIN, errno.ENOMEM))
+    return frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
 
 
 _NO_MORE = _no_more()
