@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,12 @@ def test_stop_iteration_is_an_exception_like_others() -> None:
     [
         (lambda: tasks.exit_with(3), 3),
         (lambda: tasks.exit_with(None), 0),
+        (lambda: tasks.exit_with(1), 1),
         (lambda: tasks.leave_with(4), 4),
+        (lambda: tasks.leave_in_c(5), 5),
+        (lambda: tasks.fail_beyond_exception(), 1),
     ],
-    ids=["sys.exit", "sys.exit of none", "os._exit"],
+    ids=["sys.exit", "of none", "of one", "os._exit", "exit(3)", "no Exception"],
 )
 def test_a_child_that_exits_has_died_with_its_exit_code(call: Any, code: int) -> None:
     with pytest.raises(OffloadDied, match=f"ended with exit code {code}, and no result") as caught:
@@ -270,6 +274,41 @@ def test_an_error_that_came_of_a_memory_error_is_one() -> None:
     with pytest.raises(OffloadMemoryError, match="stumble needed more than 100 MB") as caught:
         tasks.stumble()
     assert "IndexError" in str(caught.value.__cause__)
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (SystemError, "error return without exception set"),
+        (SystemError, "<built-in function f> returned NULL without setting an exception"),
+        (RuntimeError, "can't start new thread"),
+        (OSError, "[Errno 12] Cannot allocate memory"),
+        (ImportError, "libblas.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_lack_of_memory_by_another_name_is_one(kind: type[Exception], message: str) -> None:
+    with pytest.raises(OffloadMemoryError, match="fail_of needed more than 256 MB"):
+        tasks.fail_of(kind, message)
+
+
+def test_an_import_error_for_other_reasons_is_none() -> None:
+    with pytest.raises(ImportError, match="a required dependency is missing"):
+        tasks.fail_of(ImportError, "No module named 'blas'")
+
+
+@on_linux
+def test_a_library_that_ends_the_process_with_code_one_is_taken_to_be_out_of_memory() -> None:
+    with pytest.raises(OffloadMemoryError, match="code 1, .* may need more than 256 MB"):
+        tasks.leave_in_c(1)
+
+
+@on_linux
+@pytest.mark.skipif(find_spec("pandas") is None, reason="pandas is not installed")
+@pytest.mark.parametrize("memory", ["1MB", "8MB", "20MB", "30MB"])
+def test_too_little_to_import_pandas_is_out_of_memory(memory: str) -> None:
+    with pytest.raises(OffloadMemoryError, match=r"import_pandas .*more than"):
+        offload(tasks.import_pandas, memory=memory)()
 
 
 @on_linux

@@ -231,11 +231,17 @@ class Process:
 
     # --- What becomes of it
 
-    def _death(self) -> OffloadError:
-        """It has gone without a word."""
+    def _death(self, *, asked: bool = False) -> OffloadError:
+        """It has gone without a result; `asked`: with a word that the function wants it to exit."""
         import signal
 
-        code = self.end()
+        code = self.end(patiently=asked)
+        if code == 1 and not asked and sys.platform == "linux":
+            # Some C code has called exit(), as OpenBLAS does where it gets no memory.
+            return OffloadMemoryError(
+                f"{self.name} ended with exit code 1, as libraries do that find no memory: it may "
+                f"need more than {format_size(self._memory)} (they say why on stderr)"
+            )
         if code is None or code >= 0:
             return OffloadDied(f"{self.name} ended with exit code {code}, and no result", code)
         if code == -signal.SIGKILL and (room.out_of_memory_kills() or 0) > self._kills:
@@ -265,6 +271,8 @@ class Process:
         """What a frame tells of that is no value."""
         import pickle
 
+        if kind == _child.EXIT:
+            return self._death(asked=True)
         found: Any = pickle.loads(data)
         if kind == _child.MEMORY:
             return self._ran_out(found)
