@@ -112,7 +112,7 @@ def leave_in_c(code: int) -> None:
 
 @offload
 def fail_beyond_exception() -> None:
-    raise BaseException("no Exception")  # noqa: TRY002
+    raise BaseException("no Exception")
 
 
 @offload

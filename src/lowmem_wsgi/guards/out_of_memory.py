@@ -37,7 +37,7 @@ def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
 def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
     """503 where it was not this process's memory that ran out.
 
-    The class of an error that says so has a `lowmem_setting`, what governs it; its message says why.
+    The class of such an error has a `lowmem_setting`, what governs it; its message says why.
     """
     told = environ.get(MARK)
     return busy(*told) if isinstance(told, tuple) else None

@@ -18,8 +18,15 @@ class OffloadMemoryError(OffloadError, MemoryError):
     lowmem_setting = "memory= of offload"
 
 
+class OffloadTooLarge(OffloadError):
+    """The function's `memory` is more than there is even for a child alone: it was not started.
+
+    No MemoryError, which would be answered 503 and tried again: it is a mistake in the settings.
+    """
+
+
 class OffloadBusy(OffloadError, MemoryError):
-    """There was no room for one more child within `wait` seconds."""
+    """There was no room for one more child within `wait` seconds, or nothing to wait for."""
 
     lowmem_setting = "memory=, at_once= and wait= of offload"
 

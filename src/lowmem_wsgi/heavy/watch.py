@@ -127,7 +127,7 @@ class Watch:
         if family in self.loading():
             yield
             return
-        route = self._asked()
+        route = self.route()
         if any(outer in self.late for outer in self.loading()):
             self.late.setdefault(family, None)
         self.loading().append(family)
@@ -153,10 +153,11 @@ class Watch:
             self._clock() - sum(record["seconds"] for record in records),
         )
 
-    def _asked(self) -> str | None:
+    def route(self) -> str | None:
+        """What `where` says; None also where it fails: who asks has something else to do."""
         try:
             return self.where()
-        except Exception:  # who asks is about to import
+        except Exception:
             return None
 
 
