@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -14,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from lowmem_wsgi import (
     OffloadError,
     OffloadMemoryError,
     OffloadTimeout,
+    OffloadTooLarge,
     SettingsError,
     offload,
 )
@@ -131,6 +134,60 @@ def test_libraries_are_told_to_use_one_thread_but_the_sites_own_word_holds(
     assert tasks.environ("OPENBLAS_NUM_THREADS") == "3"
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.parametrize("what", ["socket.socketpair", "os.pipe", "subprocess.Popen"])
+def test_where_the_system_has_no_more_to_give_it_is_busy_and_nothing_stays_open(
+    what: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks.double(1)
+    files = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(what, failing(OSError(number, os.strerror(number))))
+        with pytest.raises(OffloadBusy, match=r"^no process can be started for .*double: "):
+            tasks.double(1)
+        patch.setattr(what, failing(OSError(errno.ENOENT, "not of that kind")))
+        with pytest.raises(FileNotFoundError):
+            tasks.double(1)
+    assert open_files() == files
+    assert tasks.double(1) == 2
+
+
+def failing(error: Exception) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail
+
+
+@on_linux
+def test_with_too_few_descriptors_left_it_is_busy_and_with_enough_it_is_made() -> None:
+    import resource
+
+    tasks.double(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    held: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        busy = 0
+        while busy < 20:  # one more each time: it fails at each place that opens one
+            try:
+                assert tasks.double(1) == 2
+                break
+            except OffloadBusy:
+                busy += 1
+                os.close(held.pop())
+        assert 5 <= busy < 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    assert tasks.double(1) == 2
+
+
 @on_linux
 def test_a_child_is_the_first_that_the_kernel_kills() -> None:
     assert tasks.oom_score() == 1000
@@ -183,9 +240,12 @@ def test_stop_iteration_is_an_exception_like_others() -> None:
     [
         (lambda: tasks.exit_with(3), 3),
         (lambda: tasks.exit_with(None), 0),
+        (lambda: tasks.exit_with(1), 1),
         (lambda: tasks.leave_with(4), 4),
+        (lambda: tasks.leave_in_c(5), 5),
+        (tasks.fail_beyond_exception, 1),
     ],
-    ids=["sys.exit", "sys.exit of none", "os._exit"],
+    ids=["sys.exit", "of none", "of one", "os._exit", "exit(3)", "no Exception"],
 )
 def test_a_child_that_exits_has_died_with_its_exit_code(call: Any, code: int) -> None:
     with pytest.raises(OffloadDied, match=f"ended with exit code {code}, and no result") as caught:
@@ -215,6 +275,41 @@ def test_an_error_that_came_of_a_memory_error_is_one() -> None:
     with pytest.raises(OffloadMemoryError, match="stumble needed more than 100 MB") as caught:
         tasks.stumble()
     assert "IndexError" in str(caught.value.__cause__)
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (SystemError, "error return without exception set"),
+        (SystemError, "<built-in function f> returned NULL without setting an exception"),
+        (RuntimeError, "can't start new thread"),
+        (OSError, "[Errno 12] Cannot allocate memory"),
+        (ImportError, "libblas.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_lack_of_memory_by_another_name_is_one(kind: type[Exception], message: str) -> None:
+    with pytest.raises(OffloadMemoryError, match="fail_of needed more than 256 MB"):
+        tasks.fail_of(kind, message)
+
+
+def test_an_import_error_for_other_reasons_is_none() -> None:
+    with pytest.raises(ImportError, match="a required dependency is missing"):
+        tasks.fail_of(ImportError, "No module named 'blas'")
+
+
+@on_linux
+def test_a_library_that_ends_the_process_with_code_one_is_taken_to_be_out_of_memory() -> None:
+    with pytest.raises(OffloadMemoryError, match=r"code 1, .* may need more than 256 MB"):
+        tasks.leave_in_c(1)
+
+
+@on_linux
+@pytest.mark.skipif(find_spec("pandas") is None, reason="pandas is not installed")
+@pytest.mark.parametrize("memory", ["1MB", "8MB", "20MB", "30MB"])
+def test_too_little_to_import_pandas_is_out_of_memory(memory: str) -> None:
+    with pytest.raises(OffloadMemoryError, match=r"import_pandas .*more than"):
+        offload(tasks.import_pandas, memory=memory)()
 
 
 @on_linux
@@ -315,7 +410,7 @@ def held(function: Any) -> Iterator[Future[int]]:
 
 
 def _listed() -> list[room.Child]:
-    with room.children() as running:
+    with room.children() as (running, _):
         return list(running)
 
 
@@ -685,7 +780,116 @@ def test_lines_of_the_list_that_are_none_are_passed_over() -> None:
     assert room._parse(f"rubbish\n{room._line(good)}1 2 x y\n\n") == [good]
 
 
-def test_what_will_never_fit_is_out_of_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class Time:
+    """Of `room`: it goes on only while somebody sleeps. `child` is what there is of another's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(room, "time", self)
+        monkeypatch.setattr(room, "attempt", lambda *_: found(self.now - 100))
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def ask(self) -> Any:
+        """For room, for 10 s at most: what was found, or the error; how long it took."""
+        try:
+            found = room.start_in(room.Request("sheet", MB, 9, 10), Any)
+        except OffloadBusy as error:
+            found = error
+        return found, self.now - 100
+
+
+ALONE, BESIDE = room.Full("full", False), room.Full("full", True)
+
+
+def test_where_no_other_child_holds_room_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, seconds = Time(monkeypatch, lambda _: ALONE).ask()
+    assert str(found) == "no room for sheet: full"
+    assert seconds == 0
+
+
+def test_while_another_child_holds_room_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = object()
+    found, seconds = Time(monkeypatch, lambda now: BESIDE if now < 4 else child).ask()
+    assert found is child
+    assert 4 <= seconds < 4.1
+    found, seconds = Time(monkeypatch, lambda _: BESIDE).ask()
+    assert isinstance(found, OffloadBusy)
+    assert seconds == pytest.approx(10)
+
+
+def test_after_its_end_what_it_used_has_a_moment_to_be_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, seconds = Time(monkeypatch, lambda now: BESIDE if now < 4 else ALONE).ask()
+    assert isinstance(found, OffloadBusy)
+    assert 4 < seconds < 4.6
+    found, seconds = Time(
+        monkeypatch, lambda now: BESIDE if now == 0 else ALONE if now < 0.2 else 1
+    ).ask()
+    assert found == 1
+
+
+def test_who_has_ended_since_the_last_look_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks.double(1)  # and is on the list
     monkeypatch.setattr(room, "look", lambda: (USAGE, 450 * MB))
-    with pytest.raises(OffloadMemoryError, match="may come to 2 GB, and there are 450 MB in all"):
-        offload(tasks.plain, memory="2GB")(1)
+    request = room.Request("sheet", 350 * MB, 9, 10)
+    words = "it may come to 356 MB, and 350 MB are left below 450 MB, and no other child holds room"
+    assert room.attempt(request, Any) == (words, True)
+    assert room.attempt(request, Any) == (words, False)
+
+
+def test_what_can_never_fit_is_an_error_of_its_own_that_is_not_to_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "look", lambda: (USAGE, 450 * MB))
+    with pytest.raises(
+        OffloadTooLarge, match=r"memory= is 2 GB, .* limit of 512 MB leaves a child 444 MB at most"
+    ) as caught:
+        offload(tasks.plain, memory="2GB", wait="1h")(1)
+    assert isinstance(caught.value, OffloadError)
+    assert not isinstance(caught.value, MemoryError)
+
+
+def test_without_a_word_a_child_gets_no_more_than_half_of_a_small_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for limit, expected in ((256 * MB, 128 * MB), (512 * MB, 256 * MB), (8192 * MB, 256 * MB)):
+        usage = Usage(60 * MB, limit, "cgroup v2")
+        monkeypatch.setattr(room, "look", lambda usage=usage: (usage, usage.limit * 7 // 8))
+        assert room.default_memory() == expected
+        assert offload(tasks.plain)(1)[1] == 2
+        [child] = room._parse(
+            next(Path(os.environ["XDG_RUNTIME_DIR"]).glob("*/offloaded")).read_text()
+        )
+        assert child.memory == expected
+
+
+def test_of_a_processes_requests_one_may_wait_and_the_apps_own_threads_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serving: set[int] = set()
+    where = lambda: "GET /sheet" if threading.get_ident() in serving else None  # noqa: E731
+    monkeypatch.setattr(room.WATCH, "where", where)
+    patient = offload(tasks.one_at_a_time, at_once=1, wait="30s")
+
+    def request() -> int:
+        serving.add(threading.get_ident())
+        return patient(0)
+
+    with ThreadPoolExecutor(2) as threads:
+        with held(tasks.one_at_a_time):
+            waits = threads.submit(request)
+            wait_for(lambda: room._waiting, "it to wait")
+            submitted = patient.submit(0)
+            with pytest.raises(OffloadBusy, match="running, and another request waits for room"):
+                threads.submit(request).result(20)
+            assert not waits.done()
+            assert not submitted.done()
+        assert waits.result(30) != submitted.result(30)
+        assert not room._waiting
+        assert threads.submit(request).result(30)

@@ -40,7 +40,7 @@ def site(server: str, notes: Path, **more: Any) -> Any:
 
 
 def listed() -> list[room.Child]:
-    with room.children() as running:
+    with room.children() as (running, _):
         return list(running)
 
 
@@ -163,6 +163,36 @@ def test_two_calls_that_do_not_both_fit_run_one_after_the_other_and_the_hasty_ge
         assert second.result().text == str(120 * MB)
         assert group.kills() == 0
         wait_for(lambda: group.working_set() < before + 8 * MB, "memory to be back")
+
+
+def test_of_three_threads_one_works_one_waits_and_one_serves_the_site(notes: Path) -> None:
+    with (
+        memory_cgroup(320 * MB) as group,
+        site("gthread", notes, threads=3, cgroup=group.path) as server,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        first = in_background(pool, server, "/hold/120/first")
+        wait_for((notes / "first.told").exists, "the first to begin")
+        others = [in_background(pool, server, f"/hold/120/{name}") for name in ("second", "third")]
+        wait_for(lambda: any(other.done() for other in others), "one of them to be told")
+        told, waits = sorted(others, key=lambda other: not other.done())
+        assert told.result().status == 503  # and not in 60 s
+        assert "and another request waits for room already" in server.log
+        assert server.get("/").status == 200
+        assert not waits.done()
+        for name in ("first", "second", "third"):
+            (notes / name).touch()
+        assert [first.result().status, waits.result().status] == [200, 200]
+
+
+def test_where_no_child_can_make_room_a_call_that_does_not_fit_is_503_at_once(
+    notes: Path,
+) -> None:
+    with memory_cgroup(184 * MB) as group, site("gthread", notes, cgroup=group.path) as server:
+        reply = server.get("/hold/1/patient")  # it would wait 60 s
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
+        assert "no room for heavy_tasks.hold: it may come to 156 MB" in server.log
+        assert "and no other child holds room" in server.log
 
 
 def test_two_workers_share_the_room(notes: Path) -> None:

@@ -15,7 +15,13 @@ from django.urls import path
 from flask import Flask
 
 from fakes import MB, Clock
-from lowmem_wsgi import LowMemory, OffloadBusy, OffloadError, OffloadMemoryError
+from lowmem_wsgi import (
+    LowMemory,
+    OffloadBusy,
+    OffloadError,
+    OffloadMemoryError,
+    OffloadTooLarge,
+)
 from lowmem_wsgi.guards.out_of_memory import is_shortage
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.intake import PATIENCE, SMALL
@@ -256,6 +262,35 @@ def test_a_child_process_without_room_is_503_and_no_hit_of_the_ceiling(
     assert f"GET /fail: {error} (setting: memory=" in caplog.text
     assert wrapped.out_of_memory == 0
     assert not wrapped.engine.ceiling.met_by_one()
+
+
+@every_app
+def test_a_child_process_that_can_never_run_is_an_error_of_the_apps(app: Callable[[], Any]) -> None:
+    view.error = OffloadTooLarge("tasks.read can never run here")
+    try:
+        response = call(LowMemory(app()), make_environ("/fail"))
+    except OffloadTooLarge:
+        return
+    assert (response.code, response.header("Retry-After")) == (500, None)
+
+
+class Proxy(Exception):
+    """As of an RPC library: what it does not know itself, it asks far away, and fails."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(name) if name.startswith("_") else RuntimeError(name)
+
+
+@every_app
+def test_an_error_is_told_by_its_class_and_runs_no_code_of_the_apps(app: Callable[[], Any]) -> None:
+    wrapped = LowMemory(app())
+    view.error = Proxy("not ours")
+    try:
+        assert call(wrapped, make_environ("/fail")).code == 500
+    except Proxy:
+        pass
+    assert wrapped.out_of_memory == 0
+    assert wrapped.overload.in_flight() == 0
 
 
 def test_an_app_that_answers_a_memory_error_itself_is_left_to_it() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         OffloadError,
         OffloadMemoryError,
         OffloadTimeout,
+        OffloadTooLarge,
     )
     from .heavy.offload import offload
     from .memory.pressure import on_pressure
@@ -34,6 +35,7 @@ __all__ = [
     "OffloadError",
     "OffloadMemoryError",
     "OffloadTimeout",
+    "OffloadTooLarge",
     "SettingsError",
     "__version__",
     "offload",

@@ -103,6 +103,34 @@ def leave_with(code: int) -> None:
 
 
 @offload
+def leave_in_c(code: int) -> None:
+    """As a library does that has no other way to say that it cannot go on."""
+    import ctypes
+
+    ctypes.CDLL(None).exit(code)
+
+
+@offload
+def fail_beyond_exception() -> None:
+    raise BaseException("no Exception")
+
+
+@offload
+def fail_of(kind: type[Exception], message: str) -> None:
+    """As pandas does where numpy cannot be imported."""
+    try:
+        raise kind(message)
+    except Exception:
+        raise ImportError("a required dependency is missing") from None
+
+
+def import_pandas() -> str:
+    import pandas
+
+    return pandas.__version__
+
+
+@offload
 def kill_self(signal: int) -> None:
     os.kill(os.getpid(), signal)
     time.sleep(60)

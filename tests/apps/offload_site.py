@@ -11,7 +11,7 @@ from flask import Flask, request
 from lowmem_wsgi import LowMemory, offload
 
 flask = Flask(__name__)
-impatient = offload(tasks.hold, memory="150MB", wait=0.1, at_once=8)
+impatient = offload(tasks.hold, memory="150MB", wait=0, at_once=8)
 
 
 @flask.get("/")

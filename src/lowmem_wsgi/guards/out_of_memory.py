@@ -38,7 +38,7 @@ def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
 def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
     """503 where it was not this process's memory that ran out.
 
-    An error that says so has a `lowmem_setting`, what governs it, and says why in its message.
+    The class of such an error has a `lowmem_setting`, what governs it; its message says why.
     """
     told = environ.get(MARK)
     return busy(*told) if isinstance(told, tuple) else None
@@ -90,7 +90,7 @@ def _of_django(sender: Any, request: Any = None, **extra: Any) -> None:
 
 
 def _note(environ: WSGIEnvironment, error: BaseException) -> None:
-    setting = getattr(error, "lowmem_setting", None)
+    setting = getattr(type(error), "lowmem_setting", None)  # runs no `__getattr__` of the app's
     if setting is not None:
         environ[MARK] = str(error), setting
     elif is_shortage(error):

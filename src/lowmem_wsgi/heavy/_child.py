@@ -19,7 +19,8 @@ END = b"r"  # there are no more; what a generator returned
 ERROR = b"e"  # a Failure
 MEMORY = b"m"  # the text of the traceback
 REFUSED = b"t"  # why the result cannot be sent, in words
-KINDS = (VALUE, END, ERROR, MEMORY, REFUSED)
+EXIT = b"x"  # nothing: the function has asked to exit
+KINDS = (VALUE, END, ERROR, MEMORY, REFUSED, EXIT)
 HEAD = "<cQ"
 
 # Whether this process is such a child: what is offloaded is called like any function in it.
@@ -97,7 +98,8 @@ def main(channel: int, lifeline: int, memory: int) -> None:
 
 
 def work(answer: Answer, job: Any) -> None:
-    """Do what `job`, a file, tells of. A SystemExit is let out: the process exits with its code."""
+    """Do what `job`, a file, tells of. A SystemExit is told of, and let out: the process exits with
+    its code."""
     import pickle
 
     name, files = "the task", list[Any]()
@@ -119,11 +121,14 @@ def work(answer: Answer, job: Any) -> None:
     except HungUp:
         raise
     except Exception as error:
+        limit_memory(None)  # to be able to tell of it, whatever it is
         if ran_out(error):
-            limit_memory(None)  # to be able to tell of it
             answer.send(MEMORY, pickle.dumps(text_of(error)))
         else:
             answer.send(ERROR, pickle.dumps(failure(error)))
+    except BaseException:  # SystemExit and its like
+        answer.send(EXIT, b"")
+        raise
 
 
 def stream(answer: Answer, name: str, result: Any) -> Any:
@@ -191,12 +196,26 @@ def leave() -> NoReturn:
 # --- An error
 
 
+# How a lack of memory shows where it is no MemoryError, and what the message has in it then.
+SHORTAGES = (
+    (SystemError, "without exception set"),  # CPython, errors.c
+    (SystemError, "without setting an exception"),
+    (RuntimeError, "can't start new thread"),  # which takes 8 MB
+    (OSError, "Cannot allocate memory"),  # ENOMEM
+    (ImportError, "failed to map segment"),  # glibc, of a compiled module
+    (ImportError, "annot allocate memory"),
+    (ImportError, "Out of memory"),  # musl
+)
+
+
 def ran_out(error: BaseException | None) -> bool:
-    """Whether it is a MemoryError, or came of one: libraries' own handlers may stumble over it
-    (pandas's takes an error to have arguments)."""
+    """Whether memory ran out, or it came of that: libraries' own handlers may stumble over it
+    (pandas's takes an error to have arguments), or make an ImportError of it."""
     seen = 0
     while error is not None and seen < 100:
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or any(
+            isinstance(error, kind) and sign in str(error) for kind, sign in SHORTAGES
+        ):
             return True
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False

@@ -8,15 +8,25 @@ class OffloadError(Exception):
 
 
 class OffloadMemoryError(OffloadError, MemoryError):
-    """The function needed more than its `memory`, or the container's OOM killer took the child."""
+    """The function needed more than its `memory`, or the container's OOM killer took the child.
+
+    Also where a library ended the child with exit code 1, as OpenBLAS does that finds no memory.
+    """
 
     # For the log, where the app lets it out and the request is answered 503 (see
     # guards/out_of_memory.py): what governs it. The message says why.
     lowmem_setting = "memory= of offload"
 
 
+class OffloadTooLarge(OffloadError):
+    """The function's `memory` is more than there is even for a child alone: it was not started.
+
+    No MemoryError, which would be answered 503 and tried again: it is a mistake in the settings.
+    """
+
+
 class OffloadBusy(OffloadError, MemoryError):
-    """There was no room for one more child within `wait` seconds."""
+    """There was no room for one more child within `wait` seconds, or nothing to wait for."""
 
     lowmem_setting = "memory=, at_once= and wait= of offload"
 
@@ -28,6 +38,7 @@ class OffloadTimeout(OffloadError, TimeoutError):
 class OffloadDied(OffloadError):
     """The child ended in the middle: killed by a signal, `sys.exit`, `os._exit`, a crash.
 
+    (Not `os._exit(1)`, on Linux: that is taken for a library's, see OffloadMemoryError.)
     `exitcode` is what it exited with; negative, the number of the signal that killed it.
     """
 

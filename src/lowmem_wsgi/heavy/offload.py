@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MEMORY, TIMEOUT, WAIT_FOR_ROOM = "256MB", "30s", "10s"
+TIMEOUT, WAIT_FOR_ROOM = "30s", "10s"
 
 
 @overload
 def offload(
     function: Callable[P, R],
     *,
-    memory: str | int = ...,
+    memory: str | int | None = ...,
     timeout: str | float | None = ...,
     wait: str | float = ...,
     at_once: int | None = ...,
@@ -54,7 +54,7 @@ def offload(
 @overload
 def offload(
     *,
-    memory: str | int = ...,
+    memory: str | int | None = ...,
     timeout: str | float | None = ...,
     wait: str | float = ...,
     at_once: int | None = ...,
@@ -63,7 +63,7 @@ def offload(
 def offload(
     function: Callable[P, R] | None = None,
     *,
-    memory: str | int = MEMORY,
+    memory: str | int | None = None,
     timeout: str | float | None = TIMEOUT,
     wait: str | float = WAIT_FOR_ROOM,
     at_once: int | None = None,
@@ -71,9 +71,11 @@ def offload(
 ) -> Any:
     """Have each call of `function` made in a child process of its own.
 
-    memory    what the child may grow by, its imports included; more is OffloadMemoryError
+    memory    what the child may grow by, its imports included; more is OffloadMemoryError; None:
+              256 MB, or half of the container's limit where that is less
     timeout   seconds a call may take, its imports included; more is OffloadTimeout; None: any time
-    wait      seconds to wait for room; then OffloadBusy, which becomes a 503 if it is let out
+    wait      seconds to wait for other children to end where there is no room; then OffloadBusy,
+              which becomes a 503 if it is let out
     at_once   how many children may run the function at a time, on this machine; None: as many as
               fit into its memory, up to four
     executor  a concurrent.futures.Executor, or what gives one when it is called, that makes the
@@ -107,7 +109,7 @@ class Limits:
             except (ValueError, KeyError, TypeError, OverflowError):
                 problems.append(f"offload({name}={value!r}): expected {kind.expected}")
 
-        self.memory: int = read("memory", memory, LIMIT)
+        self.memory: int | None = read("memory", memory, maybe("none", LIMIT))
         self.timeout: float | None = read("timeout", timeout, maybe("none", INTERVAL))
         self.wait: float = read("wait", wait, WAIT)
         self.at_once: int | None = read("at_once", at_once, maybe("none", AMOUNT))
@@ -201,17 +203,18 @@ class Offloaded(Generic[P, R]):
         import pickle
 
         from .process import Process
-        from .room import Request, start_in
+        from .room import Request, default_memory, start_in
 
         if os.name != "posix":
             raise OffloadError("offload starts processes on POSIX systems only: use an executor")
         limits, task = self.limits, self._task(streaming=streaming)
-        request = Request(task.name, limits.memory, limits.at_once, limits.wait)
+        memory = limits.memory or default_memory()
+        request = Request(task.name, memory, limits.at_once, limits.wait)
 
         def begin() -> Process:
             if not begins():
                 raise _Cancelled
-            return Process(task, parcel, limits.memory, limits.timeout)
+            return Process(task, parcel, memory, limits.timeout)
 
         try:
             process = start_in(request, begin)

@@ -7,6 +7,7 @@ and `time` are looked up when they are used: under gevent they are gevent's, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -77,12 +78,30 @@ class Process:
         self.pid = self._popen.pid
 
     def _start(self, parcel: Parcel) -> None:
+        """Raises OffloadBusy where the system has no process, descriptor or memory for it."""
+        try:
+            with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+                self._open(parcel, ours, theirs)
+                ours.pop_all()  # they stay open: `end` closes them
+        except OSError as error:
+            if error.errno in _NO_MORE:
+                raise OffloadBusy(f"no process can be started for {self.name}: {error}") from error
+            raise
+
+    def _open(
+        self, parcel: Parcel, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+    ) -> None:
+        """The channel, the lifeline, the process; the stacks close the ends of either side."""
         import socket
         import subprocess
 
-        self._channel, theirs = socket.socketpair()
+        self._channel, channel = socket.socketpair()
+        ours.callback(self._channel.close)
+        theirs.callback(channel.close)
         lifeline, self._lifeline = os.pipe()
-        given = (theirs.fileno(), lifeline, *parcel.descriptors)
+        ours.callback(os.close, self._lifeline)
+        theirs.callback(os.close, lifeline)
+        given = (channel.fileno(), lifeline, *parcel.descriptors)
         boot = _BOOT.format(
             path=[str(entry) for entry in sys.path],
             channel=given[0],
@@ -90,23 +109,13 @@ class Process:
             memory=self._memory,
         )
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        try:
-            self._popen = subprocess.Popen(
-                [python(), *flags, "-c", boot, self.name],
-                stdin=subprocess.DEVNULL,
-                pass_fds=given,
-                env={**ENVIRON, **os.environ},
-                start_new_session=True,  # a group of its own, which can be killed as one
-            )
-        except BaseException as error:
-            self._channel.close()
-            os.close(self._lifeline)
-            if isinstance(error, OSError) and error.errno in _NO_MORE:
-                raise OffloadBusy(f"no process can be started for {self.name}: {error}") from error
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
+        self._popen = subprocess.Popen(
+            [python(), *flags, "-c", boot, self.name],
+            stdin=subprocess.DEVNULL,
+            pass_fds=given,
+            env={**ENVIRON, **os.environ},
+            start_new_session=True,  # a group of its own, which can be killed as one
+        )
 
     def send(self, data: bytes) -> None:
         """Give it data. Raises OffloadTimeout. A child that is gone is told of by `receive`."""
@@ -222,11 +231,17 @@ class Process:
 
     # --- What becomes of it
 
-    def _death(self) -> OffloadError:
-        """It has gone without a word."""
+    def _death(self, *, asked: bool = False) -> OffloadError:
+        """It has gone without a result; `asked`: with a word that the function wants it to exit."""
         import signal
 
-        code = self.end()
+        code = self.end(patiently=asked)
+        if code == 1 and not asked and sys.platform == "linux":
+            # Some C code has called exit(), as OpenBLAS does where it gets no memory.
+            return OffloadMemoryError(
+                f"{self.name} ended with exit code 1, as libraries do that find no memory: it may "
+                f"need more than {format_size(self._memory)} (they say why on stderr)"
+            )
         if code is None or code >= 0:
             return OffloadDied(f"{self.name} ended with exit code {code}, and no result", code)
         if code == -signal.SIGKILL and (room.out_of_memory_kills() or 0) > self._kills:
@@ -256,6 +271,8 @@ class Process:
         """What a frame tells of that is no value."""
         import pickle
 
+        if kind == _child.EXIT:
+            return self._death(asked=True)
         found: Any = pickle.loads(data)
         if kind == _child.MEMORY:
             return self._ran_out(found)
@@ -267,7 +284,7 @@ class Process:
 def _no_more() -> frozenset[int]:
     import errno
 
-    return frozenset((errno.EAGAIN, errno.ENOMEM))
+    return frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
 
 
 _NO_MORE = _no_more()

@@ -1,8 +1,8 @@
 """Whether there is room for one more child: a list of those that run, which all workers of this
 machine share, and what the container has left.
 
-The list is a file in the private directory, locked while it is looked at. Who is on it and does
-not run any more is passed over: nobody has to be taken off.
+The list is a file in the private directory, locked while it is looked at. Whoever looks takes those
+off that do not run any more.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from typing import NamedTuple, Protocol, TypeVar
 from .. import log
 from ..memory.reading import Memory, Usage, read_text
 from ..settings import MB, Settings, format_size, threshold_bytes
-from .errors import OffloadBusy, OffloadMemoryError
+from .errors import OffloadBusy, OffloadTooLarge
+from .watch import WATCH
 
 # What the interpreter itself uses before it does anything (measured: 3 to 5 MB of its own on
 # Python 3.10 to 3.13, beside pages of files that all share).
 INTERPRETER = 6 * MB
+# Without `memory`: so much, or half of the limit where that is less.
+MEMORY = 256 * MB
 # Without at_once: as many as fit into all the memory there is, and no more than this.
 MOST = 4
 # Seconds between two looks, growing from the first to the second.
 SOON, LATER = 0.005, 0.05
+# Seconds for what a child has used to be back after its end.
+SETTLED = 0.5
 # The list is in use for as long as a process takes to start: seconds to wait for it at most.
 PATIENCE = 5.0
 
@@ -91,31 +96,87 @@ def size(memory: int) -> int:
     return INTERPRETER + memory
 
 
+class Full(NamedTuple):
+    """There is no room now. `others`: whether some child holds some, or has just ended."""
+
+    reason: str
+    others: bool
+
+
 def start_in(request: Request, begin: Callable[[], S]) -> S:
     """`begin` the child as soon as there is room for it.
 
-    Raises OffloadBusy after `wait` seconds, OffloadMemoryError where there never will be.
+    Raises OffloadTooLarge where there never will be. Raises OffloadBusy after `wait` seconds; at
+    once where no other child holds room, or another request waits already.
     """
     until = time.monotonic() + request.wait
-    pause = SOON
-    while True:
-        with children() as running:
-            usage, top = look()
-            if top is not None and size(request.memory) > top:
-                needed = format_size(size(request.memory))
-                raise OffloadMemoryError(
-                    f"{request.name} may come to {needed}, and there are {format_size(top)} in all"
-                )
-            reason = reason_to_wait(request, running, usage, top, anonymous)
-            if reason is None:
-                started = begin()
-                running.append(Child(started.pid, born(started.pid), request.memory, request.name))
-                return started
-        left = until - time.monotonic()
-        if left <= 0:
-            raise OffloadBusy(f"no room for {request.name}: {reason}")
-        time.sleep(min(pause, left))
-        pause = min(2 * pause, LATER)
+    found = attempt(request, begin)
+    if isinstance(found, Full) and found.others and request.wait > 0:
+        with _place(request, found.reason):
+            seen, pause = time.monotonic(), SOON
+            while isinstance(found, Full):
+                left = min(until, seen + SETTLED) - time.monotonic()
+                if left <= 0:
+                    break
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LATER)
+                found = attempt(request, begin)
+                if isinstance(found, Full) and found.others:
+                    seen = time.monotonic()
+    if isinstance(found, Full):
+        raise OffloadBusy(f"no room for {request.name}: {found.reason}")
+    return found
+
+
+def attempt(request: Request, begin: Callable[[], S]) -> S | Full:
+    """`begin` the child if there is room for it now. Raises OffloadTooLarge."""
+    with children() as (running, ended):
+        usage, top = look()
+        if top is not None and size(request.memory) > top:
+            raise OffloadTooLarge(
+                f"{request.name} can never run here: its memory= is {format_size(request.memory)}, "
+                f"and the limit of {format_size(usage.limit)} leaves a child "
+                f"{format_size(max(0, top - INTERPRETER))} at most"
+            )
+        reason = reason_to_wait(request, running, usage, top, anonymous)
+        if reason is None:
+            started = begin()
+            running.append(Child(started.pid, born(started.pid), request.memory, request.name))
+            return started
+        if not running:
+            reason += ", and no other child holds room"
+        return Full(reason, bool(running) or ended)
+
+
+# The request of each process that waits for room.
+_waiting: dict[int, object] = {}
+
+
+@contextlib.contextmanager
+def _place(request: Request, reason: str) -> Iterator[None]:
+    """Wait in here. Raises OffloadBusy where another request of this process does: a server has few
+    threads, and each that waits is one less for the rest of the site.
+
+    Not for who waits in a thread of the app's own (`submit`), nor under gevent, where a wait holds
+    no thread.
+    """
+    if WATCH.route() is None or time.sleep.__module__ != "time":
+        yield
+        return
+    me, pid = object(), os.getpid()
+    if _waiting.setdefault(pid, me) is not me:
+        raise OffloadBusy(
+            f"no room for {request.name}: {reason}, and another request waits for room already"
+        )
+    try:
+        yield
+    finally:
+        del _waiting[pid]
+
+
+def default_memory() -> int:
+    """What a child may grow by where nobody says: bytes."""
+    return min(MEMORY, look()[0].limit // 2)
 
 
 def look() -> tuple[Usage, int | None]:
@@ -152,17 +213,17 @@ def _without_app() -> tuple[Memory, Callable[[int], int]]:
 
 
 @contextlib.contextmanager
-def children() -> Iterator[list[Child]]:
-    """Those that run. Whoever is appended is on the list from then on."""
+def children() -> Iterator[tuple[list[Child], bool]]:
+    """Those that run, and whether one has ended since anybody looked last. Whoever is appended is
+    on the list from then on."""
     file = _locked()
     try:
         before = _here if file is None else _parse(_text(file))
         running = [child for child in before if child.born and child.born == born(child.pid)]
-        known = len(running)
-        yield running
+        yield running, len(running) < len(before)
         if file is None:
             _here[:] = running
-        elif len(running) > known:
+        elif running != before:
             os.ftruncate(file, 0)
             os.pwrite(file, "".join(_line(child) for child in running).encode(), 0)
     finally:

@@ -130,9 +130,9 @@ class Watch:
         if family in self.loading():
             yield
             return
-        route = self._asked(self.where)
+        route = self.route()
         if not self.loading():
-            self._asked(self.begins)
+            _attempt(self.begins)
         if any(outer in self.late for outer in self.loading()):
             self.late.setdefault(family, None)
         self.loading().append(family)
@@ -143,7 +143,7 @@ class Watch:
         finally:
             self.loading().remove(family)
             if not self.loading():
-                self._asked(self.ends)
+                _attempt(self.ends)
         first = {"loaded_at": self._now(), "route": route, "cost_bytes": 0, "seconds": 0.0}
         first |= {"late": family in self.late, "first_use": self.late.get(family)}
         record = self._records.setdefault(family, first)
@@ -160,10 +160,11 @@ class Watch:
             self._clock() - sum(record["seconds"] for record in records),
         )
 
-    def _asked(self, whom: Callable[[], Any]) -> Any:
+    def route(self) -> str | None:
+        """What `where` says; None also where it fails: who asks has something else to do."""
         try:
-            return whom()
-        except Exception:  # who asks is about to import
+            return self.where()
+        except Exception:
             return None
 
 
@@ -210,6 +211,13 @@ def restore(module: ModuleType, loader: Any) -> None:
     if module.__spec__ is not None:
         module.__spec__.loader = loader
     module.__loader__ = loader
+
+
+def _attempt(whom: Callable[[], object]) -> None:
+    try:
+        whom()
+    except Exception:  # who asks is about to import
+        pass
 
 
 def _nowhere() -> None:
