@@ -168,6 +168,8 @@ def test_a_wrong_command_is_answered_with_2_and_what_to_type(
     ("variable", "value", "told"),
     [
         ("PORT", "http", "PORT='http': expected a port from 1 to 65535"),
+        ("WEB_CONCURRENCY", "two", "WEB_CONCURRENCY='two': expected a whole number from 1"),
+        ("MAX_REQUESTS", "-1", "MAX_REQUESTS='-1': expected a whole number from 0"),
         ("LOWMEM_TRIM", "yess", "LOWMEM_TRIM='yess': expected 1/0, true/false, on/off or yes/no"),
         ("LOWMEM_TRMI", "1", "LOWMEM_TRMI='1': no such variable; did you mean LOWMEM_TRIM?"),
     ],

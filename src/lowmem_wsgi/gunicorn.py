@@ -18,12 +18,9 @@ import os as _os
 import sys as _sys
 from typing import Any as _Any
 
-from .settings import AMOUNT as _AMOUNT
-from .settings import COUNT as _COUNT
 from .settings import MB as _MB
-from .settings import Kind as _Kind
 from .settings import Settings as _Settings
-from .settings import SettingsError as _SettingsError
+from .settings import number as _number
 
 _HOOKS = (
     *("when_ready", "on_reload", "pre_fork", "post_worker_init"),
@@ -46,22 +43,14 @@ __all__ = [  # noqa: PLE0604
 _settings = _Settings.load()
 
 
-def _variable(name: str, default: int, kind: _Kind[int]) -> int:
-    text = _os.environ.get(name, "").strip()
-    try:
-        return kind.parse(text) if text else default
-    except ValueError:
-        raise _SettingsError([f"{name}={text!r}: expected {kind.expected}"]) from None
-
-
 # Where it is not set, as many as memory allows: see _as_many_as_fit.
-workers = _variable("WEB_CONCURRENCY", 1, _AMOUNT)
+workers = _number("WEB_CONCURRENCY", 1)
 # The source document's three connections: with threads, as many requests at once. (Gunicorn's
 # worker_connections also counts idle keep-alive connections, which are next to free.)
-threads = _variable("WORKER_CONNECTIONS", 3, _AMOUNT)
+threads = _number("WORKER_CONNECTIONS", 3)
 worker_class = "gthread"
-timeout = _variable("WORKER_TIMEOUT", 10, _COUNT)
-max_requests = _variable("MAX_REQUESTS", 3 if _settings.preset == "ultra" else 0, _COUNT)
+timeout = _number("WORKER_TIMEOUT", 10)
+max_requests = _number("MAX_REQUESTS", 3 if _settings.preset == "ultra" else 0)
 
 # What a worker that ends has to finish its requests. Platforms kill 30 s after SIGTERM (Render,
 # Kubernetes), 10 s on some; the master needs some of it.

@@ -442,6 +442,24 @@ def table() -> Iterator[Setting[Any]]:
     return (row for row in vars(Settings).values() if isinstance(row, Setting))
 
 
+# Gunicorn's own numbers, under the names that the source document gave them.
+NUMBERS = {
+    "WEB_CONCURRENCY": AMOUNT,
+    "WORKER_CONNECTIONS": AMOUNT,
+    "WORKER_TIMEOUT": COUNT,
+    "MAX_REQUESTS": COUNT,
+}
+
+
+def number(name: str, default: int, environ: Mapping[str, str] | None = None) -> int:
+    """One of NUMBERS, as the environment has it. Raises SettingsError."""
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    try:
+        return NUMBERS[name].parse(text) if text else default
+    except ValueError:
+        raise SettingsError([f"{name}={text!r}: expected {NUMBERS[name].expected}"]) from None
+
+
 def threshold_bytes(threshold: int | float, limit: int) -> int:
     """A threshold (bytes, or a fraction of the limit) in bytes."""
     return threshold if isinstance(threshold, int) else int(threshold * limit)

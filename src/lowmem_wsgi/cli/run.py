@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from ..settings import MB, Settings, SettingsError
+from ..settings import MB, NUMBERS, Settings, SettingsError, number
 from .tell import FAILED, WRONG, tell
 
 CONFIG = "python:lowmem_wsgi.gunicorn"
@@ -114,6 +114,8 @@ def environment(given: Mapping[str, str], glibc: bool) -> dict[str, str]:
     read them take an empty text for a number. Raises SettingsError.
     """
     holds = {"glibc": glibc, "trim": Settings.load(environ=given).trim}
+    for name in NUMBERS:  # Gunicorn would end with a traceback
+        number(name, 0, given)
     ours = {
         row.name: row.value for row in VARIABLES if all(holds[condition] for condition in row.needs)
     }
