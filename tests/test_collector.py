@@ -520,3 +520,13 @@ def test_a_worker_that_shares_pages_is_thawed_at_rest_where_it_has_grown(in_flig
     clock.now += 10
     collector.tidy()
     assert collector.shares_pages is bool(in_flight)
+
+
+def test_what_is_weighed_is_one_thing_from_the_first_time_on() -> None:
+    collector = Collector(freeze=False, passes=0)
+    collector.in_flight = lambda: 1
+    collector.rebase()  # an answer of ours, beside a request
+    collector.growth.ended("GET /", False)
+    collector.in_flight = int
+    collector.settle()
+    assert abs(collector.growth.routes["GET /"].grown) < MB

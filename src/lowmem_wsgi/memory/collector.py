@@ -154,7 +154,11 @@ class Collector:
 
     def rebase(self) -> None:
         """What has changed since the last time is no request's doing."""
-        self._alone(self.growth.rebase)
+        self._alone(self._rebase)
+
+    def _rebase(self) -> None:
+        self._find_measure()
+        self.growth.rebase()
 
     def tidy(self) -> None:
         """What no request came to do: give back growth that had to wait, and what was freed without
@@ -216,12 +220,15 @@ class Collector:
             self._weigh()
 
     def _weigh(self) -> None:
-        if self.growth.loading:
-            return
-        if not self._measured:  # now that memory is given back: ctypes is there for that
+        if not self.growth.loading:
+            self._find_measure()
+            self.growth.weigh()
+
+    def _find_measure(self) -> None:
+        """Before anything is weighed, and not sooner: ctypes, which giving back needs as well."""
+        if not self._measured:
             self._measured = True
             self.growth.size = (find_in_use() if self.trimming else None) or self._rss
-        self.growth.weigh()
 
     def _look_around(
         self, now: float, in_flight: Callable[[], int], *, alone: bool = False

@@ -110,7 +110,6 @@ class Growth:
         """In a new child: what was seen is the parent's."""
         self.routes: dict[str, Route] = {}
         self._ended: deque[tuple[str, bool]] = deque()
-        self._last: str | None = None
         self._before: int | None = None
         self._weighed_at = self._now()
         self._due, self._credit, self._closely = 0.0, CREDIT, 0
@@ -216,7 +215,7 @@ class Growth:
 
     def _share(self, window: Window, growth: float) -> None:
         """By what is known now, and in place of what was booked before."""
-        routes = [self._in_room(name) for name in window.units if name in self.routes]
+        routes = [self.routes[name] for name in window.units if name in self.routes]
         routes = routes or [self._in_room(OTHER)]
         weights = [route.rate() * window.units.get(route.name, 1.0) for route in routes]
         share = growth / (sum(weights) or 1.0)
