@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -308,8 +309,11 @@ def test_a_library_that_ends_the_process_with_code_one_is_taken_to_be_out_of_mem
 @pytest.mark.skipif(find_spec("pandas") is None, reason="pandas is not installed")
 @pytest.mark.parametrize("memory", ["1MB", "8MB", "20MB", "30MB"])
 def test_too_little_to_import_pandas_is_out_of_memory(memory: str) -> None:
-    with pytest.raises(OffloadMemoryError, match=r"import_pandas .*more than"):
-        offload(tasks.import_pandas, memory=memory)()
+    # The OpenBLAS in numpy up to 2.2, the last one for Python 3.10, asks for memory for ever.
+    older = tuple(map(int, version("numpy").split(".")[:2])) < (2, 3)
+    expected = (OffloadMemoryError, OffloadTimeout) if older else OffloadMemoryError
+    with pytest.raises(expected, match=r"import_pandas .*(more|longer) than"):
+        offload(tasks.import_pandas, memory=memory, timeout="5s" if older else "30s")()
 
 
 @on_linux
