@@ -31,6 +31,7 @@ from tests.live import serve, wait_for  # noqa: E402
 
 LIMIT = 512 * MB
 LOOK_EVERY = 0.005  # s, at the usage; at RSS, which takes longer to read, each tenth time
+REST = 2.0  # s, the usage no longer falling
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -191,3 +192,18 @@ def served(
         caller = Caller(server.port)
         wait_for(lambda: caller.ask("/").ok, f"an answer: {server.log}")
         yield Served(server, limited)
+
+
+def at_rest(found: Served) -> float:
+    """MB in use, once that no longer falls."""
+    least, since = float("inf"), time.monotonic()
+
+    def settled() -> bool:
+        nonlocal least, since
+        used = found.container.used_mb
+        if used < least - 0.1:
+            least, since = used, time.monotonic()
+        return time.monotonic() - since > REST
+
+    wait_for(settled, "the container to come to rest")
+    return found.container.used_mb

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import psutil
 from _common import APPS, MB
-from _container import OURS, PLAIN, Served, served
+from _container import OURS, PLAIN, Served, at_rest, served
 from _load import Caller
-from tests.live import wait_for
 
 EXAMPLE = APPS.parent.parent / "examples" / "flask_app"
 ROWS = 50_000
 HEAVY = "pandas, numpy, matplotlib.pyplot, openpyxl"
-REST = 2.0  # s, the usage no longer falling
 LOOK_EVERY = 0.02  # s
 
 
@@ -161,18 +159,3 @@ def import_one(found: Served, member: Member, sheet: Path, job: int) -> Import:
         worker_after=worker.memory_info().rss / MB,
         took=ended - began,
     )
-
-
-def at_rest(found: Served) -> float:
-    """MB in use, once that no longer falls."""
-    least, since = float("inf"), time.monotonic()
-
-    def settled() -> bool:
-        nonlocal least, since
-        used = found.container.used_mb
-        if used < least - 0.1:
-            least, since = used, time.monotonic()
-        return time.monotonic() - since > REST
-
-    wait_for(settled, "the container to come to rest")
-    return found.container.used_mb

@@ -16,12 +16,10 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from _common import Target, bare_parser, positive, print_table, report, scratch, shuffled
-from _container import OURS, PLAIN, served
+from _container import OURS, PLAIN, at_rest, served
 from _load import Caller
-from tests.live import wait_for
 
 APP = "heavy_imports:app"
 MODULES = "pandas,numpy,matplotlib,openpyxl"
@@ -31,7 +29,6 @@ SIDES: dict[str, tuple[str, dict[str, str]]] = {
     AT_ONCE: (OURS, {"LOWMEM_LAZY_HEAVY": "off", "LOWMEM_HEAVY_MODULES": MODULES}),
     "plain Gunicorn": (PLAIN, {}),
 }
-REST = 2.0  # s, the usage no longer falling
 
 Figures = dict[str, float]
 
@@ -51,20 +48,6 @@ def weigh(side: str, directory: Path) -> Figures:
             figures[f"{name}, s"] = answer.seconds
             figures["at rest again, MB"] = at_rest(found)
         return figures
-
-
-def at_rest(found: Any) -> float:
-    least, since = float("inf"), time.monotonic()
-
-    def settled() -> bool:
-        nonlocal least, since
-        used = found.container.used_mb
-        if used < least - 0.1:
-            least, since = used, time.monotonic()
-        return time.monotonic() - since > REST
-
-    wait_for(settled, "the container to come to rest")
-    return float(found.container.used_mb)
 
 
 def main() -> int:

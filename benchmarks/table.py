@@ -23,8 +23,8 @@ from pathlib import Path
 
 import psutil
 from _common import MB, Target, bare_parser, print_table, report, scratch
-from _container import OURS, PLAIN, Served
-from _example import LOOK_EVERY, Member, at_rest, example, warm_up, workbook
+from _container import OURS, PLAIN, Served, at_rest
+from _example import LOOK_EVERY, Member, example, warm_up, workbook
 from _load import crowd
 from tests.live import wait_for
 
