@@ -150,11 +150,11 @@ class Collector:
         """Book to their routes those that have ended since the last time; not beside others, who
         may hold what has come."""
         if not self.in_flight():
-            self._alone(self._weigh)
+            self._unless_busy(self._weigh)
 
     def rebase(self) -> None:
         """What has changed since the last time is no request's doing."""
-        self._alone(self._rebase)
+        self._unless_busy(self._rebase)
 
     def _rebase(self) -> None:
         self._find_measure()
@@ -198,6 +198,17 @@ class Collector:
             self._owner = 0
             running.release()
         self._fulfil(_somebody)
+
+    def _unless_busy(self, action: Callable[[], object]) -> None:
+        """Do it now or not at all: who asks has something else to do."""
+        if self._running.acquire(blocking=False):
+            try:
+                self._owner = threading.get_ident()
+                action()
+            finally:
+                self._owner = 0
+                self._running.release()
+            self._fulfil(_somebody)
 
     def _run(self, in_flight: Callable[[], int]) -> None:
         if self.freezing and not self.runs:

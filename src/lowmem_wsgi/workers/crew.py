@@ -164,11 +164,12 @@ class Crew:
 
     def look(self, usage: Usage, level: str) -> float | None:
         """Take a reading, and the level after it: write it down, and act on it."""
-        if self.slot is None:
+        slot = self.slot
+        if slot is None:
             return None
         now, rss = self._now(), self._rss()
-        self.slot.note(rss, usage.used)
-        self._readings.append(Reading(now, usage.used, rss, self.slot.requests))
+        slot.note(rss, usage.used)
+        self._readings.append(Reading(now, usage.used, rss, slot.requests))
         if level == OK:
             self._ok_at = now
         page = board()
@@ -178,9 +179,9 @@ class Crew:
             self.tell()
         if level == OK and page.in_vain and usage.used < self._engine.monitor.thresholds[0]:
             page.change(in_vain=0)
-        if self.slot.state & GONE:
-            pass  # the process is as good as over; not to be replaced a second time
-        elif self.slot.state in (RETIRING, REPLACED):
+        if slot.state & GONE or self.slot is not slot:
+            pass  # as good as over, and not to be replaced a second time; or another's meanwhile
+        elif slot.state in (RETIRING, REPLACED):
             self._see_off(page)
         elif self._recycling and self._may_be_time(usage, level):
             if not self._engine.interrupt.knows():
