@@ -36,7 +36,7 @@ from lowmem_wsgi import (
     SettingsError,
     offload,
 )
-from lowmem_wsgi.heavy import process, room
+from lowmem_wsgi.heavy import _child, process, room
 from lowmem_wsgi.memory.reading import Usage
 
 MB = 1024 * 1024
@@ -897,3 +897,16 @@ def test_of_a_processes_requests_one_may_wait_and_the_apps_own_threads_as_well(
         assert waits.result(30) != submitted.result(30)
         assert not room._waiting
         assert threads.submit(request).result(30)
+
+
+def test_what_the_dynamic_linker_says_without_memory_is_known() -> None:
+    error = ImportError("Unable to import required dependency numpy.")
+    error.__cause__ = ImportError("libscipy_openblas64_.so: cannot map zero-fill pages")
+    assert _child.ran_out(error)
+    assert not _child.ran_out(ImportError("No module named 'numpy'"))
+
+
+@on_linux
+def test_a_child_that_has_no_memory_to_tell_of_it_is_out_of_memory() -> None:
+    with pytest.raises(OffloadMemoryError, match="needed more than"):
+        tasks.leave_with(_child.SPEECHLESS)

@@ -22,6 +22,8 @@ REFUSED = b"t"  # why the result cannot be sent, in words
 EXIT = b"x"  # nothing: the function has asked to exit
 KINDS = (VALUE, END, ERROR, MEMORY, REFUSED, EXIT)
 HEAD = "<cQ"
+# The exit code of a child that has not even the memory to tell that it has none.
+SPEECHLESS = 239
 
 # Whether this process is such a child: what is offloaded is called like any function in it.
 inside = False
@@ -94,6 +96,8 @@ def main(channel: int, lifeline: int, memory: int) -> None:
             work(Answer(channel), job)
     except HungUp:
         pass
+    except MemoryError:  # another, in the middle of telling of the first
+        os._exit(SPEECHLESS)
     leave()
 
 
@@ -203,6 +207,7 @@ SHORTAGES = (
     (RuntimeError, "can't start new thread"),  # which takes 8 MB
     (OSError, "Cannot allocate memory"),  # ENOMEM
     (ImportError, "failed to map segment"),  # glibc, of a compiled module
+    (ImportError, "cannot map zero-fill pages"),
     (ImportError, "annot allocate memory"),
     (ImportError, "Out of memory"),  # musl
 )

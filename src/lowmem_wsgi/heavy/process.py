@@ -236,6 +236,8 @@ class Process:
         import signal
 
         code = self.end(patiently=asked)
+        if code == _child.SPEECHLESS:
+            return self._ran_out()
         if code == 1 and not asked and sys.platform == "linux":
             # Some C code has called exit(), as OpenBLAS does where it gets no memory.
             return OffloadMemoryError(
