@@ -188,6 +188,11 @@ def _prepare(server: _Any) -> None:
 
     try:
         lay_out()
+        if f"{__package__}.heavy.offload" in _sys.modules:  # so that the workers share all of it
+            import pickle  # noqa: F401
+            import subprocess  # noqa: F401
+
+            from .heavy import process  # noqa: F401
     except Exception:  # it would end the master
         _failure("Laying out the black box")
 
