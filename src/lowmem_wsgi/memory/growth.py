@@ -27,9 +27,11 @@ MOST = 100
 OTHER = "other"
 # What no request has done: a thread of the app's own.
 NO_REQUEST = "(no request)"
-# Weighing takes at most this share of the time, and nothing is weighed sooner (seconds). But after
-# growth by so much (bytes) so many are weighed one by one, while there is credit (seconds).
-DUTY, LEAST, GROWS, CLOSELY, CREDIT = 1 / 100, 0.0005, 16 * KB, 32, 0.5
+# Weighing takes at most this share of the time, and nothing is weighed sooner (seconds). But where
+# so much (bytes) has come lately, so many are weighed one by one, while there is credit (seconds).
+DUTY, LEAST, GROWS, CLOSELY, CREDIT = 1 / 100, 0.0005, MB, 32, 0.5
+# What came lately: of what came before a weighing, so much counts after it.
+FADES = 0.98
 # Before anything is known, a request is taken to leave so much behind (bytes), and so is a second
 # in which nobody asks.
 PRIOR, PRIOR_OUTSIDE = 4 * KB, 64
@@ -113,6 +115,7 @@ class Growth:
         self._before: int | None = None
         self._weighed_at = self._now()
         self._due, self._credit, self._closely = 0.0, CREDIT, 0
+        self._lately = 0.0
         self._loads: dict[int, int] = {}  # thread that loads a package -> what was in use before
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
 
@@ -198,7 +201,8 @@ class Growth:
         ended = self._now()
         cost, passed = ended - began, ended - self._weighed_at
         self._credit = min(CREDIT, self._credit + passed * DUTY) - cost
-        self._closely = CLOSELY if growth >= GROWS else max(0, self._closely - 1)
+        self._lately = max(0.0, self._lately * FADES + growth)  # what comes and goes is no growth
+        self._closely = CLOSELY if self._lately >= GROWS else max(0, self._closely - 1)
         closely = self._closely and self._credit > 0
         self._weighed_at, self._due = ended, ended + (0.0 if closely else max(cost / DUTY, LEAST))
 
