@@ -182,7 +182,8 @@ def test_a_request_after_close_starts_nothing_again() -> None:
     assert not wrapped.engine.monitor.running
 
 
-def test_an_app_that_is_thrown_away_leaves_the_engine() -> None:
+def test_an_app_that_is_thrown_away_leaves_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_apps", weakref.WeakSet())  # the only one of its process
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
     monitor = wrapped.engine.monitor

@@ -54,6 +54,7 @@ class LowMemory:
         self.app = app
         self.settings = rules = Settings.load(settings)
         self.overload = Overload(rules.max_in_flight, rules.exempt_paths)
+        self.in_flight = self.overload.in_flight  # the engine keeps this, and must not keep us
         self.uploads = UploadCap(rules.max_upload, rules.upload_limits)
         self.sessions = Sessions(
             rules.session_cookies,
@@ -156,10 +157,6 @@ class LowMemory:
     def work(self) -> Mapping[int, int]:
         """The requests in flight, each with the ident of its thread."""
         return self.overload.work()
-
-    def in_flight(self) -> int:
-        """How many requests there are."""
-        return self.overload.in_flight()
 
     def counts(self) -> Mapping[str, int]:
         """What was counted here since the process began."""
