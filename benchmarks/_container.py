@@ -42,6 +42,7 @@ class Container:
         self._group = group
         self._peaks = peaks
         self.path: Path = group.path
+        self.group = group
 
     @property
     def kills(self) -> int:

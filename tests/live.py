@@ -127,15 +127,15 @@ def serve(
     config: str | None = None,
     options: Sequence[str] = (),
     cwd: Path = APPS,
-    cgroup: Path | None = None,
+    cgroup: Path | Sequence[Path] | None = None,
     **env: str,
 ) -> Iterator[Server]:
     """Serve `app` (module:name, looked up in tests/apps) until the block ends.
 
-    `server`: sync, gthread or gevent (Gunicorn), waitress, werkzeug, uwsgi, mod_wsgi; the last two
+    `server`: sync, gthread or gevent (Gunicorn), run (our command), waitress, werkzeug, uwsgi, mod_wsgi; the last two
     are not among what the tests install, and without them the test is skipped. With `config`
-    Gunicorn takes that config and no numbers of ours. In `cgroup`, where one is given, from its
-    first moment on.
+    Gunicorn takes that config and no numbers of ours. The server joins each `cgroup` before it
+    starts.
     """
     log_path = tmp_path / f"{server}-{time.monotonic_ns()}.log"
     if server in GUNICORN:
@@ -152,8 +152,8 @@ def serve(
         command = OTHERS[server](app, tmp_path, workers, threads)
     else:
         command = [sys.executable, str(HERE / "serve.py"), server, app]
-    if cgroup is not None:
-        inside = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', str(cgroup)]
+    for group in [cgroup] if isinstance(cgroup, Path) else cgroup or ():
+        inside = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', str(group)]
         command = [*inside, *command]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -206,7 +206,15 @@ def _mod_wsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]
     ]
 
 
-OTHERS = {"uwsgi": _uwsgi, "mod_wsgi": _mod_wsgi}
+def _run(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
+    """`lowmem-wsgi run`: with as many workers and threads as it chooses, or the environment says."""
+    return [
+        *(sys.executable, "-m", "lowmem_wsgi", "run", app, "--bind", "127.0.0.1:0"),
+        *_quiet_control_socket(),
+    ]
+
+
+OTHERS = {"uwsgi": _uwsgi, "mod_wsgi": _mod_wsgi, "run": _run}
 
 
 def _listens(port: int) -> bool:

@@ -14,7 +14,7 @@ from . import log
 from ._version import __version__
 from .admin.naming import Names, by_path, told
 from .admin.routes import Admin
-from .exchange import Exchange
+from .exchange import Exchange, Stream
 from .guards import out_of_memory
 from .guards.keys import find_keys
 from .guards.overload import Overload
@@ -69,7 +69,8 @@ class LowMemory:
         self._numbers = itertools.count(1).__next__
         self.out_of_memory = 0
         # Another app's monitor may be at work: from here on it sees this one.
-        self.engine = engine.join(rules, self)
+        self.engine = engine.join(rules, self, _INSIDE)
+        self._watchdog = self.engine.watchdog
         self.crew = crew.join(rules, self.engine)
         self.crew.heavy = WATCH.own
         self.overload.intake = self.engine.intake
@@ -138,7 +139,7 @@ class LowMemory:
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
         if not self._monitor.running and not self._closed:
-            self._start()
+            self._start(fresh=True)
 
     def close(self) -> None:
         """Serve no more: the last app of a process to close leaves the interpreter as it was."""
@@ -175,6 +176,8 @@ class LowMemory:
         try:
             exchange.request = number = self._numbers()
             refusal = self.overload.enter(number, environ)
+            if self._watchdog.asleep:
+                self._watchdog.wake()
             # 413 where it can never succeed, whatever else there is to say.
             refusal = self.uploads.refusal(environ) or refusal
         except Exception:
@@ -198,6 +201,8 @@ class LowMemory:
     ) -> WSGIApplication | None:
         """Another answer, where the app's is none that we can let out."""
         refusal = None
+        if isinstance(error, MemoryError):
+            self.engine.ceiling.open_reserve()  # first of all: there may be none to go on with
         if out_of_memory.ran_out(environ, error):
             refusal = out_of_memory.elsewhere(environ) or self._ran_out_of_memory()
         elif error is None or isinstance(error, Exception):
@@ -243,21 +248,22 @@ class LowMemory:
         with self._lock:
             self.out_of_memory += 1
         self.engine.ceiling.hit()
-        ceiling = self.engine.ceiling.limit
-        if ceiling is None:
+        usage = self.engine.ceiling.usage
+        if usage is None:
             return out_of_memory.refusal(
                 "of more than could be had", "none, the app asked for more than it could get"
             )
-        return out_of_memory.refusal(f"at the ceiling of {format_size(ceiling)}", "LOWMEM_CEILING")
+        figures = f"at {format_size(usage.used)} of {format_size(usage.limit)}"
+        return out_of_memory.refusal(figures, "LOWMEM_CEILING")
 
-    def _start(self) -> None:
+    def _start(self, *, fresh: bool = False) -> None:
         """At the process's first request: what must not happen at import."""
         try:
             self.engine.notice_fork()
-            self.crew.start()  # first: it has the server start its threads
+            self.crew.start(fresh=fresh)  # first: it has the server start its threads
             self.engine.start()
             WATCH.where = _weakly(self._where)
-            WATCH.begins, WATCH.ends = self._growth.load_begins, self._growth.load_ends
+            WATCH.begins, WATCH.ends = self.engine.load_begins, self.engine.load_ends
             if not WATCH.watches(self.settings.heavy_modules):
                 WATCH.start(self.settings.heavy_modules)
                 self.engine.on_leave(WATCH.stop)
@@ -313,6 +319,10 @@ class LowMemory:
             if not getattr(rules, name)
         ]
         return ", ".join(limits)
+
+
+# While a thread is in one of these, it is at an app's request.
+_INSIDE = LowMemory.__call__.__code__, Stream.__next__.__code__
 
 
 def _weakly(method: Callable[[], str | None]) -> Callable[[], str | None]:

@@ -21,6 +21,11 @@ SIGNS = (
     (RuntimeError, "can't start new thread"),
     (SystemError, "without exception set"),
     (SystemError, "without setting an exception"),
+    # Of a library: what ld.so and mmap say (dlopen(3)), and what Python says of one half loaded.
+    (ImportError, "cannot map zero-fill pages"),
+    (ImportError, "failed to map segment"),
+    (ImportError, "annot allocate memory"),
+    (ImportError, "cannot load module more than once per process"),
 )
 
 

@@ -132,7 +132,7 @@ class Watch:
             return
         route = self.route()
         if not self.loading():
-            _attempt(self.begins)
+            _attempt(self.begins)  # a MemoryError where there is no room for it
         if any(outer in self.late for outer in self.loading()):
             self.late.setdefault(family, None)
         self.loading().append(family)
@@ -216,6 +216,8 @@ def restore(module: ModuleType, loader: Any) -> None:
 def _attempt(whom: Callable[[], object]) -> None:
     try:
         whom()
+    except MemoryError:
+        raise
     except Exception:  # who asks is about to import
         pass
 

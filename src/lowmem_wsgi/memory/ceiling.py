@@ -4,12 +4,17 @@ RLIMIT_DATA (setrlimit(2), Linux 4.7) bounds what a process may map for data. Ke
 container would be full, it turns an allocation that would bring the kernel's OOM killer into a
 MemoryError in the request that asks for it.
 
-It counts what is mapped, not what is used. So three things are set apart:
+The kernel counts what is mapped, the container what is used. So these are set apart:
 
 * anonymous memory in use (`resident - shared` of /proc/self/statm): counts fully;
-* thread stacks: mapped at 8 MB each and hardly used; let be, or a server could start no thread;
+* thread stacks: mapped at 8 MB each and hardly used; they do not count;
+* what libraries map for themselves and do not touch (OpenBLAS, 40 MB a thread): does not count;
 * holes that `malloc_trim` gave back: mapped, not in use, and filled again without asking. They
-  count as used: what is asked for next goes into them, large blocks too.
+  count as used, but new mappings have some room beside them: one allocator's holes are no use to
+  another's arenas, and the watchdog looks often enough to see holes filled.
+
+The limit has two steps. The working limit is a reserve below the true one: a heap that is full to
+the last byte cannot even run `except MemoryError`. Whoever notices first opens the reserve.
 
 The soft limit alone is moved. Child processes inherit it, and may lift it up to the hard one.
 """
@@ -24,14 +29,24 @@ from collections import deque
 from collections.abc import Callable
 
 from ..settings import MB
+from .native import original
 from .reading import Kept, Usage, read_text
 
 # What stays free under the container's limit: for the kernel's own (page tables, sockets), for
 # other processes' growth between two looks, for pages shared with the master that get copied.
 RESERVE_SHARE = 1 / 12
+# Of that, so much may be had by who handles a MemoryError: the second step of the limit.
+STEP_SHARE = 1 / 24
+# The reserve stays open for so long (seconds) after it was asked for.
+OPEN = 1.0
+# However many holes there are, so much (bytes) of the room may be mapped anew between two looks.
+SLACK = 64 * MB
 # However full the container is: so much (bytes) more than at first a process may map. A new worker
 # beside an old one that is large could not even read a request else.
 START = 12 * MB
+# Loading a heavy package takes so much (bytes) of anonymous memory: pandas 40 MB, matplotlib 40,
+# scipy.stats 56 (x86-64, CPython 3.11). Where there is less, loading is refused before it begins.
+PACKAGE = 56 * MB
 # Met so often in so long (seconds), it is not by single requests.
 MANY, JUST_NOW = 10, 1.0
 # A change smaller than this (bytes) is left for later.
@@ -42,11 +57,14 @@ USUAL_STACK = 8 * MB
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
-def data_limit(usage: Usage, data: int, anonymous: int, stacks: int, workers: int) -> int:
-    """RLIMIT_DATA in bytes, for a process that has mapped `data`, uses `anonymous` of it, and has
-    `stacks` of threads mapped; one of `workers` alike that share what room there is."""
-    room = max(0, int(usage.limit * (1 - RESERVE_SHARE)) - usage.used) // max(1, workers)
-    return max(anonymous + stacks + room, data)
+def room_for(usage: Usage, workers: int) -> int:
+    """Bytes that each of `workers` processes alike may use more before the reserve is touched."""
+    return max(0, int(usage.limit * (1 - RESERVE_SHARE)) - usage.used) // max(1, workers)
+
+
+def new_mappings(room: int, holes: int) -> int:
+    """Bytes that a process may map anew, with `room` in the container and `holes` in its heap."""
+    return max(room - holes, min(room, SLACK))
 
 
 class Ceiling:
@@ -72,15 +90,29 @@ class Ceiling:
         self._anywhere = wanted is True
         self._proc = proc
         self._before: tuple[int, int] | None = None
-        self.limit: int | None = None  # in force, bytes
+        self._lifted = False
+        self._hits: deque[float] = deque(maxlen=MANY)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.limit: int | None = None  # the working limit, bytes
+        self.usage: Usage | None = None  # of the container, at the last look
         self.left: int | None = None  # until it is met, at the last look
+        self.room: int | None = None  # of that container, this process's share
+        self.anonymous = 0  # in use, at the last look
+        self.holes = 0  # mapped, given back and not in use, at the last look
+        self.last_hit = float("-inf")
+        self._in_force: int | None = None
         self._least: int | None = None
         self._stacks = 0
         self._statm: Kept | None = None
-        # Mapped by libraries for themselves and not used when it was looked first: no room.
+        # Mapped by libraries for themselves and not used: no room, and no holes.
         self._unused: int | None = None
-        self._lock, self._lifted = threading.Lock(), False
-        self._hits: deque[float] = deque(maxlen=MANY)
+        self._raised: tuple[int, int] | None = None  # the second step, made beforehand
+        self._open_until = float("-inf")
+        self._loading: dict[int, int] = {}  # thread that loads a package -> unused before
+        self._lock = original("_thread", "allocate_lock")()
+        self._hits.clear()
 
     def arm(self, coming: int = 0) -> None:
         """Keep the ceiling where the container would be full. `coming`: threads about to start."""
@@ -100,7 +132,8 @@ class Ceiling:
             self._keep(0)
 
     def _keep(self, coming: int) -> None:
-        # First: what this process has grown by in between then counts twice, and not not at all.
+        # Read this process first: growth between the two reads is then counted twice rather than
+        # missed.
         try:
             data, anonymous = self._mapped()
         except (ValueError, IndexError):  # no /proc here, or somebody has closed our file
@@ -111,16 +144,72 @@ class Ceiling:
         if not self.holds_for(usage):
             self._release()  # the container's limit was lifted
             return
-        stacks = min(self._stacks, max(0, data - anonymous))
+        idle = max(0, data - anonymous - self._stacks)
         if self._least is None or self._unused is None:
             self._least = data + START
-            self._unused = max(0, data - anonymous - stacks)
-        limit = data_limit(usage, data, anonymous, stacks, self.workers())
+            self._unused = idle
+        self.anonymous, self.usage = anonymous, usage
+        self.holes = max(0, idle - self._unused)
+        self.room = room = room_for(usage, self.workers())
+        limit = data + new_mappings(room, self.holes)
         limit = max(limit, self._least, data + coming)
-        limit = min(limit, *self._given())
-        self.left = limit - anonymous - stacks - self._unused
-        if self.limit is None or abs(limit - self.limit) >= STEP:
-            self._set(limit)
+        given = self._given()
+        limit = min(limit, *given)
+        self.left = min(room, limit - data)
+        self._raised = (min(limit + int(usage.limit * STEP_SHARE), *given), self._hard())
+        if self._loading:
+            self._put(limit, min(given))
+        elif self._now() < self._open_until:
+            self._put(limit, self._raised[0])
+        else:
+            self._put(limit, limit)
+
+    def _put(self, limit: int, in_force: int) -> None:
+        self.limit = limit
+        if self._in_force is None or abs(in_force - self._in_force) >= STEP:
+            self._set(in_force)
+
+    def open_reserve(self) -> None:
+        """Let this process have the reserve for OPEN seconds: to handle a MemoryError.
+
+        The first thing to do about one. Allocates nothing before there is something to be had.
+        """
+        raised = self._raised
+        if raised is not None:
+            import resource  # loaded already, by whoever made `raised`
+
+            resource.setrlimit(resource.RLIMIT_DATA, raised)
+            self._in_force = raised[0]
+            self._open_until = self._now() + OPEN
+
+    def load_begins(self) -> None:
+        """This thread is about to load a heavy package: map freely until `load_ends`.
+
+        Raises MemoryError where the container has too little for one. A library that cannot map
+        its buffers may end the process (OpenBLAS calls exit(1)), and one that is half loaded
+        cannot be loaded again.
+        """
+        if self.limit is None:
+            return
+        usage = self._read()
+        if usage.limit - usage.used < PACKAGE:
+            raise MemoryError("too little memory left to load a heavy package")
+        self._loading[threading.get_ident()] = self._idle()
+        self._put(self.limit, min(self._given()))
+
+    def load_ends(self) -> None:
+        """What the package has mapped and not touched does not count from now on."""
+        before = self._loading.pop(threading.get_ident(), None)
+        if before is not None and self._unused is not None:
+            self._unused += max(0, self._idle() - before)
+            self.arm()
+
+    def _idle(self) -> int:
+        try:
+            data, anonymous = self._mapped()
+        except (ValueError, IndexError):
+            return 0
+        return max(0, data - anonymous - self._stacks)
 
     def possible(self) -> bool:
         """Whether there is one here."""
@@ -131,7 +220,12 @@ class Ceiling:
 
     def hit(self) -> None:
         """A request has met it."""
-        self._hits.append(self._now())
+        self.last_hit = self._now()
+        self._hits.append(self.last_hit)
+
+    def hit_ago(self) -> float:
+        """Seconds since a request has met it."""
+        return self._now() - self.last_hit
 
     def met_by_one(self) -> bool:
         """Whether it was met just now, by a request or a few that asked for too much and give it
@@ -148,10 +242,7 @@ class Ceiling:
 
     def after_fork(self) -> None:
         """In a new child: it is the parent's that is in force."""
-        self.limit = self.left = None
-        self._least = self._unused = self._statm = None
-        self._lock = threading.Lock()
-        self._hits.clear()
+        self._forget()
 
     def lift(self) -> None:
         """Take it away for good: the limit is what it was."""
@@ -164,7 +255,8 @@ class Ceiling:
                 import resource
 
                 resource.setrlimit(resource.RLIMIT_DATA, self._before)
-            self._before = self.limit = self.left = None
+            self._before = self.limit = self.left = self.room = None
+            self._in_force = self._raised = None
 
     def _set(self, limit: int) -> None:
         import resource
@@ -174,7 +266,7 @@ class Ceiling:
                 self._before = resource.getrlimit(resource.RLIMIT_DATA)
             if not self._lifted:
                 resource.setrlimit(resource.RLIMIT_DATA, (limit, self._before[1]))
-                self.limit = limit
+                self._in_force = limit
 
     def _given(self) -> list[int]:
         """The limits that were there before, which hold as well."""
@@ -182,6 +274,11 @@ class Ceiling:
 
         before = self._before or resource.getrlimit(resource.RLIMIT_DATA)
         return [bound if bound != resource.RLIM_INFINITY else sys.maxsize for bound in before]
+
+    def _hard(self) -> int:
+        import resource
+
+        return (self._before or resource.getrlimit(resource.RLIMIT_DATA))[1]
 
     def _mapped(self) -> tuple[int, int]:
         """Bytes of data mapped, and of anonymous memory in use."""

@@ -14,7 +14,8 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import CodeType
 from typing import Protocol
 
 from .. import log
@@ -23,12 +24,11 @@ from . import pressure
 from .ceiling import Ceiling
 from .cleanup import Ladder
 from .collector import Collector
-from .governor import OK
 from .intake import Intake
 from .interrupt import Interrupt
 from .monitor import Monitor
 from .reading import Memory, Usage
-from .sentry import Sentry
+from .watchdog import Watchdog
 
 # There is one of each in a process, and the first app says what it is.
 OF_THE_FIRST = (
@@ -39,19 +39,22 @@ OF_THE_FIRST = (
 
 
 class Engine:
-    """Collector, ladder, ceiling and monitor, made for each other."""
+    """Collector, ladder, ceiling and monitor, made for each other.
 
-    def __init__(self, rules: Settings) -> None:
+    `inside`: code objects of which one runs in a request's thread as long as an app does.
+    """
+
+    def __init__(self, rules: Settings, inside: Collection[CodeType] = ()) -> None:
         self.collector = Collector(passes=0, freeze=False, trim=False)
         self.ladder = Ladder(self.collector, rules.heavy_modules if rules.purge_modules else ())
         self.memory = Memory(rules.memory_limit)
         self.ceiling = Ceiling(rules.ceiling, self.memory.glance)
-        self.interrupt = Interrupt(self.work)
+        self.interrupt = Interrupt(self.work, inside)
         self.intake = Intake()
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
         self.monitor.follow("The ceiling", self._watch)
         self.collector.noticed = self.monitor.nudge
-        self.sentry = Sentry(self.ceiling, self.interrupt, lambda: self.monitor.level != OK)
+        self.watchdog = Watchdog(self.ceiling, self.interrupt)
         self._rules = rules
         # How many requests there are, of all apps.
         self.in_flight: Callable[[], int] = int
@@ -92,12 +95,25 @@ class Engine:
                 self._undo.append(lambda: sys.setrecursionlimit(depth))
                 sys.setrecursionlimit(rules.recursion_limit)
             self._undo.append(self.ceiling.lift)
-        try:
-            self.sentry.start()
-        except RuntimeError:  # no thread to be had; the monitor tries again
-            pass
+        self._start_watchdog()
         self.ceiling.arm(coming=1)  # in place before any request goes on, the monitor's thread
         self.monitor.start()
+
+    def _start_watchdog(self) -> None:
+        try:
+            self.watchdog.start()
+        except RuntimeError:  # no thread to be had; tried again at the monitor's next look
+            pass
+
+    def load_begins(self) -> None:
+        """This thread is about to load a heavy package. MemoryError where there is no room."""
+        self.ceiling.load_begins()
+        self.collector.growth.load_begins()
+
+    def load_ends(self) -> None:
+        """This thread has loaded what it was about to, or failed."""
+        self.ceiling.load_ends()
+        self.collector.growth.load_ends()
 
     def on_leave(self, undo: Callable[[], object]) -> None:
         """Undo this, too, when the last app leaves. Call it after `start`."""
@@ -128,14 +144,10 @@ class Engine:
         return counts
 
     def _watch(self, usage: Usage, level: str) -> None:
-        """At each look: the ceiling, and what may still come in. Away from ok the sentry is there
-        as well, which does not wait for the ladder."""
-        if self.ceiling.holds_for(usage) or self.ceiling.limit is not None:
-            self.ceiling.arm()
-            self.sentry.watch()
+        """At each look: the ceiling, and what may still come in."""
+        self._start_watchdog()
+        self.ceiling.arm()
         self.intake.look(usage, level, self.monitor.thresholds[1])
-        if level != OK:
-            self.sentry.call()
 
     def leave(self) -> None:
         """One app less. The last one ends the monitor and undoes what `start` did."""
@@ -144,7 +156,7 @@ class Engine:
             if self._users > 0:
                 return
             self.monitor.stop()
-            self.sentry.stop()
+            self.watchdog.stop()
             self.intake.forget()
             while self._undo:
                 self._undo.pop()()
@@ -157,7 +169,7 @@ class Engine:
         self.ceiling.after_fork()
         self.interrupt.forget()
         self.intake.forget()
-        self.sentry.after_fork()
+        self.watchdog.after_fork()
         self.monitor.after_fork()
 
 
@@ -184,12 +196,12 @@ _apps: weakref.WeakSet[App] = weakref.WeakSet()
 _current: list[Engine] = []  # none or one
 
 
-def join(rules: Settings, app: App) -> Engine:
+def join(rules: Settings, app: App, inside: Collection[CodeType] = ()) -> Engine:
     """The process's engine, with one more app to serve."""
     with _lock:
         _apps.add(app)
         if not _current:
-            _current.append(Engine(rules))
+            _current.append(Engine(rules, inside))
             _watch_forks()
         found = _current[0]
         found.join(rules)

@@ -2,12 +2,12 @@
 
 The ceiling alone lets a loop of small objects fill the heap to the last byte. Then the
 interpreter has none for the error either: since 3.11 it may spin for ever, the GIL held, for
-want of an int of 32 bytes (ceval.c, `lasti`). So shortly before that MemoryError is raised in
-the thread that is at it, from outside: `PyThreadState_SetAsyncExc`. One large allocation too
-many needs none of this: it fails by itself, and leaves room.
+want of an int of 32 bytes (ceval.c, `lasti`). So before that a MemoryError is raised in the
+thread that is at it, from outside: `PyThreadState_SetAsyncExc`. One large allocation too many
+needs none of this: it fails by itself, and leaves room.
 
-Who is at it is not told by any figure of the system's. It is the one that has been computing:
-growth takes time, and what waits for a client or a database does not grow.
+No figure of the system's says who is at it. The suspect is the request that has been computing
+while the process grew: what waits for a client or a database does not grow.
 """
 
 from __future__ import annotations
@@ -15,58 +15,124 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import CodeType, FrameType
+from typing import NamedTuple
 
-# A request is suspected that was seen for so long (seconds), and had this share of that time from
-# the processor: more than one that waits, where some threads share the interpreter.
+from ..settings import MB
+from .native import original
+
+# A request is suspected that was seen for so long (seconds), and had this share of the processor
+# time that the process had since: more than one that waits, where some threads share the
+# interpreter. (A share of the clock's time says nothing where a container has a tenth of a CPU.)
 LEAST, SHARE = 0.02, 0.15
+# The process has grown by so much (bytes) since the suspect was seen first.
+GROWN = 8 * MB
 # The same request is interrupted again after so many seconds: it may have caught the first.
 AGAIN = 0.1
 
 
+class Sight(NamedTuple):
+    """A request when it was seen first: the time, processor seconds of its thread and of the
+    process, bytes in use."""
+
+    at: float
+    spent: float
+    of_all: float
+    size: int
+
+
 class Interrupt:
-    """`work` gives what is in flight: any key for a request, and the ident of its thread."""
+    """Watches the requests in flight, and raises MemoryError in one of them.
+
+    `work` gives what is in flight: any key for a request, and the ident of its thread. `inside`
+    are the code objects of which one runs, in that thread, as long as the app does. Without them
+    a thread is taken to be inside.
+    """
 
     def __init__(
         self,
         work: Callable[[], Mapping[object, int]] = dict,
+        inside: Collection[CodeType] = (),
         *,
         now: Callable[[], float] = time.monotonic,
         spent: Callable[[int | None], float | None] | None = None,
+        spent_by_all: Callable[[], float] = time.process_time,
     ) -> None:
         self.work = work
+        self._inside = frozenset(inside)
         self._now = now
         self._spent = processor_seconds if spent is None else spent
-        self._first: dict[object, tuple[float, float]] = {}  # key -> (when seen first, its time)
+        self._spent_by_all = spent_by_all
+        self._first: dict[object, Sight] = {}
         self._struck: dict[object, float] = {}
+        self._serving = (0, 0)  # the thread that runs all greenlets: its ident, the kernel's number
         self.suspect: object = None
+        self.grown = 0  # bytes, since the suspect was seen first
+        self.longest = 0.0  # seconds since the oldest was seen first
         self.looked = 0.0  # when it was looked first
 
-    def look(self) -> None:
-        """Take the time that each request's thread has had; name the suspect, or none."""
-        work = dict(self.work())
-        now, native = self._now(), {t.ident: t.native_id for t in threading.enumerate()}
-        first: dict[object, tuple[float, float]] = {}
-        most, self.suspect = 0.0, None
-        for key, ident in work.items():
-            spent = self._spent(native.get(ident))
+    def begin(self) -> None:
+        """Call it in a thread that serves requests, before `look`."""
+        self._serving = original("_thread", "get_ident")(), original("_thread", "get_native_id")()
+
+    def look(self, size: int = 0) -> bool:
+        """Take the time that each request's thread has had; name the suspect, or none.
+
+        `size` in bytes is what the process uses now. Return whether any request is in flight.
+        """
+        threads = self._at_work()
+        now, natives = self._now(), self._native_ids()
+        first: dict[object, Sight] = {}
+        of_all = self._spent_by_all()
+        most, self.suspect, self.grown = 0.0, None, 0
+        for key, ident in threads.items():
+            spent = self._spent(natives.get(ident))
             if spent is None:
                 continue
-            first[key] = since, before = self._first.get(key, (now, spent))
-            used = spent - before
-            if now - since >= LEAST and used > most and used >= SHARE * (now - since):
-                most, self.suspect = used, key
+            first[key] = sight = self._first.get(key) or Sight(now, spent, of_all, size)
+            used = spent - sight.spent
+            enough = used > most and used >= SHARE * (of_all - sight.of_all)
+            if enough and now - sight.at >= LEAST:
+                most, self.suspect, self.grown = used, key, size - sight.size
         self._first, self.looked = first, self.looked or now
-        self._struck = {key: at for key, at in self._struck.items() if key in work}
+        self.longest = now - min((sight.at for sight in first.values()), default=now)
+        self._struck = {key: at for key, at in self._struck.items() if key in threads}
+        return bool(threads)
+
+    def _at_work(self) -> dict[object, int]:
+        """The requests that threads are at. Of greenlets, the one that runs: the others wait."""
+        work = dict(self.work())
+        if not work or not _has_greenlets():
+            return work
+        serving = self._serving[0]
+        frame = self._frame_inside(sys._current_frames().get(serving))
+        return {} if frame is None else {id(frame): serving}
+
+    def _native_ids(self) -> dict[int | None, int | None]:
+        """The kernel's number for each thread, by ident."""
+        if _has_greenlets():
+            return dict([self._serving])
+        return {thread.ident: thread.native_id for thread in threading.enumerate()}
+
+    def _frame_inside(self, frame: FrameType | None) -> FrameType | None:
+        while frame is not None and frame.f_code not in self._inside:
+            frame = frame.f_back
+        return frame
+
+    def _is_inside(self, ident: int) -> bool:
+        if not self._inside:
+            return True
+        return self._frame_inside(sys._current_frames().get(ident)) is not None
 
     def strike(self) -> bool:
         """Raise MemoryError in the suspect's thread. Whether it was."""
         key, now = self.suspect, self._now()
-        ident = self.work().get(key)
-        if ident is None or now - self._struck.get(key, 0.0) < AGAIN:
+        ident = self._at_work().get(key)
+        if ident is None or now - self._struck.get(key, 0.0) < AGAIN or not self._is_inside(ident):
             return False
         self._struck[key] = now
-        if _raise_in(ident, MemoryError) and self.work().get(key) == ident:
+        if _raise_in(ident, MemoryError) and self._at_work().get(key) == ident:
             return True
         _raise_in(ident, None)  # the request has ended meanwhile: the next one is not to have it
         return False
@@ -76,9 +142,16 @@ class Interrupt:
         return self.looked > 0 and self._now() - self.looked > LEAST
 
     def forget(self) -> None:
-        """Memory is well again, or this is a new child."""
+        """Nothing is in flight any more, or this is a new child."""
         self._first, self._struck, self.suspect = {}, {}, None
-        self.looked = 0.0
+        self.looked = self.longest = 0.0
+        self.grown = 0
+
+
+def _has_greenlets() -> bool:
+    """Whether Python's threads are greenlets here, all of them in one thread of the system's."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def processor_seconds(thread: int | None) -> float | None:

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import log
 from ..memory.governor import OK
 from ..memory.growth import top
-from ..memory.reading import OwnRss, Usage, own_uss
+from ..memory.reading import OwnRss, Usage, own_uss, process_seconds
 from ..settings import Settings, format_size
 from . import deaths
 from .ledger import COUNTS, Ledger
 from .page import board, board_of
 from .recycle import (
     IN_VAIN_SO_FAR,
+    LATELY,
     PATIENCE,
     SLOW,
     SLOWLY,
     TOO_LARGE,
     Situation,
     fits,
+    lead,
     reason_to_wait,
 )
 from .scoreboard import GONE, READY, REPLACED, RETIRING, Board, Seen, Slot, claim, is_alive
@@ -36,14 +38,13 @@ from .servers import Server, find_server
 if TYPE_CHECKING:
     from ..memory.engine import Engine
 
-# Growth is measured over so many seconds.
+# Growth is measured over so many seconds, or over the time that a replacement is to come before.
 WINDOW = 0.3
-# Seconds to the next look, until enough was seen to tell what grows.
-LOOK_AGAIN = 0.03
 # What was counted is added to the site's so often (seconds), and at the end.
 TELL_EVERY = 1.0
-# A worker whose start could not be measured is taken to need so long (seconds).
-USUAL_START = 1.0
+# What a worker's start is taken to need (seconds), where it is not measured: forked of a loaded
+# master, and not.
+FORKED_START, USUAL_START = 0.1, 1.0
 
 
 class Reading(NamedTuple):
@@ -87,6 +88,8 @@ class Crew:
         self.server: Server | None = None
         self._started = False
         self._newborn = 0
+        self._started_in = USUAL_START
+        self._retired_at = 0.0
         self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
         self._readings: deque[Reading] = deque(maxlen=32)
         self._counted: dict[str, float] = {}
@@ -105,8 +108,11 @@ class Crew:
 
     # --- A worker's life
 
-    def start(self) -> None:
-        """Take a place on the board. Harmless when repeated."""
+    def start(self, *, fresh: bool = False) -> None:
+        """Take a place on the board. Harmless when repeated.
+
+        `fresh`: the process has done nothing else yet, so its age is what its start has taken.
+        """
         if self._started:
             return
         self._started = True
@@ -116,6 +122,8 @@ class Crew:
         page = board_of(self.server)
         self.slot = claim(page, self._rss(), now=self._now)
         self._newborn = own_uss()
+        forked = page.made_by != os.getpid()
+        self._started_in = process_seconds() if fresh else FORKED_START if forked else USUAL_START
         self._engine.ceiling.workers = self.count
         self._engine.monitor.follow("The black box", self.look)
         if not page.master:
@@ -184,9 +192,6 @@ class Crew:
         elif slot.state in (RETIRING, REPLACED):
             self._see_off(page)
         elif self._recycling and self._may_be_time(usage, level):
-            if not self._engine.interrupt.knows():
-                self._engine.interrupt.look()
-                return LOOK_AGAIN
             self._consider(page, usage, level, rss)
         return None
 
@@ -233,14 +238,12 @@ class Crew:
         critical = self._engine.monitor.thresholds[1]
         rates = self._lately(self._now())
         soon = usage.used + rates.used * SLOWLY >= critical or self._left(rates) <= SLOWLY
-        wanted = level != OK or soon or self._engine.ceiling.met_by_all()
+        wanted = level != OK or soon or self._engine.ceiling.hit_ago() < LATELY
         if not wanted:
             self._eased_at = self._now()
-            self._engine.interrupt.forget()
         return wanted
 
     def _consider(self, page: Board, usage: Usage, level: str, rss: int) -> None:
-        self._engine.interrupt.look()
         others = [seen for seen in page.workers() if seen.pid != os.getpid() and is_alive(seen.pid)]
         situation = self._situation(page, usage, level, rss, others)
         if situation.pressed:
@@ -270,6 +273,7 @@ class Crew:
         assert self.slot is not None
         now, own = self._now(), page.read(self.slot.index)
         rates = self._lately(now)
+        ceiling = self._engine.ceiling
         return Situation(
             level=level,
             used=usage.used,
@@ -281,21 +285,26 @@ class Crew:
             left=self._left(rates),
             lasted=now - self._ok_at,
             age=now - self.slot.born,
-            started_in=START_FORKED if page.made_by != os.getpid() else USUAL_START,
+            started_in=self._started_in,
+            lead=self._lead(),
             rss=rss,
             born_rss=self.slot.born_rss,
             idle=self.idle(),
             suspect=self._engine.interrupt.suspect is not None,
+            held=self._engine.interrupt.grown,
             others=[seen.rss - seen.born_rss for seen in others if seen.state == READY],
-            hit=self._engine.ceiling.met_by_one(),
-            full=self._engine.ceiling.met_by_all(),
+            hit=ceiling.met_by_one(),
+            hit_ago=ceiling.hit_ago(),
+            full=ceiling.met_by_all(),
+            holes=ceiling.holes,
             slow=any(now - flight.begun > SLOW for flight in own.flights) if own else False,
             in_vain=page.in_vain,
         )
 
     def _lately(self, now: float) -> Rates:
-        """What happened in WINDOW, a second."""
-        recent = [reading for reading in self._readings if now - reading.at <= WINDOW]
+        """What happened in WINDOW, or the lead where that is longer, a second."""
+        window = max(WINDOW, self._lead())
+        recent = [reading for reading in self._readings if now - reading.at <= window]
         if len(recent) < 2 or recent[-1].at - recent[0].at < WINDOW / 10:
             return Rates(0.0, 0.0, 0.0)
         first, last = recent[0], recent[-1]
@@ -306,9 +315,14 @@ class Crew:
             (last.requests - first.requests) / seconds,
         )
 
+    def _lead(self) -> float:
+        """Seconds before memory is short to ask for a replacement. Until one was measured, a worker
+        is taken to end as fast as it starts."""
+        return lead(board().release or min(self._started_in, USUAL_START))
+
     def _left(self, rates: Rates) -> float:
         """Seconds until this worker meets its own ceiling."""
-        left = self._engine.ceiling.left
+        left = self._engine.ceiling.room
         return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
 
     def _retire(self, page: Board, situation: Situation, others: list[Seen]) -> None:
@@ -334,6 +348,8 @@ class Crew:
             return
         if not any(seen.state != READY for seen in others):
             page.change(in_vain=page.in_vain + 1)
+        self._retired_at = self._now()
+        page.retires(self._retired_at)
         self.slot.enter(REPLACED if at_once else RETIRING)
         self._engine.monitor.acting = False
         page.ledger.add({"recycles": 1})
@@ -367,8 +383,11 @@ class Crew:
         return told + (f", and loaded {heavy}" if heavy else "")
 
     def _see_off(self, page: Board) -> None:
-        """While this worker ends: once another is ready in its place, the next may be replaced."""
+        """While this worker ends: the next may be replaced once another is ready in this one's
+        place, and this one is kept by a slow request. (Who ends gives up the turn anyway.)"""
         assert self.server is not None
+        if self._now() - self._retired_at < self._lead():
+            return
         ready = sum(seen.state == READY and is_alive(seen.pid) for seen in page.workers())
         if ready >= self.server.size:
             page.end_turn()
@@ -398,9 +417,6 @@ class Crew:
         if kills is not None:
             page.change(kills=kills)
 
-
-# A worker that is forked of a loaded master starts in so many seconds (measured: 15 to 40 ms).
-START_FORKED = 0.05
 
 _current: list[Crew] = []  # none or one
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 
 from ..memory.reading import Container
 from ..runtime_directory import Refused, private_directory, runtime_directory
 from . import deaths
-from .scoreboard import Board, is_alive
+from .scoreboard import GONE, REPLACED, RETIRING, Board, is_alive
 from .servers import Server
 
 _board: list[Board] = []  # none or one
@@ -83,6 +84,8 @@ def buried(pid: int, *, timed_out: bool) -> bool:
         timed_out=timed_out, killed=kills > page.kills, orderly=deaths.left_in_order(seen)
     )
     page.change(kills=kills)
+    if why is None and seen.state & ~GONE in (RETIRING, REPLACED):
+        page.released(time.monotonic())
     peak = _new_peak()
     if why is None:
         page.free(seen.place)

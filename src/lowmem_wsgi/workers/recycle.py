@@ -15,14 +15,17 @@ from ..settings import MB
 
 # What a new worker must save at least: this share of the limit. Else it is not worth the start.
 WORTH = 0.05
-# At warn (seconds): it must have lasted so long, in a worker so old. At critical starting workers
-# may take this share of the time.
-LASTED, OLD, START_SHARE = 10.0, 60.0, 1 / 2
-# At critical, a busy worker is given so long (seconds) to come to an idle moment ...
+# A worker whose ceiling was hit lately (seconds), not just now, and that holds this share of the
+# limit, refuses what a fresh one could do.
+LATELY, GIVEN_BACK, MUCH = 30.0, 1.0, 0.2
+# At warn (seconds): it must have lasted so long, in a worker so old. At critical a worker must be
+# as old as a start takes: so starting workers takes half of the time at most.
+LASTED, OLD = 10.0, 60.0
+# At critical, a busy worker is given so long (seconds) to come to an idle moment.
 PATIENCE = 2.0
-# ... and where memory grows so fast that it would be at critical in so long, it is critical: a
-# fresh worker takes as long to start, and the old one to end.
-LEAD = 0.25
+# Memory is short where it would be in so many times as long as an old worker takes, in this
+# container, to end and release what it holds; in so long (seconds) at least and at most.
+AHEAD, LEAST_LEAD, MOST_LEAD = 2.0, 0.25, 4.0
 # An old worker with a slow request in flight stays as long (seconds) as that, and with it what it
 # holds: then a fresh one is had when it holds half of the room there is.
 SLOW, SLOWLY = 0.1, 10.0
@@ -34,9 +37,9 @@ ROOM = 32 * MB
 IN_VAIN = 3
 
 
-def may_press(used: int, growth: float, critical: int) -> bool:
-    """Whether memory would be at critical before a fresh worker could take over."""
-    return used + growth * LEAD >= critical
+def lead(release: float) -> float:
+    """Seconds before memory is short to replace a worker, where one takes `release` to end."""
+    return min(max(AHEAD * release, LEAST_LEAD), MOST_LEAD)
 
 
 class Situation(NamedTuple):
@@ -57,7 +60,11 @@ class Situation(NamedTuple):
     born_rss: int
     idle: bool
     suspect: bool  # a request in flight is likely to hold what has grown
+    held: int = 0  # by which this worker has grown since that one began
+    lead: float = LEAST_LEAD  # seconds that a replacement is to come before memory is short
     hit: bool = False  # the ceiling was met just now, by a request or a few
+    hit_ago: float = float("inf")  # seconds since the ceiling was met
+    holes: int = 0  # mapped and given back: no room for what must be mapped anew
     full: bool = False  # ... by all that come
     slow: bool = False  # a request in flight takes its time
     others: Sequence[int] = ()  # what the other workers have grown by
@@ -72,11 +79,23 @@ class Situation(NamedTuple):
         """At critical (by the reading: the level lags behind), or there before a fresh worker
         could be."""
         return (
-            may_press(self.used, self.growth, self.critical)
+            self.used + self.growth * self.lead >= self.critical
             or self.full
-            or self.left <= LEAD
+            or self.stuck
+            or self.left <= self.lead
             or (self.slow and self._half_full)
         )
+
+    @property
+    def stuck(self) -> bool:
+        """Whether this worker refuses what a fresh one could do: its ceiling was hit while it holds
+        much."""
+        return GIVEN_BACK <= self.hit_ago < LATELY and self.saved >= self.limit * MUCH
+
+    @property
+    def saved(self) -> int:
+        """Bytes that a fresh worker would not take."""
+        return max(self.grown, self.holes if self.hit_ago < LATELY else 0)
 
     @property
     def _half_full(self) -> bool:
@@ -98,17 +117,17 @@ IN_VAIN_SO_FAR = "new workers come back to it"
 # The first that holds is the reason to wait.
 REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("memory is ok", lambda s: not s.pressed and (s.level == OK or s.used < s.warn)),
-    (TOO_LARGE, lambda s: s.grown < s.limit * WORTH),
+    (TOO_LARGE, lambda s: s.saved < s.limit * WORTH),
     (IN_VAIN_SO_FAR, lambda s: s.in_vain >= IN_VAIN),
-    ("another worker has grown more", lambda s: any(s.grown < other for other in s.others)),
+    ("another worker has grown more", lambda s: any(s.saved < other for other in s.others)),
     (
         "it is young",
-        lambda s: s.age < (s.started_in / START_SHARE if s.pressed else OLD),
+        lambda s: s.age < (s.started_in if s.pressed else OLD),
     ),
     ("it may pass", lambda s: not s.pressed and (s.lasted < LASTED or not s.idle)),
     (
         "a request in flight may hold the memory",
-        lambda s: s.suspect and s.lasted < PATIENCE,
+        lambda s: s.held >= s.grown / 2 or (s.suspect and s.lasted < PATIENCE),
     ),
     ("memory is being given back", lambda s: s.hit and s.lasted < PATIENCE),
     (

@@ -26,18 +26,20 @@ try:
 except ImportError:  # Windows: one process, nothing to keep apart
     fcntl = None  # type: ignore[assignment]
 
-MAGIC = b"lowmem 2"
+MAGIC = b"lowmem 3"
 # What a worker is doing: at work; finishing what it has; the same, and the master has started
 # another already. GONE is added to it as it ends in order. A slot that nobody has is all zeros.
 READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
 
-HEAD = struct.Struct("<8sIQQII")  # magic; the rest as named here, the last of them of the text:
+HEAD = struct.Struct("<8sIQQIIQQ")  # magic; the rest as named here, `length` is that of the text:
 FIELDS = {  # where, and what
     "master": (8, "<I"),
     "kills": (12, "<Q"),
     "deaths": (20, "<Q"),
     "in_vain": (28, "<I"),
     "length": (32, "<I"),
+    "retired": (36, "<Q"),  # when a worker was told to end, µs of the monotonic clock
+    "release": (44, "<Q"),  # what the last ones took to be gone after that, µs
 }
 TEXT = 1024 - HEAD.size  # the last death, as JSON
 SLOT = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
@@ -52,6 +54,9 @@ SLOTS_AT = 1024
 LEDGER_AT = SLOTS_AT + SLOTS * SLOT_SIZE
 SIZE = LEDGER_AT + ledger.SIZE  # 82 KB, of which a few pages are touched
 NOBODY, NO_PID = bytes(8), bytes(4)
+
+# A worker that takes longer to end (seconds) is kept by a slow request.
+LONGEST_RELEASE = 2.0
 
 # Readings closer together (seconds) than this share a point: the points span some seconds.
 APART = 0.25
@@ -185,6 +190,21 @@ class Board:
     def in_vain(self) -> int:
         """How many workers in a row were replaced and memory was not ok after it."""
         return self._get("in_vain")
+
+    @property
+    def release(self) -> float:
+        """Seconds that a worker takes to end when it is replaced; 0 where none has been."""
+        return self._get("release") / 1e6
+
+    def retires(self, now: float) -> None:
+        """A worker is told to end, at `now` (monotonic seconds)."""
+        self.change(retired=int(now * 1e6))
+
+    def released(self, now: float) -> None:
+        """The worker that was told to end is gone. Half of what was measured before is kept, where
+        that was more."""
+        seconds = min(max(0.0, now - self._get("retired") / 1e6), LONGEST_RELEASE)
+        self.change(release=int(max(seconds, (seconds + self.release) / 2) * 1e6))
 
     @property
     def last_death(self) -> dict[str, Any] | None:

@@ -1,0 +1,157 @@
+"""The thread that watches requests which take their time, and stops the one that eats the memory.
+
+A loop of small objects fills 1 MB a millisecond, from one moment to the next. The watchdog is woken
+by a request that comes while it sleeps, and stays awake while any is in flight. It looks the more
+often the less is left: at 4 GB/s, as fast as memory can be filled, half a look away.
+
+It is a thread of the system's own, also under gevent, where a thread of Python's would wait for the
+very loop that it is to interrupt. So it logs nothing and waits for no lock of Python's.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..settings import MB
+from .ceiling import Ceiling
+from .interrupt import GROWN, Interrupt
+from .native import original
+
+# A request that is over sooner (seconds) is never looked at.
+FIRST = 0.02
+# Bytes left, divided by so many a second, are the seconds to the next look; at least and at most.
+FILLED_AT, OFTEN, SELDOM = 4096 * MB, 0.005, 0.1
+# With so much left (bytes), or this share of the limit where that is less, the suspect is
+# interrupted: about 50 ms before the wall.
+AT, AT_SHARE = 48 * MB, 1 / 10
+# With so much left (bytes) the interpreter hands its lock over within PROMPTLY (seconds; usually
+# 0.005): each system call of the watchdog lets go of it, and then waits for it as long as this.
+NEAR, PROMPTLY = 128 * MB, 0.0005
+
+
+def next_look(left: int | None) -> float:
+    """Seconds to the next look, with so much left (bytes)."""
+    return SELDOM if left is None else min(max(left / FILLED_AT, OFTEN), SELDOM)
+
+
+def is_time(left: int, limit: int) -> bool:
+    """Whether to interrupt, with so much left of a ceiling at `limit` (bytes)."""
+    return left <= min(AT, limit * AT_SHARE)
+
+
+class Watchdog:
+    """`start` it while there is room for a thread; `wake` it with each request."""
+
+    def __init__(self, ceiling: Ceiling, interrupt: Interrupt) -> None:
+        self._ceiling = ceiling
+        self._interrupt = interrupt
+        self._usual: float | None = None  # the interpreter's switch interval, while ours is set
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a new child: there is no thread here, and nobody to put back what it has set."""
+        self._relax()
+        self.asleep = False  # and to be woken
+        self._post: Any = None  # the thread's lock; another, or none, once it is stopped
+
+    def start(self) -> None:
+        """Where there is a ceiling to watch. Raises RuntimeError where no thread can be had."""
+        if self._post is not None or not self._ceiling.possible():
+            return
+        self._interrupt.begin()
+        self._post = post = original("_thread", "allocate_lock")()
+        post.acquire()
+        try:
+            original("_thread", "start_new_thread")(self._run, (post,))
+        except BaseException:
+            self._post = None
+            raise
+
+    def stop(self) -> None:
+        """End the thread."""
+        post, self._post = self._post, None
+        self.asleep = False
+        if post is not None:
+            _release(post)
+
+    def wake(self) -> None:
+        """A request begins. Call it where the watchdog is `asleep`; harmless elsewhere."""
+        self.asleep = False
+        post = self._post
+        if post is not None:
+            _release(post)
+
+    def look(self) -> float | None:
+        """Keep the ceiling, and interrupt who gets too near to it. Seconds to the next look; None
+        where nothing is in flight."""
+        try:
+            return self._look()
+        except MemoryError:  # the request that has it all is about to get the same
+            self._ceiling.open_reserve()
+            return OFTEN
+
+    def _look(self) -> float | None:
+        ceiling, interrupt = self._ceiling, self._interrupt
+        ceiling.keep()
+        if not interrupt.look(ceiling.anonymous) and not interrupt.work():
+            return None
+        left, limit = ceiling.left, ceiling.limit
+        import os,time as _t
+        if os.environ.get("DBG") and left is not None and left < NEAR: os.write(2, b"DBG %d %.3f left %.1f room %.1f anon %.1f holes %.1f susp %s grown %.1f longest %.3f work %d open %s\n" % (os.getpid(), _t.monotonic(), left/MB, ceiling.room/MB, ceiling.anonymous/MB, ceiling.holes/MB, str(interrupt.suspect).encode(), interrupt.grown/MB, interrupt.longest, len(interrupt.work()), str(ceiling._open_until).encode()))
+        if left is None or limit is None:
+            return SELDOM
+        if left <= NEAR:
+            self._hurry()
+        else:
+            self._relax()
+        if is_time(left, limit) and interrupt.grown >= max(MB, min(GROWN, left)):
+            ceiling.open_reserve()
+            interrupt.strike()
+        return next_look(left)
+
+    def _run(self, post: Any) -> None:
+        try:
+            while post is self._post:
+                self._watch(post)
+                self._relax()
+                self._interrupt.forget()
+                self.asleep = True
+                if self._interrupt.work():  # it came before it could see that
+                    self.asleep = False
+                else:
+                    post.acquire()
+        except BaseException:  # whatever it was, `start` starts another
+            pass
+        finally:
+            if post is self._post:
+                self._post = None
+            self._relax()
+
+    def _watch(self, post: Any) -> None:
+        """While there are requests in flight, and it is not stopped."""
+        pause: float | None = min(FIRST, next_look(self._ceiling.left))
+        while pause is not None:
+            post.acquire(True, pause)
+            if post is not self._post:
+                return
+            pause = self.look() if self._interrupt.work() else None
+
+    def _hurry(self) -> None:
+        if self._usual is None:
+            self._usual = sys.getswitchinterval()
+            sys.setswitchinterval(min(self._usual, PROMPTLY))
+
+    def _relax(self) -> None:
+        usual, self._usual = self._usual, None
+        if usual is not None:
+            sys.setswitchinterval(usual)
+
+
+def _release(post: Any) -> None:
+    try:
+        post.release()
+    except RuntimeError:  # another has just done so
+        pass
