@@ -35,8 +35,8 @@ from .reading import Kept, Usage, read_text
 # What stays free under the container's limit: for the kernel's own (page tables, sockets), for
 # other processes' growth between two looks, for pages shared with the master that get copied.
 RESERVE_SHARE = 1 / 12
-# Of that, so much may be had by who handles a MemoryError: the second step of the limit.
-STEP_SHARE = 1 / 24
+# What stays free under the second step of the limit, for whoever handles a MemoryError.
+LAST_SHARE = 1 / 24
 # The reserve stays open for so long (seconds) after it was asked for.
 OPEN = 1.0
 # However many holes there are, so much (bytes) of the room may be mapped anew between two looks.
@@ -47,6 +47,8 @@ START = 12 * MB
 # Loading a heavy package takes so much (bytes) of anonymous memory: pandas 40 MB, matplotlib 40,
 # scipy.stats 56 (x86-64, CPython 3.11). Where there is less, loading is refused before it begins.
 PACKAGE = 56 * MB
+# Seconds for which a hit is remembered.
+LATELY = 30.0
 # Met so often in so long (seconds), it is not by single requests.
 MANY, JUST_NOW = 10, 1.0
 # A change smaller than this (bytes) is left for later.
@@ -57,9 +59,10 @@ USUAL_STACK = 8 * MB
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
-def room_for(usage: Usage, workers: int) -> int:
-    """Bytes that each of `workers` processes alike may use more before the reserve is touched."""
-    return max(0, int(usage.limit * (1 - RESERVE_SHARE)) - usage.used) // max(1, workers)
+def room_for(usage: Usage, workers: int, reserve: float = RESERVE_SHARE) -> int:
+    """Bytes that each of `workers` processes alike may use more before the reserve (a share of the
+    limit) is touched."""
+    return max(0, int(usage.limit * (1 - reserve)) - usage.used) // max(1, workers)
 
 
 def new_mappings(room: int, holes: int) -> int:
@@ -101,7 +104,7 @@ class Ceiling:
         self.room: int | None = None  # of that container, this process's share
         self.anonymous = 0  # in use, at the last look
         self.holes = 0  # mapped, given back and not in use, at the last look
-        self.last_hit = float("-inf")
+        self._first_hit = self._last_hit = float("-inf")
         self._in_force: int | None = None
         self._least: int | None = None
         self._stacks = 0
@@ -156,7 +159,8 @@ class Ceiling:
         given = self._given()
         limit = min(limit, *given)
         self.left = min(room, limit - data)
-        self._raised = (min(limit + int(usage.limit * STEP_SHARE), *given), self._hard())
+        last = data + new_mappings(room_for(usage, 1, LAST_SHARE), self.holes)
+        self._raised = (min(max(limit, last), *given), self._hard())
         if self._loading:
             self._put(limit, min(given))
         elif self._now() < self._open_until:
@@ -220,12 +224,16 @@ class Ceiling:
 
     def hit(self) -> None:
         """A request has met it."""
-        self.last_hit = self._now()
-        self._hits.append(self.last_hit)
+        now = self._now()
+        if now - self._last_hit > LATELY:
+            self._first_hit = now
+        self._last_hit = now
+        self._hits.append(now)
 
-    def hit_ago(self) -> float:
-        """Seconds since a request has met it."""
-        return self._now() - self.last_hit
+    def hit_since(self) -> float | None:
+        """Seconds since requests began to meet it; None where none has lately."""
+        now = self._now()
+        return now - self._first_hit if now - self._last_hit <= LATELY else None
 
     def met_by_one(self) -> bool:
         """Whether it was met just now, by a request or a few that asked for too much and give it

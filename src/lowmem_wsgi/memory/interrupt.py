@@ -12,6 +12,7 @@ while the process grew: what waits for a client or a database does not grow.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -25,11 +26,13 @@ from .native import original
 # A request is suspected that was seen for so long (seconds), and had this share of the processor
 # time that the process had since: more than one that waits, where some threads share the
 # interpreter. (A share of the clock's time says nothing where a container has a tenth of a CPU.)
-LEAST, SHARE = 0.02, 0.15
+LEAST, SHARE = 0.005, 0.15
 # The process has grown by so much (bytes) since the suspect was seen first.
 GROWN = 8 * MB
 # The same request is interrupted again after so many seconds: it may have caught the first.
 AGAIN = 0.1
+# The file of the code that imports (importlib/_bootstrap.py is frozen into the interpreter).
+_IMPORTLIB = "<frozen importlib._bootstrap>"
 
 
 class Sight(NamedTuple):
@@ -85,7 +88,9 @@ class Interrupt:
         now, natives = self._now(), self._native_ids()
         first: dict[object, Sight] = {}
         of_all = self._spent_by_all()
-        most, self.suspect, self.grown = 0.0, None, 0
+        most = 0.0
+        suspect: object = None
+        grown = 0
         for key, ident in threads.items():
             spent = self._spent(natives.get(ident))
             if spent is None:
@@ -94,7 +99,8 @@ class Interrupt:
             used = spent - sight.spent
             enough = used > most and used >= SHARE * (of_all - sight.of_all)
             if enough and now - sight.at >= LEAST:
-                most, self.suspect, self.grown = used, key, size - sight.size
+                most, suspect, grown = used, key, size - sight.size
+        self.suspect, self.grown = suspect, grown
         self._first, self.looked = first, self.looked or now
         self.longest = now - min((sight.at for sight in first.values()), default=now)
         self._struck = {key: at for key, at in self._struck.items() if key in threads}
@@ -113,23 +119,38 @@ class Interrupt:
         """The kernel's number for each thread, by ident."""
         if _has_greenlets():
             return dict([self._serving])
-        return {thread.ident: thread.native_id for thread in threading.enumerate()}
+        found = {thread.ident: thread.native_id for thread in threading.enumerate()}
+        # After a fork Python may still have the parent's number (before 3.12).
+        found[threading.main_thread().ident] = os.getpid()
+        return found
 
     def _frame_inside(self, frame: FrameType | None) -> FrameType | None:
         while frame is not None and frame.f_code not in self._inside:
             frame = frame.f_back
         return frame
 
-    def _is_inside(self, ident: int) -> bool:
-        if not self._inside:
-            return True
-        return self._frame_inside(sys._current_frames().get(ident)) is not None
+    def _may_raise_in(self, ident: int, spare_imports: bool) -> bool:
+        """Whether the thread is inside an app; and imports nothing, with `spare_imports`."""
+        frame = sys._current_frames().get(ident)
+        if self._inside and self._frame_inside(frame) is None:
+            return False
+        while spare_imports and frame is not None:
+            if frame.f_code.co_filename == _IMPORTLIB:
+                return False
+            frame = frame.f_back
+        return True
 
-    def strike(self) -> bool:
-        """Raise MemoryError in the suspect's thread. Whether it was."""
+    def strike(self, *, spare_imports: bool = False) -> bool:
+        """Raise MemoryError in the suspect's thread. Whether it was.
+
+        `spare_imports`: not while the thread imports. A package that is half imported often cannot
+        be imported again.
+        """
         key, now = self.suspect, self._now()
         ident = self._at_work().get(key)
-        if ident is None or now - self._struck.get(key, 0.0) < AGAIN or not self._is_inside(ident):
+        if ident is None or now - self._struck.get(key, 0.0) < AGAIN:
+            return False
+        if not self._may_raise_in(ident, spare_imports):
             return False
         self._struck[key] = now
         if _raise_in(ident, MemoryError) and self._at_work().get(key) == ident:

@@ -2,7 +2,7 @@
 
 A loop of small objects fills 1 MB a millisecond, from one moment to the next. The watchdog is woken
 by a request that comes while it sleeps, and stays awake while any is in flight. It looks the more
-often the less is left: at 4 GB/s, as fast as memory can be filled, half a look away.
+often the less is left: memory is filled at 4 GB/s at most, so that half of it is left at each look.
 
 It is a thread of the system's own, also under gevent, where a thread of Python's would wait for the
 very loop that it is to interrupt. So it logs nothing and waits for no lock of Python's.
@@ -20,13 +20,15 @@ from .ceiling import Ceiling
 from .interrupt import GROWN, Interrupt
 from .native import original
 
-# A request that is over sooner (seconds) is never looked at.
+# A request that is over sooner (seconds) is never looked at, unless memory is nearly full.
 FIRST = 0.02
 # Bytes left, divided by so many a second, are the seconds to the next look; at least and at most.
-FILLED_AT, OFTEN, SELDOM = 4096 * MB, 0.005, 0.1
+FILLED_AT, OFTEN, SELDOM = 8192 * MB, 0.005, 0.1
 # With so much left (bytes), or this share of the limit where that is less, the suspect is
 # interrupted: about 50 ms before the wall.
 AT, AT_SHARE = 48 * MB, 1 / 10
+# A thread that imports is interrupted only with so much left in the container itself (bytes).
+LAST = 8 * MB
 # With so much left (bytes) the interpreter hands its lock over within PROMPTLY (seconds; usually
 # 0.005): each system call of the watchdog lets go of it, and then waits for it as long as this.
 NEAR, PROMPTLY = 128 * MB, 0.0005
@@ -99,8 +101,6 @@ class Watchdog:
         if not interrupt.look(ceiling.anonymous) and not interrupt.work():
             return None
         left, limit = ceiling.left, ceiling.limit
-        import os,time as _t
-        if os.environ.get("DBG") and left is not None and left < NEAR: os.write(2, b"DBG %d %.3f left %.1f room %.1f anon %.1f holes %.1f susp %s grown %.1f longest %.3f work %d open %s\n" % (os.getpid(), _t.monotonic(), left/MB, ceiling.room/MB, ceiling.anonymous/MB, ceiling.holes/MB, str(interrupt.suspect).encode(), interrupt.grown/MB, interrupt.longest, len(interrupt.work()), str(ceiling._open_until).encode()))
         if left is None or limit is None:
             return SELDOM
         if left <= NEAR:
@@ -109,7 +109,9 @@ class Watchdog:
             self._relax()
         if is_time(left, limit) and interrupt.grown >= max(MB, min(GROWN, left)):
             ceiling.open_reserve()
-            interrupt.strike()
+            usage = ceiling.usage
+            full = usage is not None and usage.limit - usage.used <= LAST
+            interrupt.strike(spare_imports=not full)
         return next_look(left)
 
     def _run(self, post: Any) -> None:
@@ -132,7 +134,8 @@ class Watchdog:
 
     def _watch(self, post: Any) -> None:
         """While there are requests in flight, and it is not stopped."""
-        pause: float | None = min(FIRST, next_look(self._ceiling.left))
+        left = self._ceiling.left
+        pause: float | None = 0.0 if left is not None and left <= NEAR else FIRST
         while pause is not None:
             post.acquire(True, pause)
             if post is not self._post:

@@ -22,7 +22,6 @@ from .ledger import COUNTS, Ledger
 from .page import board, board_of
 from .recycle import (
     IN_VAIN_SO_FAR,
-    LATELY,
     PATIENCE,
     SLOW,
     SLOWLY,
@@ -238,7 +237,7 @@ class Crew:
         critical = self._engine.monitor.thresholds[1]
         rates = self._lately(self._now())
         soon = usage.used + rates.used * SLOWLY >= critical or self._left(rates) <= SLOWLY
-        wanted = level != OK or soon or self._engine.ceiling.hit_ago() < LATELY
+        wanted = level != OK or soon or self._engine.ceiling.hit_since() is not None
         if not wanted:
             self._eased_at = self._now()
         return wanted
@@ -294,7 +293,7 @@ class Crew:
             held=self._engine.interrupt.grown,
             others=[seen.rss - seen.born_rss for seen in others if seen.state == READY],
             hit=ceiling.met_by_one(),
-            hit_ago=ceiling.hit_ago(),
+            hit_since=ceiling.hit_since(),
             full=ceiling.met_by_all(),
             holes=ceiling.holes,
             slow=any(now - flight.begun > SLOW for flight in own.flights) if own else False,

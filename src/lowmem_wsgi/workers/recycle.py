@@ -15,9 +15,9 @@ from ..settings import MB
 
 # What a new worker must save at least: this share of the limit. Else it is not worth the start.
 WORTH = 0.05
-# A worker whose ceiling was hit lately (seconds), not just now, and that holds this share of the
-# limit, refuses what a fresh one could do.
-LATELY, GIVEN_BACK, MUCH = 30.0, 1.0, 0.2
+# A worker whose ceiling was hit lately, so long (seconds) ago that what was freed is given back, and
+# that holds this share of the limit, refuses what a fresh one could do.
+GIVEN_BACK, MUCH = 1.0, 0.2
 # At warn (seconds): it must have lasted so long, in a worker so old. At critical a worker must be
 # as old as a start takes: so starting workers takes half of the time at most.
 LASTED, OLD = 10.0, 60.0
@@ -63,7 +63,7 @@ class Situation(NamedTuple):
     held: int = 0  # by which this worker has grown since that one began
     lead: float = LEAST_LEAD  # seconds that a replacement is to come before memory is short
     hit: bool = False  # the ceiling was met just now, by a request or a few
-    hit_ago: float = float("inf")  # seconds since the ceiling was met
+    hit_since: float | None = None  # seconds since the ceiling was met first, if it was lately
     holes: int = 0  # mapped and given back: no room for what must be mapped anew
     full: bool = False  # ... by all that come
     slow: bool = False  # a request in flight takes its time
@@ -90,12 +90,13 @@ class Situation(NamedTuple):
     def stuck(self) -> bool:
         """Whether this worker refuses what a fresh one could do: its ceiling was hit while it holds
         much."""
-        return GIVEN_BACK <= self.hit_ago < LATELY and self.saved >= self.limit * MUCH
+        hit = self.hit_since is not None and self.hit_since >= GIVEN_BACK
+        return hit and self.saved >= self.limit * MUCH
 
     @property
     def saved(self) -> int:
         """Bytes that a fresh worker would not take."""
-        return max(self.grown, self.holes if self.hit_ago < LATELY else 0)
+        return max(self.grown, 0 if self.hit_since is None else self.holes)
 
     @property
     def _half_full(self) -> bool:
