@@ -263,7 +263,7 @@ class Slot:
         self._map = board.map
         self._at = SLOTS_AT + index * SLOT_SIZE
         self._now = now
-        self._free = list(range(REQUESTS))
+        self._free = set(range(REQUESTS))
         self._frozen = False
         self._point, self._pointed = 0, 0.0
         self.index = index
@@ -279,7 +279,7 @@ class Slot:
         self.requests += 1
         try:
             place = self._free.pop()
-        except IndexError:
+        except KeyError:
             return -1
         REQUEST.pack_into(
             self._map,
@@ -291,10 +291,11 @@ class Slot:
         return place
 
     def ended(self, place: int) -> None:
+        """The request that has this place is over. Harmless when repeated."""
         if place >= 0 and not self._frozen:
             at = self._at + REQUESTS_AT + place * REQUEST.size
             self._map[at : at + 8] = NOBODY
-            self._free.append(place)
+            self._free.add(place)
 
     def freeze(self) -> None:
         """What is in flight now stays noted, whatever becomes of it."""
