@@ -72,7 +72,6 @@ class Exchange:
         self._server_start = start_response
         self._amend = amend
         self._rescue = rescue
-        self._finish: Finish | None = finish
         self._started = started
         self.status: str | None = None  # the last that the app has given
         self.sent = False  # the server has status and headers
@@ -85,6 +84,7 @@ class Exchange:
         # before it, and its route.
         self.request, self.place, self.order = 0, -1, 0
         self.route: str | None = None
+        self._finish: Finish | None = finish  # last: an exchange that has this is complete
 
     def run(self, choose: Callable[[Exchange], WSGIApplication]) -> Iterable[bytes]:
         """The response of the app that `choose` names, to be returned to the server."""
@@ -208,8 +208,9 @@ class Exchange:
     def __del__(self) -> None:
         # Test clients often forget close(), and a MemoryError may come before it: neither must
         # leave the request in flight for ever.
-        if self._finish is not None:
-            self._finish(self, False)
+        finish = getattr(self, "_finish", None)  # None, too, where __init__ was interrupted
+        if finish is not None:
+            finish(self, False)
 
     # --- In between
 
@@ -286,6 +287,10 @@ class Stream:
     def _begin(self) -> bytes:
         exchange = self._exchange
         try:
+            return exchange.first(self)
+        except MemoryError:  # it may have come between two attempts to answer otherwise
+            if exchange.sent:
+                raise
             return exchange.first(self)
         finally:
             self._begun = exchange.sent

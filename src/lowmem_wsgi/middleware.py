@@ -109,7 +109,8 @@ class LowMemory:
         try:
             if not self._monitor.running and not self._closed:
                 self._start()
-            answer = self._admin.get(environ.get("PATH_INFO", ""))
+            environ[PATH] = path = environ.get("PATH_INFO", "")
+            answer = self._admin.get(path)
             if answer is not None:
                 exchange = Exchange(environ, start_response, *self._admin_steps)
                 return exchange.run(answer)
@@ -207,7 +208,7 @@ class LowMemory:
         protects, so the request is refused."""
         environ = exchange.environ
         try:
-            environ[PATH] = path = environ.get("PATH_INFO", "")
+            path = environ[PATH]
             exchange.request = number = self._numbers()
             # 413 and 400 first: where the request can never succeed, whatever else there is to say.
             refusal = self.uploads.refusal(environ)

@@ -277,6 +277,8 @@ class Slot:
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`. -1 where there is no room."""
         self.requests += 1
+        # Made first: a place that is taken is not lost where there is no memory for these.
+        now, what = self._now(), f"{method} {path}".encode("latin-1", "replace")
         try:
             place = self._free.pop()
         except KeyError:
@@ -284,9 +286,9 @@ class Slot:
         REQUEST.pack_into(
             self._map,
             self._at + REQUESTS_AT + place * REQUEST.size,
-            self._now(),
+            now,
             self.rss,
-            f"{method} {path}".encode("latin-1", "replace"),  # the bytes that came
+            what,  # the bytes that came
         )
         return place
 
