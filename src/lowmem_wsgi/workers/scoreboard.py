@@ -263,7 +263,7 @@ class Slot:
         self._map = board.map
         self._at = SLOTS_AT + index * SLOT_SIZE
         self._now = now
-        self._free = set(range(REQUESTS))
+        self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
         self._frozen = False
         self._point, self._pointed = 0, 0.0
         self.index = index
@@ -280,7 +280,7 @@ class Slot:
         # Made first: a place that is taken is not lost where there is no memory for these.
         now, what = self._now(), f"{method} {path}".encode("latin-1", "replace")
         try:
-            place = self._free.pop()
+            place = self._free.popitem()[0]
         except KeyError:
             return -1
         REQUEST.pack_into(
@@ -297,7 +297,7 @@ class Slot:
         if place >= 0 and not self._frozen:
             at = self._at + REQUESTS_AT + place * REQUEST.size
             self._map[at : at + 8] = NOBODY
-            self._free.add(place)
+            self._free[place] = None
 
     def freeze(self) -> None:
         """What is in flight now stays noted, whatever becomes of it."""
