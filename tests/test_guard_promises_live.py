@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import chromium
 from live import APPS, Server, clean_environ, serve, stop, wait_for
 
 PYWSGI = """
@@ -124,3 +126,41 @@ def test_a_drained_upload_takes_no_place_under_gunicorn(tmp_path: Path) -> None:
         assert until_answered(idle).startswith(b"HTTP/1.1 413 ")
         for _ in range(5):
             assert server.get("/").status == 200
+
+
+FOREIGN = """
+<img src="{0}" alt="">
+<form method="post" action="{0}"></form>
+<script>addEventListener("load", () => document.forms[0].submit())</script>
+"""
+
+
+def test_over_plain_http_the_pages_button_acts_and_another_sites_page_does_not(
+    tmp_path: Path,
+) -> None:
+    """A browser sends no Sec-Fetch-Site to a site on plain HTTP that is not localhost."""
+    with (
+        serve("plain:app", tmp_path=tmp_path, LOWMEM_ADMIN_TOKEN="t0ken") as server,
+        chromium("--host-resolver-rules=MAP *.example 127.0.0.1") as browser,
+    ):
+        context = browser.new_context(http_credentials={"username": "x", "password": "t0ken"})
+        page = context.new_page()
+        page.goto(f"http://shop.example:{server.port}/api/memory-status")
+        with page.expect_response("**/api/force-cleanup") as own:
+            page.click("#free")
+        assert own.value.status == 200
+        assert "sec-fetch-site" not in own.value.request.all_headers()
+
+        url = f"http://shop.example:{server.port}/api/force-cleanup"
+        page = context.new_page()
+        page.route(
+            "http://evil.example/",
+            lambda route: route.fulfill(content_type="text/html", body=FOREIGN.format(url)),
+        )
+        with page.expect_response(lambda answer: answer.request.method == "POST") as foreign:
+            page.goto("http://evil.example/")
+        assert foreign.value.status == 403
+        context.close()
+        reply = server.get("/api/memory-status", Authorization="Bearer t0ken")
+        assert reply.status == 200
+        assert json.loads(reply.body)["cleanups"]["count"] == 1

@@ -254,7 +254,8 @@ class LowMemory:
         """Read what the framework tells while it answers, and not afterwards."""
         try:
             exchange.route = told(exchange.environ)
-            self._static.begun(exchange.environ)
+            if "werkzeug.request" in exchange.environ:
+                self._static.begun(exchange.environ)
         except MemoryError:
             raise
         except Exception:
@@ -288,10 +289,8 @@ class LowMemory:
             raise
         except Exception:
             log.failure("Ending a request")
-        if closed:
-            self._clean_up(exchange)
-
-    def _clean_up(self, exchange: Exchange) -> None:
+        if not closed:
+            return
         try:
             order, exchange.order = exchange.order, 0
             if not self._closed:

@@ -33,8 +33,9 @@ class StaticFiles:
         self._max_age = int(max_age)
 
     def begun(self, environ: WSGIEnvironment) -> None:
-        """Note who answers. Call while the app answers: Flask leaves no trace afterwards."""
-        if environ[PATH].startswith(self.prefix) and "werkzeug.request" in environ:
+        """Note which view of a werkzeug app answers. Call while the app answers: Flask leaves no
+        trace afterwards."""
+        if environ[PATH].startswith(self.prefix):
             endpoint = getattr(environ["werkzeug.request"], "endpoint", None)
             # A blueprint's is "name.static".
             if isinstance(endpoint, str) and f".{endpoint}".endswith(".static"):
