@@ -124,6 +124,15 @@ def test_a_nested_cap_counts_what_was_read_before_it() -> None:
     assert call(wrapped, post("/", b"x" * 1024, chunked=True)).body == b"x" * 424
 
 
+def test_a_request_that_was_refused_may_be_tried_again_with_the_same_environ() -> None:
+    wrapped = LowMemory(plain, max_in_flight=1)
+    environ = make_environ()
+    inside: Any = wrapped(make_environ(), lambda *_: None)
+    assert retried(call(wrapped, environ)) == (503, "2")
+    inside.close()
+    assert call(wrapped, environ).code == 200
+
+
 class Idle:
     """A client that has stopped sending: reading from it would wait for ever."""
 

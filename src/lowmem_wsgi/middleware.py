@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     Headers = list[tuple[str, str]]
 
-# In the environ, for apps: the level as the request begins, and the limits.
+# In the environ, for apps: the level as the request begins, and the limits. Where limits are there
+# already, another LowMemory serves the request.
 LEVEL = "lowmem.level"
 LIMITS = "lowmem.limits"
 FOR_APPS = ["session_lifetime", "home_rows", "max_rows", "batch_size", "cache_timeout", "pool_size"]
@@ -103,7 +104,7 @@ class LowMemory:
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if PATH in environ:
+        if LIMITS in environ:
             return self._nested(environ, start_response)
         exchange = None
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # In the environ: PATH_INFO as the client asked for it, taken before any dispatcher inside the app
-# shifts a part of it to SCRIPT_NAME. Its presence says that a LowMemory serves this request.
+# shifts a part of it to SCRIPT_NAME.
 PATH = "lowmem.path"
 # In the environ: the pattern of the request's route, by who knows it.
 ROUTE = "lowmem.route"
