@@ -72,7 +72,7 @@ The rows from `memory_limit` to `purge_modules` are explained in [memory.md](mem
 [source-document.md](source-document.md#lowmem_presetultra-the-letter) says what that costs.
 
 The rows "for apps" change nothing by themselves. Apps read them, and `level`, `max_upload` and
-`session_lifetime`, from `environ["lowmem"]`: see
+`session_lifetime`, from `environ["lowmem.limits"]`: see
 [how-it-works.md](how-it-works.md#limits-for-the-app).
 
 ## Gunicorn's variables

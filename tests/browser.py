@@ -20,9 +20,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Any]:
-    """Playwright's Browser. Where there is none the test is skipped with the reason, but not in
-    CI: there it fails."""
+def chromium(*arguments: str) -> Iterator[Any]:
+    """Playwright's Browser, started with these arguments besides ours. Where there is none the test
+    is skipped with the reason, but not in CI: there it fails."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -31,7 +31,7 @@ def chromium() -> Iterator[Any]:
     if path is None:
         _without("there is no chromium")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        running = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
         try:
             yield running
         finally:

@@ -515,7 +515,7 @@ def test_what_breaks_in_a_tick_is_logged_once_and_the_thread_goes_on(
 
 def ok(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     start_response("200 OK", [])
-    return [str(environ["lowmem"]["level"]).encode()]
+    return [environ["lowmem.level"].encode()]
 
 
 def monitors() -> int:
@@ -568,7 +568,6 @@ def test_the_level_reaches_apps() -> None:
     monitor.running = True  # and so not begun by the request: its readings would change the level
     assert call(wrapped, make_environ()).body == b"ok"
     monitor._governor.level = WARN
-    monitor._tell_apps()
     assert call(wrapped, make_environ()).body == b"warn"
 
 
@@ -599,6 +598,7 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     running = wrapped.engine
     locks = [running.collector._running, running.ladder._lock, running.monitor._lock]
     locks += [pressure._lock, engine._lock, wrapped._lock, wrapped.overload._lock]
+    locks += [wrapped.uploads._lock, wrapped.sessions._lock]
     locks += [log.limited._lock, log.once._lock]
     held, go_on = threading.Event(), threading.Event()
 

@@ -233,9 +233,19 @@ class Endless:
         return b"x" * size
 
 
+class Socket:
+    """The server's: it bounds the time."""
+
+    def shutdown(self, how: int) -> None:
+        raise AssertionError("in time")
+
+
+BOUNDED = {"gunicorn.socket": Socket()}
+
+
 def test_what_the_client_still_sends_is_drained_but_not_for_ever() -> None:
     client = Endless()
-    environ = post("/", b"", chunked=True)
+    environ = post("/", b"", chunked=True, **BOUNDED)
     environ["wsgi.input"] = client
     drain(environ)
     assert 0 < client.sent <= DRAIN_BYTES
@@ -243,7 +253,7 @@ def test_what_the_client_still_sends_is_drained_but_not_for_ever() -> None:
 
 def test_draining_ends_after_its_seconds() -> None:
     client = Endless()
-    environ = post("/", b"", chunked=True)
+    environ = post("/", b"", chunked=True, **BOUNDED)
     environ["wsgi.input"] = client
     times = iter(range(100))
     drain(environ, clock=lambda: float(next(times)))
@@ -252,15 +262,15 @@ def test_draining_ends_after_its_seconds() -> None:
 
 def test_draining_stops_after_the_declared_length() -> None:
     client = Endless()
-    environ = make_environ(**{"CONTENT_LENGTH": "1000", "wsgi.input": client})
+    environ = make_environ(**{"CONTENT_LENGTH": "1000", "wsgi.input": client, **BOUNDED})
     drain(environ)
     assert client.sent == 1000
 
 
 def test_a_stream_without_an_end_is_not_drained() -> None:
     client = Endless()
-    drain(make_environ(**{"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": client}))
-    drain(make_environ(**{"CONTENT_LENGTH": "nonsense", "wsgi.input": client}))
+    for framing in ({"HTTP_TRANSFER_ENCODING": "chunked"}, {"CONTENT_LENGTH": "nonsense"}):
+        drain(make_environ(**{**framing, "wsgi.input": client, **BOUNDED}))
     assert client.sent == 0
 
 
@@ -389,12 +399,9 @@ def test_one_request_too_many_is_503_with_retry_after_and_health_never() -> None
     ("given", "sent"),
     [
         ("", "max-age=30"),
-        ("no-cache", "max-age=30"),
         ("public, max-age=31536000, immutable", "public, immutable, max-age=30"),
         ("max-age=10", "max-age=10"),
         ("max-age=0, must-revalidate", "must-revalidate, max-age=0"),
-        ("no-store", "no-store"),
-        ("private, s-maxage=600", "private, max-age=30, s-maxage=30"),
         ("max-age=nonsense", "max-age=0"),
         ('Max-Age="600"', "max-age=30"),
     ],
@@ -406,13 +413,13 @@ def test_the_age_of_static_files_is_capped(given: str, sent: str) -> None:
 def test_only_files_under_the_prefix_that_were_found_are_cached() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         code = "404 Not Found" if "missing" in environ["PATH_INFO"] else "200 OK"
-        start_response(code, [("X-A", "1"), ("Cache-Control", "no-cache"), ("X-B", "2")])
+        start_response(code, [("X-A", "1"), ("Cache-Control", "max-age=600"), ("X-B", "2")])
         return [b""]
 
     wrapped = LowMemory(app)
     assert call(wrapped, make_environ("/static/a.css")).header("Cache-Control") == "max-age=30"
-    assert call(wrapped, make_environ("/static/missing")).header("Cache-Control") == "no-cache"
-    assert call(wrapped, make_environ("/page")).header("Cache-Control") == "no-cache"
+    assert call(wrapped, make_environ("/static/missing")).header("Cache-Control") == "max-age=600"
+    assert call(wrapped, make_environ("/page")).header("Cache-Control") == "max-age=600"
 
 
 def test_a_static_response_that_sets_a_cookie_is_kept_from_shared_caches() -> None:
@@ -426,9 +433,6 @@ def test_a_static_response_that_sets_a_cookie_is_kept_from_shared_caches() -> No
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=60))
-def test_any_cache_control_is_capped_or_forbids_storing(policy: str) -> None:
-    result = capped(policy, 30)
-    ages = [part.partition("=")[2] for part in result.split(",") if "max-age=" in part]
-    assert "no-store" in result.lower() or any(
-        age.strip().isdigit() and int(age) <= 30 for age in ages
-    )
+def test_any_cache_control_is_capped(policy: str) -> None:
+    ages = [p.partition("=")[2] for p in capped(policy, 30).split(",") if "max-age=" in p]
+    assert any(age.strip().isdigit() and int(age) <= 30 for age in ages)

@@ -526,11 +526,15 @@ def test_at_warn_large_bodies_are_turned_away_and_small_ones_are_not(
     assert site.wrapped.overload.shed == 1
 
 
-@pytest.mark.parametrize("declared", ["", "nonsense", "-5", "１２"])
-def test_a_length_that_is_none_is_left_to_the_cap_on_uploads(declared: str) -> None:
-    site = Site()
+@pytest.mark.parametrize(
+    ("declared", "code"), [("", 200), ("nonsense", 400), ("-5", 400), ("+9", 400), ("１２", 400)]
+)
+def test_a_length_that_is_none_is_left_to_the_cap_on_uploads(declared: str, code: int) -> None:
+    site = Site(max_upload="1KB")
     site.use(0.999, WARN)
-    assert call(site.wrapped, make_environ("/", CONTENT_LENGTH=declared)).code != 503
+    environ = make_environ("/", CONTENT_LENGTH=declared)
+    assert call(site.wrapped, environ).code == code
+    assert len(site.served) == (code == 200)
 
 
 def test_apps_in_one_process_close_together() -> None:

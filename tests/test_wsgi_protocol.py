@@ -376,7 +376,7 @@ def test_two_wrapped_apps_in_one_process_keep_their_own_settings() -> None:
     assert small.engine is large.engine
 
 
-def test_a_failure_of_ours_is_logged_once_and_the_request_goes_on(
+def test_a_failure_of_ours_that_protects_nobody_is_logged_once_and_the_request_goes_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrapped = LowMemory(plain)
@@ -384,8 +384,8 @@ def test_a_failure_of_ours_is_logged_once_and_the_request_goes_on(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(wrapped.sessions, "open", broken)
-    monkeypatch.setattr(wrapped.sessions, "amend", broken)
+    monkeypatch.setattr(wrapped.crew, "began", broken)
+    monkeypatch.setattr(wrapped._static, "amend", broken)
     monkeypatch.setattr(wrapped, "_after_request", broken)
     for _ in range(3):
         assert call(wrapped, make_environ()).body == b"hello"

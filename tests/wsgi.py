@@ -51,18 +51,9 @@ def post(path: str, body: bytes, *, chunked: bool = False, **extra: Any) -> dict
 
 
 def validated(app: Callable[..., Any]) -> Callable[..., Any]:
-    """wsgiref's validator on the app's side of the middleware.
-
-    It wants a string under every name without a dot, which environ["lowmem"] is not: that one
-    name is hidden from it.
-    """
-    strict = validator(app)
-
-    def inner(environ: dict[str, Any], start_response: Any) -> Any:
-        environ.pop("lowmem", None)
-        return strict(environ, start_response)
-
-    return inner
+    """wsgiref's validator on the app's side of the middleware."""
+    result: Callable[..., Any] = validator(app)
+    return result
 
 
 def call(app: Callable[..., Any], environ: dict[str, Any], *, strict: bool = False) -> Response:

@@ -42,7 +42,7 @@ import spreadsheets
 import storage
 from forms import COLUMNS, Client, clean_client
 from importing import ImportRefused, Problem, import_clients
-from limits import duration, limits, size, wrapped
+from limits import duration, level, limits, size, wrapped
 
 # What a view may return: a page, a page with its status, or a response.
 Page = str | tuple[str, int] | WerkzeugResponse
@@ -79,6 +79,7 @@ app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 app.jinja_env.filters.update(size=size, duration=duration)
 app.jinja_env.globals.update(
     csrf_token=access.csrf_token,
+    level=level,
     limits=limits,
     logged_in=access.logged_in,
     wrapped=wrapped,

@@ -11,10 +11,9 @@ from flask import request
 # otherwise.
 os.environ.setdefault("LOWMEM_UPLOAD_LIMITS", "/import/excel=4MB")
 
-# What LowMemory puts in environ["lowmem"] when nothing is configured: without the
+# What LowMemory puts in environ["lowmem.limits"] when nothing is configured: without the
 # middleware the app keeps to the same figures.
 DEFAULTS: Mapping[str, Any] = {
-    "level": "ok",
     "home_rows": 5,
     "max_rows": 10,
     "batch_size": 5,
@@ -27,13 +26,18 @@ DEFAULTS: Mapping[str, Any] = {
 
 def limits() -> Mapping[str, Any]:
     """The limits for this request: the middleware's, else the same defaults."""
-    given: Mapping[str, Any] = request.environ.get("lowmem", DEFAULTS)
+    given: Mapping[str, Any] = request.environ.get("lowmem.limits", DEFAULTS)
     return given
+
+
+def level() -> str:
+    """How short memory was as this request began: "ok", "warn" or "critical"."""
+    return str(request.environ.get("lowmem.level", "ok"))
 
 
 def wrapped() -> bool:
     """Whether the middleware is there to enforce the limits on uploads and sessions."""
-    return "lowmem" in request.environ
+    return "lowmem.limits" in request.environ
 
 
 def size(count: int) -> str:

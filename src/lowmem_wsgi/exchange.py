@@ -27,20 +27,24 @@ if TYPE_CHECKING:
 class Exchange:
     """Calls an app for one request, and stands between it and the server until `close`.
 
-    amend(environ, status, headers)  the headers to send
-    rescue(environ, error, sent)     after the app has returned, raised `error` or yielded: another
-                                     app to answer instead, or None (asked until it names one).
-                                     Where the headers are `sent` it is told, and cannot answer
+    amend(environ, status, headers)  the headers to send; not asked of the answer of a `rescue`
+    rescue(environ, error, sent)     after the app has returned, raised `error` or yielded, or after
+                                     `amend` raised `error`: another app to answer instead, or None
+                                     (asked until it names one). Where a part of the answer is
+                                     `sent` it is told, and cannot answer
     started(exchange)                the app has called start_response, and is not done yet
-    finish(exchange, closed)         the request is over; called once. Not `closed`: the server
+    finish(exchange, closed)         the request is over; called until it returns, so each step of
+                                     it must be harmless when repeated. Not `closed`: the server
                                      dropped the response without a close()
     """
 
     __slots__ = (
         "__weakref__",
+        "_again",
         "_amend",
         "_finish",
         "_headers",
+        "_out",
         "_rescue",
         "_rescued",
         "_server_start",
@@ -68,36 +72,41 @@ class Exchange:
         self._server_start = start_response
         self._amend = amend
         self._rescue = rescue
-        self._finish: Finish | None = finish
         self._started = started
         self.status: str | None = None  # the last that the app has given
-        self.sent = False
+        self.sent = False  # the server has status and headers
+        self._out = False  # and may have sent a part of the answer
         self._rescued = False
+        self._again: tuple[Any, Any, None] | None = (
+            None  # exc_info, for a server that has had other headers
+        )
         # For the middleware: the request's number, its place on the board, how many there were
         # before it, and its route.
         self.request, self.place, self.order = 0, -1, 0
         self.route: str | None = None
+        self._finish: Finish | None = finish  # last: an exchange that has this is complete
 
-    def run(self, app: WSGIApplication) -> Iterable[bytes]:
-        """The response of `app`, to be returned to the server."""
+    def run(self, choose: Callable[[Exchange], WSGIApplication]) -> Iterable[bytes]:
+        """The response of the app that `choose` names, to be returned to the server."""
         result: Iterable[bytes] = ()
         other = None
         try:
             try:
-                result = app(self.environ, self.start_response)
+                result = choose(self)(self.environ, self.start_response)
+                kind = type(result)
+                whole = kind is list or kind is tuple
+                wrapper = self.environ.get("wsgi.file_wrapper")
+                if whole or (wrapper is not None and _is_file(result, wrapper)):
+                    # All is there: it can still be answered otherwise, and after this no more.
+                    other = self._other(None)
+                    if other is None:
+                        self.send_headers()
+                        return Whole(self, result) if whole else self._file(result)
             except BaseException as error:
                 other = self._other(error)
                 if other is None:
                     raise
-            kind = type(result)
-            whole = kind is list or kind is tuple
-            wrapper = self.environ.get("wsgi.file_wrapper")
-            if whole or (wrapper is not None and _is_file(result, wrapper)):
-                # All is there: it can still be answered otherwise, and after this no more.
-                other = other or self._other(None)
-                if other is None:
-                    self.send_headers()
-                    return Whole(self, result) if whole else self._file(result)
+            if other is not None:
                 replaced, result = result, ()
                 result = self._replaced(replaced, other)
             return SizedStream(self, result) if hasattr(result, "__len__") else Stream(self, result)
@@ -130,74 +139,103 @@ class Exchange:
         if not self.sent and self._rescue(self.environ, None, False) is not None:
             raise OSError("the body of this request could not be read")  # and run() answers
         self.send_headers()
+        self._out = True
         self._server_write(data)
 
     # --- What the response below calls
 
     def send_headers(self) -> None:
         """Hand status and headers to the server, once there are any."""
-        if not self.sent and self.status is not None:
-            self.sent = True
+        if self.sent or self.status is None:
+            return
+        if not self._rescued:
             headers = self._amend(self.environ, self.status, self._headers)
+            self.sent = True
             self._server_write = self._server_start(self.status, headers)
+            return
+        again, self._again = self._again, None
+        self.sent = True
+        given = (
+            (self.status, self._headers) if again is None else (self.status, self._headers, again)
+        )
+        self._server_write = self._server_start(*given)
 
     def first(self, stream: Stream) -> bytes:
-        """Begin to iterate a response, or what answers instead; its first chunk.
+        """The next chunk of a response whose headers are not sent yet, or of what answers instead.
 
-        StopIteration where there is none.
+        An app may yield empty chunks before it calls start_response. StopIteration where there is
+        no chunk.
         """
         chunk: bytes | None = None
-        stream.chunks = iter(())  # nothing more, should this fail
         try:
-            stream.chunks = iter(stream.result)
+            if stream.chunks is None:
+                stream.chunks = iter(())  # nothing more, should this fail
+                stream.chunks = iter(stream.result)
             chunk = next(stream.chunks, None)
+            other = self._other(None)
+            if other is None:
+                self.send_headers()
+                self._out = self.sent
         except BaseException as error:
             other = self._other(error)
             if other is None:
                 raise
-        else:
-            other = self._other(None)
         if other is not None:
             replaced, stream.result = stream.result, ()  # closed once, come what may
-            stream.result = self._replaced(replaced, other)
+            stream.result, stream.chunks = self._replaced(replaced, other), None
             return self.first(stream)
-        self.send_headers()
         if chunk is None:
             raise StopIteration
         return chunk
 
     def failed(self, error: BaseException) -> None:
         """The response failed after its first byte: the server must cut it off."""
-        self._rescue(self.environ, error, True)
+        try:
+            self._rescue(self.environ, error, True)
+        except MemoryError:
+            pass  # `error` itself goes on to the server
 
     def close(self) -> None:
         """The request is over."""
-        finish, self._finish = self._finish, None
-        if finish is not None:
-            finish(self, True)
+        if self._finish is None:
+            return
+        try:
+            self._finish(self, True)
+        except MemoryError:  # aimed at the request that ends here; it comes once
+            self._finish(self, True)
+        self._finish = None
 
     def __del__(self) -> None:
-        # Test clients often forget close(); that must not leave the request in flight for ever.
-        finish, self._finish = self._finish, None
+        # Test clients often forget close(), and a MemoryError may come before it: neither must
+        # leave the request in flight for ever.
+        finish = getattr(self, "_finish", None)  # None, too, where __init__ was interrupted
         if finish is not None:
             finish(self, False)
 
     # --- In between
 
     def _other(self, error: BaseException | None) -> WSGIApplication | None:
-        if self.sent or self._rescued:
+        if self._out or self._rescued:
             return None
         try:
             other = self._rescue(self.environ, error, False)
         except MemoryError:  # one from outside, which came when the app's own had come already
             other = self._rescue(self.environ, error, False)
-        self._rescued = other is not None
+        if other is not None:
+            self._rescued = True
+            if self.sent and error is not None:
+                # The server takes other headers with exc_info, as long as it has sent no byte.
+                self._again, self.sent = (type(error), error, None), False
         return other
 
     def _replaced(self, result: Iterable[bytes], other: WSGIApplication) -> Iterable[bytes]:
         _close(result)
         self.status = None
-        return other(self.environ, self.start_response)
+        try:
+            return other(self.environ, self.start_response)
+        except MemoryError:  # another one, from outside
+            self.status = None
+            return other(self.environ, self.start_response)
 
     def _close_both(self, result: object) -> None:
         _close(result)
@@ -249,13 +287,11 @@ class Stream:
     def _begin(self) -> bytes:
         exchange = self._exchange
         try:
-            if self.chunks is None:
-                return exchange.first(self)
-            # An app may yield empty chunks before it calls start_response.
-            try:
-                return next(self.chunks)
-            finally:
-                exchange.send_headers()
+            return exchange.first(self)
+        except MemoryError:  # it may have come between two attempts to answer otherwise
+            if exchange.sent:
+                raise
+            return exchange.first(self)
         finally:
             self._begun = exchange.sent
 

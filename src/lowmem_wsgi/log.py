@@ -56,15 +56,17 @@ limited = RateLimited()
 once = RateLimited(every=float("inf"))
 
 
-def failure(where: str) -> None:
-    """Log the exception being handled: ours, so the request goes on. Once for each place."""
-    once(
-        logging.ERROR,
-        ("failure", where),
-        "%s failed; requests go on without it",
-        where,
-        exc_info=True,
-    )
+def failure(where: str, so: str = "requests go on without it") -> None:
+    """Log the exception being handled, a fault of LowMemory's own, and what follows (`so`).
+
+    Logs once for each place.
+
+    Never raises MemoryError: a line that no memory is left for is dropped.
+    """
+    try:
+        once(logging.ERROR, ("failure", where), "%s failed; %s", where, so, exc_info=True)
+    except MemoryError:
+        pass
 
 
 def printable(text: str) -> str:

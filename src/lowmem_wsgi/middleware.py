@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import threading
@@ -16,15 +17,16 @@ from .admin.naming import Names, by_path, told
 from .admin.routes import Admin
 from .exchange import Exchange, Stream
 from .guards import out_of_memory
+from .guards.body import DRAIN, drain
 from .guards.keys import find_keys
-from .guards.overload import Overload
+from .guards.overload import Overload, busy
+from .guards.paths import PATH
 from .guards.refusals import Refusal
 from .guards.sessions import Sessions
 from .guards.static_files import StaticFiles
 from .guards.uploads import UploadCap
 from .heavy.watch import WATCH
 from .memory import engine
-from .memory.governor import OK
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
 from .workers import crew
@@ -34,9 +36,20 @@ if TYPE_CHECKING:
 
     Headers = list[tuple[str, str]]
 
-# The level and the limits, for apps. Also the mark of a request that is guarded already.
-ENVIRON = "lowmem"
+# In the environ, for apps: the level as the request begins, and the limits. Where limits are there
+# already, another LowMemory serves the request.
+LEVEL = "lowmem.level"
+LIMITS = "lowmem.limits"
 FOR_APPS = ["session_lifetime", "home_rows", "max_rows", "batch_size", "cache_timeout", "pool_size"]
+
+
+# What becomes of a request when a rule that protects (admission, uploads, sessions) fails.
+REFUSED = "the request is answered 503"
+UNGUARDED = busy("a rule of lowmem-wsgi has failed, see its traceback", "none, a fault of its own")
+
+
+class GuardError(Exception):
+    """A rule that protects has failed while the app's answer was made ready."""
 
 
 class LowMemory:
@@ -63,7 +76,6 @@ class LowMemory:
             sliding=rules.session_sliding,
             static_prefix=rules.static_prefix,
         )
-        self._for_apps = {limit: self._told_to_apps(limit) for limit in self.uploads.limits}
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
         self._names = Names(rules.static_prefix)
         self._numbers = itertools.count(1).__next__
@@ -74,14 +86,18 @@ class LowMemory:
         self.crew = crew.join(rules, self.engine)
         self.crew.heavy = WATCH.own
         self.overload.intake = self.engine.intake
-        for mapping in self._for_apps.values():
-            self.engine.monitor.publish(mapping)
-        self._views = {limit: MappingProxyType(told) for limit, told in self._for_apps.items()}
+        self._limits = {
+            limit: MappingProxyType(self._told_to_apps(limit)) for limit in self.uploads.limits
+        }
         self._monitor = self.engine.monitor
         self._after_request = self.engine.collector.after_request
         self._growth = self.engine.collector.growth
-        self._steps = self._amend, self._rescue, self._finish, _named
-        self._admin = Admin(self).routes()
+        self._steps = self._amend, self._rescue, self._finish, self._begun
+        self._admin_steps = _unamended, self._rescue, self._finish_admin, _nothing
+        self._admin = {
+            path: functools.partial(self._answer, route)
+            for path, route in Admin(self).routes().items()
+        }
         self._told = self._closed = False
         # An app that is thrown away without close() leaves all the same.
         self._leave = weakref.finalize(self, self.engine.leave)
@@ -89,25 +105,44 @@ class LowMemory:
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if ENVIRON in environ:  # wrapped twice: the outer one is at work
-            return self.app(environ, start_response)
-        if not self._monitor.running and not self._closed:
-            self._start()
-        route = self._admin.get(environ.get("PATH_INFO", ""))
-        if route is not None:
-            return self._answered(route, environ, start_response)
-        exchange = Exchange(environ, start_response, *self._steps)
-        return exchange.run(self._guard(exchange, environ) or self.app)
-
-    def _answered(
-        self, route: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        """By a route of ours: what that takes is not to be booked to the app's."""
-        self._attempt(self.engine.collector.settle)
+        if LIMITS in environ:
+            return self._nested(environ, start_response)
+        exchange = None
         try:
-            return route(environ, start_response)
-        finally:
-            self._attempt(self.engine.collector.rebase)
+            if not self._monitor.running and not self._closed:
+                self._start()
+            environ[PATH] = path = environ.get("PATH_INFO", "")
+            answer = self._admin.get(path)
+            if answer is not None:
+                exchange = Exchange(environ, start_response, *self._admin_steps)
+                return exchange.run(answer)
+            exchange = Exchange(environ, start_response, *self._steps)
+            return exchange.run(self._guard)
+        except MemoryError:
+            self.engine.ceiling.open_reserve()
+            if exchange is not None and exchange.sent:
+                raise
+            return out_of_memory.last_resort(start_response)
+
+    def _nested(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request that another LowMemory has let in: hold it to the stricter upload cap."""
+        limit = self.uploads.limit_for(environ.get("PATH_INFO", ""))
+        if limit < environ[LIMITS]["max_upload"]:
+            refusal = self.uploads.tighten(environ, limit)
+            if refusal is not None:
+                return refusal(environ, start_response)
+            environ[LIMITS] = self._limits[limit]
+        return self.app(environ, start_response)
+
+    def _answer(self, route: WSGIApplication, exchange: Exchange) -> WSGIApplication:
+        """Serve an admin route without attributing its memory to the app."""
+        self._attempt(self.engine.collector.settle)
+        return route
+
+    def _finish_admin(self, exchange: Exchange, closed: bool) -> None:
+        self._attempt(self.engine.collector.rebase)
+        if closed and DRAIN in exchange.environ:
+            drain(exchange.environ)
 
     def _attempt(self, weighing: Callable[[], None]) -> None:
         try:
@@ -145,14 +180,14 @@ class LowMemory:
         """Serve no more: the last app of a process to close leaves the interpreter as it was."""
         if not self._closed:
             self._closed = True
-            for mapping in self._for_apps.values():
-                self.engine.monitor.withdraw(mapping)
             self._leave()
 
     def after_fork(self) -> None:
         """In a new child: no request is in flight, and no lock held."""
         self._lock = threading.Lock()
         self.overload.after_fork()
+        self.uploads.after_fork()
+        self.sessions.after_fork()
         self.crew.after_fork()
 
     def work(self) -> Mapping[int, int]:
@@ -171,30 +206,39 @@ class LowMemory:
 
     # --- A request, from its start to after its last byte
 
-    def _guard(self, exchange: Exchange, environ: WSGIEnvironment) -> Refusal | None:
-        """Refuse the request, or make it ready for the app."""
+    def _guard(self, exchange: Exchange) -> WSGIApplication:
+        """Refuse the request, or make it ready for the app; who answers it. A rule that fails here
+        protects, so the request is refused."""
+        environ = exchange.environ
         try:
+            path = environ[PATH]
             exchange.request = number = self._numbers()
+            # 413 and 400 first: where the request can never succeed, whatever else there is to say.
+            refusal = self.uploads.refusal(environ)
+            if refusal is not None:
+                self.overload.count()
+                return refusal
             refusal = self.overload.enter(number, environ)
+            if refusal is not None:
+                return refusal
             if self._watchdog.asleep:
                 self._watchdog.wake()
-            # 413 where it can never succeed, whatever else there is to say.
-            refusal = self.uploads.refusal(environ) or refusal
-        except Exception:
-            log.failure("A guard")
-            refusal = None
-        if refusal is not None:
-            return refusal
-        exchange.order = self.overload.total if self.overload.in_flight() < 2 else -1
-        path = environ.get("PATH_INFO", "")
-        exchange.place = self.crew.began(environ.get("REQUEST_METHOD", ""), path)
-        environ[ENVIRON] = self._views[self.uploads.limit_for(path)]
-        try:
             self.sessions.open(environ)
+            environ[LIMITS] = self._limits[self.uploads.limit_for(path)]
+            environ[LEVEL] = self._monitor.level
+        except MemoryError:
+            raise
         except Exception:
-            environ.pop("HTTP_COOKIE", None)  # rather no session than one that never ends
-            log.failure("Opening a session")
-        return None
+            log.failure("A guard", REFUSED)
+            return UNGUARDED
+        try:
+            exchange.order = self.overload.total if self.overload.in_flight() < 2 else -1
+            exchange.place = self.crew.began(environ.get("REQUEST_METHOD", ""), path)
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("Noting a request")
+        return self.app
 
     def _rescue(
         self, environ: WSGIEnvironment, error: BaseException | None, sent: bool
@@ -205,34 +249,69 @@ class LowMemory:
             self.engine.ceiling.open_reserve()  # first of all: there may be none to go on with
         if out_of_memory.ran_out(environ, error):
             refusal = out_of_memory.elsewhere(environ) or self._ran_out_of_memory()
+        elif isinstance(error, GuardError):
+            refusal = UNGUARDED
         elif error is None or isinstance(error, Exception):
             refusal = self.uploads.fault(environ)
         if refusal is not None and sent:  # too late to say it to the client
             refusal.report(environ)
         return refusal
 
+    def _begun(self, exchange: Exchange) -> None:
+        """Read what the framework tells while it answers, and not afterwards."""
+        try:
+            exchange.route = told(exchange.environ)
+            if "werkzeug.request" in exchange.environ:
+                self._static.begun(exchange.environ)
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("Reading a route's name")
+
     def _amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
         try:
             headers = self.sessions.amend(environ, headers)
-            return self._static.amend(environ.get("PATH_INFO", ""), status, headers)
+        except MemoryError:
+            raise
+        except Exception as error:
+            log.failure("Sealing a session", REFUSED)
+            raise GuardError from error
+        try:
+            return self._static.amend(environ, status, headers)
+        except MemoryError:
+            raise
         except Exception:
-            log.failure("Amending the headers")
+            log.failure("The rule for static files")
             return headers
 
     def _finish(self, exchange: Exchange, closed: bool) -> None:
+        """End the request. A MemoryError meant for it may come at any line; then this is called
+        again, so each step is harmless when repeated."""
         try:
             self.overload.leave(exchange.request)
-            self.crew.ended(exchange.place)
-            if closed and not self._closed:
-                if exchange.order:
-                    self._book(exchange)
+            if exchange.place >= 0:
+                self.crew.ended(exchange.place)
+                exchange.place = -1
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("Ending a request")
+        if not closed:
+            return
+        try:
+            order, exchange.order = exchange.order, 0
+            if not self._closed:
+                if order:
+                    self._book(exchange, order)
                 self._after_request(self.engine.in_flight)
+            if DRAIN in exchange.environ:
+                drain(exchange.environ)
         except Exception:
             log.failure("Cleaning up after a request")
 
-    def _book(self, exchange: Exchange) -> None:
+    def _book(self, exchange: Exchange, order: int) -> None:
         try:
-            others = exchange.order != self.overload.total  # there were some, before it or since
+            others = order != self.overload.total  # there were some, before it or since
             route = exchange.route or told(exchange.environ)  # where the answer is not the app's
             name = self._names(exchange.environ, exchange.status, route)
             self._growth.ended(name, others)
@@ -280,7 +359,7 @@ class LowMemory:
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}
-        return {"level": OK, "max_upload": max_upload, **limits}
+        return {"max_upload": max_upload, **limits}
 
     def _in_force(self) -> str:
         """The limits that are on, each with the variable that governs it."""
@@ -336,8 +415,9 @@ def _weakly(method: Callable[[], str | None]) -> Callable[[], str | None]:
     return call
 
 
-def _named(exchange: Exchange) -> None:
-    try:
-        exchange.route = told(exchange.environ)
-    except Exception:
-        log.failure("Reading a route's name")
+def _unamended(environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
+    return headers
+
+
+def _nothing(exchange: Exchange) -> None:
+    pass

@@ -87,7 +87,8 @@ def out_of_memory(environ: dict[str, Any]) -> bytes:
 
 
 def lowmem(environ: dict[str, Any]) -> bytes:
-    return json.dumps(dict(environ["lowmem"])).encode()
+    told = {"level": environ["lowmem.level"], **environ["lowmem.limits"]}
+    return json.dumps(told).encode()
 
 
 ROUTES: dict[str, Callable[[dict[str, Any]], bytes]] = {

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..guards.paths import ROUTE
+from ..guards.paths import PATH, ROUTE
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -41,21 +41,26 @@ class Names:
         self, environ: WSGIEnvironment, status: str | None, route: str | None = None
     ) -> str:
         # By what came, so that the way to a name is gone once.
-        method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
-        came = f"{method} {path if route is None else route}"
+        method = environ.get("REQUEST_METHOD", "")
+        if route is None:
+            path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+        else:
+            path = route
+        came = f"{method} {path}"
         return self._known.get(came) or self._named(came, environ, status, route)
 
     def _named(
         self, came: str, environ: WSGIEnvironment, status: str | None, route: str | None
     ) -> str:
         method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
+        mount, door = environ.get("SCRIPT_NAME", ""), str(environ.get(PATH, path))
         known = method in METHODS
         if route is None and status is not None and status.startswith("404"):
             route, known = NOT_FOUND, False  # for this time; and there are too many of these
-        elif route is None and path.startswith(self._static):
-            route = self._static + "…"
+        elif route is None and door.startswith(self._static):
+            route = (mount + path).removesuffix(door) + self._static + "…"
         elif route is None:
-            route = _pattern(path)
+            route = _text(mount) + _pattern(path)
         name = shortened(f"{method if method in METHODS else '?'} {route}")
         if known and len(came) <= LONGEST_KEY:
             if len(self._known) >= MOST:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
-import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..guards.body import drain
+from ..guards.body import DRAIN
 from ..guards.paths import wsgi_path
 from ..guards.refusals import Refusal, preferred
 
@@ -44,7 +44,7 @@ class Admin:
         def route(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if environ.get("REQUEST_METHOD") not in methods:
                 return _not_allowed(methods)(environ, start_response)
-            if self._token is not None and not authorized(environ, self._token):
+            if self._token is not None and authorized(environ, self._token) is None:
                 return UNAUTHORIZED(environ, start_response)
             return answer(environ)(environ, start_response)
 
@@ -76,17 +76,59 @@ class Admin:
                 why="a forced cleanup, and no token is set",
                 setting="LOWMEM_ADMIN_TOKEN",
             )
-        if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
-            # A browser that knows the password sends it along with other sites' images, too.
-            return Refusal(
-                "403 Forbidden",
-                "A cleanup may not be forced from another site.",
-                why="asked for by a page of another site",
-                setting="none, the request is wrong",
-            )
         if environ["REQUEST_METHOD"] == "HEAD":
             return _json({})
-        return _json(self._lowmem.cleanup())
+        return _foreign(environ, self._token) or _json(self._lowmem.cleanup())
+
+
+def _foreign(environ: WSGIEnvironment, token: str) -> Refusal | None:
+    """Refuse a cleanup that another site's page may have made a browser ask for.
+
+    A browser that knows the password sends Basic by itself, with other sites' images and forms
+    too. No browser sends Bearer by itself.
+    """
+    site, basic = environ.get("HTTP_SEC_FETCH_SITE"), authorized(environ, token) == BASIC
+    if site not in (None, "none", "same-origin"):
+        return _from_elsewhere("A cleanup may not be forced from another site.")
+    if basic and environ["REQUEST_METHOD"] == "GET":
+        return _from_elsewhere(
+            "With a password a cleanup takes POST. GET takes Authorization: Bearer."
+        )
+    if basic and site is None and not _of_this_host(environ):
+        return _from_elsewhere(
+            "With a password a cleanup takes an Origin of this host. Other programs than browsers "
+            "send Authorization: Bearer."
+        )
+    return None
+
+
+def _from_elsewhere(detail: str) -> Refusal:
+    return Refusal(
+        "403 Forbidden",
+        detail,
+        why="a forced cleanup, maybe asked for by a page of another site",
+        setting="none, the request is wrong",
+    )
+
+
+def _of_this_host(environ: WSGIEnvironment) -> bool:
+    """Whether Origin, else Referer, names the host and port of the Host header.
+
+    The scheme does not count: a proxy in front may have changed it.
+    """
+    from urllib.parse import urlsplit
+
+    try:
+        source = urlsplit(environ.get("HTTP_ORIGIN") or environ.get("HTTP_REFERER", "")).netloc
+    except ValueError:
+        return False
+    return source != "" and _host(source) == _host(environ.get("HTTP_HOST", ""))
+
+
+def _host(text: str) -> str:
+    """`Name:port`, in lower case and without the port that a scheme implies."""
+    name, _, port = text.lower().rpartition(":")
+    return name if port in ("80", "443") else text.lower()
 
 
 UNAUTHORIZED = Refusal(
@@ -106,7 +148,7 @@ class Document:
         self._headers = headers
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        drain(environ)
+        environ[DRAIN] = True
         length = ("Content-Length", str(len(self._body)))
         start_response("200 OK", [*self._headers, length, ("Vary", "Accept")])
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [self._body]
@@ -161,30 +203,32 @@ TYPES = {
 
 def accepted(environ: WSGIEnvironment) -> str:
     """The format that Accept likes best, whatever version of it."""
-    accept = _PARAMETERS.sub("", environ.get("HTTP_ACCEPT", ""))
-    return TYPES[preferred({"HTTP_ACCEPT": accept}, tuple(TYPES))]
+    return TYPES[preferred(environ, tuple(TYPES))]
 
 
-# All but the quality: `;version=1.0.0;escaping=allow-utf-8`.
-_PARAMETERS = re.compile(r";\s*(?!q=)[^;,]*", re.IGNORECASE)
+BEARER, BASIC = "bearer", "basic"
 
 
-def authorized(environ: WSGIEnvironment, token: str) -> bool:
-    """Whether Authorization carries the token: as Bearer, or as the password of Basic."""
-    from werkzeug.datastructures import Authorization
-
-    header = environ.get("HTTP_AUTHORIZATION", "")
+def authorized(environ: WSGIEnvironment, token: str) -> str | None:
+    """The scheme by which Authorization carries the token: BEARER; BASIC, where the token is the
+    password; None where it does not."""
+    scheme, _, rest = environ.get("HTTP_AUTHORIZATION", "").strip().partition(" ")
+    scheme, offered = scheme.lower(), b""
     try:
-        given = Authorization.from_header(header.encode("latin-1").decode("utf-8", "replace"))
-    except Exception:
-        given = None
-    offered = "" if given is None else (given.token or given.password or "")
+        if scheme == BEARER:
+            offered = rest.strip().encode("latin-1")
+        elif scheme == BASIC:
+            offered = base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        pass
     # Digests, so that neither the time nor an error tells anything of the token or its length.
-    return hmac.compare_digest(_digest(offered), _digest(token))
+    wanted = token.encode("utf-8", "surrogatepass")
+    same = hmac.compare_digest(_digest(offered), _digest(wanted))
+    return scheme if same and scheme in (BEARER, BASIC) else None
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _query(environ: WSGIEnvironment) -> dict[str, list[str]]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Where the bound body of a request is kept, should the app replace wsgi.input.
 BODY = "lowmem.body"
+# In the environ of a request that LowMemory itself has answered: drain its body after the answer.
+DRAIN = "lowmem.drain"
 
 _DIGITS = re.compile(r"[0-9]+")
 # More than any disk holds; int() refuses thousands of digits, and needs time for hundreds.
@@ -52,16 +54,24 @@ class Body(io.BufferedIOBase):
     A declared body ends after its length, whatever the client goes on to send. An undeclared
     one that goes past `limit` bytes raises UploadTooLarge and is `overflowed`; no byte past the
     limit is ever handed out. One that the server cannot read (a malformed chunk, a client that
-    left) raises UploadBroken and is `broken`.
+    left) raises UploadBroken and is `broken`. A MemoryError while the body is read stays a
+    MemoryError, and the body is `short`.
     """
 
     def __init__(self, stream: InputStream, limit: int, *, declared: bool) -> None:
         self.stream = stream
-        self.left = limit
+        self.limit = self.left = limit
         self.declared = declared
         self.overflowed = False
         self.broken = False
+        self.short = False
         self.counted = False  # among the rejected uploads, whose fault this is asked for repeatedly
+
+    def tighten(self, limit: int) -> None:
+        """Lower the limit to `limit` bytes, from the body's first byte on."""
+        limit = min(limit, self.limit)
+        self.left = max(0, self.left - (self.limit - limit))
+        self.limit = limit
 
     def readable(self) -> bool:
         return True
@@ -70,9 +80,13 @@ class Body(io.BufferedIOBase):
         if size is not None and size >= 0:
             return self._take(self.stream.read, size)
         pieces = []
-        while piece := self._take(self.stream.read, _PIECE):
-            pieces.append(piece)
-        return b"".join(pieces)
+        try:
+            while piece := self._take(self.stream.read, _PIECE):
+                pieces.append(piece)
+            return b"".join(pieces)
+        except MemoryError:
+            self.short = True
+            raise
 
     def read1(self, size: int = -1, /) -> bytes:
         return self._take(self.stream.read, size if size >= 0 else io.DEFAULT_BUFFER_SIZE)
@@ -99,6 +113,9 @@ class Body(io.BufferedIOBase):
     def _ask(self, take: Callable[[int], bytes], size: int) -> bytes:
         try:
             return take(size)
+        except MemoryError:
+            self.short = True
+            raise
         except Exception as error:
             self.broken = True
             from .upload_error import UploadBroken
@@ -117,11 +134,18 @@ class Body(io.BufferedIOBase):
 
 
 def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic) -> None:
-    """Drop what the client is still sending, so that it comes to read the answer.
+    """Drop what the client is still sending, so that the client comes to read the answer.
 
-    Call after the response. Bounded by DRAIN_BYTES and, where the server shows us its socket, by
-    DRAIN_SECONDS; elsewhere by the server's own timeout. Never raises.
+    Call after the response, and after the request has left its place to others. Does nothing
+    unless the server shows its socket (Gunicorn, werkzeug): only a socket bounds the time, to
+    DRAIN_SECONDS. Elsewhere a client that idles would hold the thread. Those two servers send
+    `100 Continue` before they call the app; another may send it at the first read, which is then
+    after the final answer. Under HTTP/2 the socket carries other requests too. Reads DRAIN_BYTES
+    at most. Never raises.
     """
+    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if sock is None or not str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/1."):
+        return
     body = environ.get(BODY)
     if body is None:
         try:
@@ -134,16 +158,14 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
         body = Body(stream, length or 0, declared=length is not None)
     if not body.declared and not environ.get("wsgi.input_terminated"):
         return  # the server does not end this stream, a read could wait for ever
-    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     try:
         # A timeout of the socket would bound one recv, and a read may be of many: so the reading
         # side is closed when the time is up, and a client that drips comes to its end.
-        timer = None if sock is None else _in(DRAIN_SECONDS, lambda: sock.shutdown(socket.SHUT_RD))
+        timer = _in(DRAIN_SECONDS, lambda: sock.shutdown(socket.SHUT_RD))
         try:
             body.discard(DRAIN_SECONDS, clock)
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
     except Exception:
         return  # the client is gone, or sends nonsense: there is nobody left to answer
 

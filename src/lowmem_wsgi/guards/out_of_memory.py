@@ -6,12 +6,13 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from .overload import busy
+from .body import BODY
+from .overload import RETRY_AFTER, busy
 from .paths import ROUTE
 from .refusals import Refusal
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 # In the environ of a request that did; where it was another process's memory (see `elsewhere`),
 # with why, and what governs it.
@@ -30,14 +31,15 @@ SIGNS = (
 
 
 def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
-    """Whether `error`, or one that the framework has answered for the app, is of that kind.
+    """Whether `error`, or one that the framework has answered for the app, is of that kind; or
+    reading the body was.
 
     Lets go of what filled the memory: the frames of the traceback hold it. To be asked before
     anything else is made.
     """
     if error is not None:
         _note(environ, error)
-    return MARK in environ
+    return MARK in environ or (BODY in environ and environ[BODY].short)
 
 
 def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
@@ -63,6 +65,21 @@ def let_go(error: BaseException) -> None:
 def refusal(why: str, setting: str) -> Refusal:
     """503: this request asked for more than there is. The others go on."""
     return busy(f"MemoryError in the app, {why}", setting)
+
+
+def last_resort(start_response: StartResponse) -> list[bytes]:
+    """503 where there is no memory to make any other answer."""
+    start_response("503 Service Unavailable", _HEADERS)
+    return _NOTHING
+
+
+# Made beforehand.
+_HEADERS = [
+    ("Content-Length", "0"),
+    ("Cache-Control", "no-store"),
+    ("Retry-After", f"{RETRY_AFTER}"),
+]
+_NOTHING: list[bytes] = []
 
 
 def watch() -> None:

@@ -71,7 +71,7 @@ class Overload:
         self._inside = {}
 
     def enter(self, request: int, environ: WSGIEnvironment) -> Refusal | None:
-        """Let the request in (`leave` must follow), or refuse it."""
+        """Let the request in (`leave` must follow), or refuse it. Its Content-Length is valid."""
         refusal = None if self.intake.largest is None else self._short_of_memory(environ)
         method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
         with self._lock:
@@ -85,6 +85,11 @@ class Overload:
         with self._lock:
             self.shed += 1
         return refusal or busy(f"{self._most} requests in flight already", "LOWMEM_MAX_IN_FLIGHT")
+
+    def count(self) -> None:
+        """Count a request that another rule has refused: it never comes in."""
+        with self._lock:
+            self.total += 1
 
     def _short_of_memory(self, environ: WSGIEnvironment) -> Refusal | None:
         if self.intake.closed:

@@ -1,7 +1,10 @@
-"""Path prefixes in settings, matched against WSGI's PATH_INFO."""
+"""The path of a request, and the path prefixes in settings that it is matched against."""
 
 from __future__ import annotations
 
+# In the environ: PATH_INFO as the client asked for it, taken before any dispatcher inside the app
+# shifts a part of it to SCRIPT_NAME.
+PATH = "lowmem.path"
 # In the environ: the pattern of the request's route, by who knows it.
 ROUTE = "lowmem.route"
 

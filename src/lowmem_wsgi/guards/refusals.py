@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .. import log
-from .body import drain
+from .body import DRAIN
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -20,13 +19,15 @@ color-scheme:light dark}}h1{{font-size:1.5rem}}</style>
 <h1>{title}</h1>
 <p>{detail}</p>
 """
+_JSON = '{{"status": {code}, "error": "{error}", "detail": "{detail}"}}\n'
 
 
 class Refusal:
     """A WSGI app that answers with an error, in HTML, JSON or plain text as the client accepts.
 
     `detail` is for the client; `why` (with the figure) and `setting` (that governs it) for the
-    log. Neither may hold text from the request: they are sent and logged as they are.
+    log. Neither may hold text from the request, nor `detail` a quote or an angle bracket: they
+    are sent and logged as they are. Making the answer imports nothing and needs a few KB.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Refusal:
         self.setting = setting
         self.headers = headers
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Answer:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         self.report(environ)
+        environ[DRAIN] = True
         content_type, body = self._render(environ)
         start_response(
             self.status,
@@ -57,7 +59,7 @@ class Refusal:
                 *self.headers,
             ],
         )
-        return Answer(b"" if environ.get("REQUEST_METHOD") == "HEAD" else body, environ)
+        return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else body]
 
     def report(self, environ: WSGIEnvironment) -> None:
         """Log it, rate-limited."""
@@ -71,53 +73,66 @@ class Refusal:
                 title=title, detail=self.detail
             ).encode()
         if wanted == "application/json":
-            import json
-
-            answer = {"status": int(title[:3]), "error": title[4:], "detail": self.detail}
-            return "application/json", json.dumps(answer).encode() + b"\n"
+            text = _JSON.format(code=title[:3], error=title[4:], detail=self.detail)
+            return "application/json", text.encode()
         return "text/plain; charset=utf-8", f"{title}\n\n{self.detail}\n".encode()
 
 
-class Answer:
-    """A one-piece response that, once sent, drains what the client is still sending."""
-
-    def __init__(self, body: bytes, environ: WSGIEnvironment) -> None:
-        self._body = body
-        self._environ = environ
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter((self._body,))
-
-    def __len__(self) -> int:
-        return 1
-
-    def close(self) -> None:
-        drain(self._environ)
-
-
 def preferred(environ: WSGIEnvironment, offers: tuple[str, ...]) -> str:
-    """The offer that Accept likes best; the first where it says nothing or does not parse."""
+    """The media type of `offers` that Accept likes best (RFC 9110 §12.5.1).
+
+    Parameters other than the quality do not matter. The first offer where Accept says nothing,
+    wants none of them or cannot be read; of equals, the one that Accept names more closely.
+    """
     accept = environ.get("HTTP_ACCEPT", "")
     if not accept or accept == "*/*":
         return offers[0]
-    try:
-        from werkzeug.datastructures import MIMEAccept
-        from werkzeug.http import parse_accept_header
+    ranges = _qualities(accept)
+    best, chosen = (0.0, 0), offers[0]
+    for offer in offers:
+        # What names the offer most closely says how much it is liked.
+        for closeness, name in ((3, offer), (2, offer.partition("/")[0] + "/*"), (1, "*/*")):
+            if name in ranges:
+                liked = ranges[name], closeness
+                if liked[0] > 0 and liked > best:
+                    best, chosen = liked, offer
+                break
+    return chosen
 
-        return parse_accept_header(accept, MIMEAccept).best_match(offers) or offers[0]
-    except Exception:
-        return offers[0]
+
+def _qualities(accept: str) -> dict[str, float]:
+    """media range -> its quality. Ranges with a malformed quality are left out."""
+    ranges = {}
+    for part in accept.split(","):
+        name, *parameters = part.split(";")
+        quality = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip().lower() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = -1.0
+        if 0 <= quality <= 1:
+            ranges[name.strip().lower()] = quality
+    return ranges
 
 
 def report(environ: WSGIEnvironment, what: str, why: str, setting: str) -> None:
-    """One rate-limited line: what was refused where, the figure, the setting that governs it."""
-    log.limited(
-        logging.WARNING,
-        (what, setting),
-        "%s: %s %s: %s (setting: %s)",
-        what,
-        log.printable(environ.get("REQUEST_METHOD", "")),
-        log.printable(environ.get("PATH_INFO", "")),
-        why,
-        setting,
-    )
+    """Log one rate-limited line: what was refused where, the figure, the setting that governs it.
+
+    Never raises MemoryError: the answer matters more than its line.
+    """
+    try:
+        log.limited(
+            logging.WARNING,
+            (what, setting),
+            "%s: %s %s: %s (setting: %s)",
+            what,
+            log.printable(environ.get("REQUEST_METHOD", "")),
+            log.printable(environ.get("PATH_INFO", "")),
+            why,
+            setting,
+        )
+    except MemoryError:
+        pass

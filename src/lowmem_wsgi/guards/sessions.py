@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .. import log
 from . import set_cookie
 from .envelope import BadEnvelope, Letter, seal, unseal
-from .paths import wsgi_path
+from .paths import PATH, wsgi_path
 from .refusals import report
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class Sessions:
         gap = r'[\x00-\x20",\[\\\]\x7f-\xff]'
         either = "|".join(re.escape(name) for name in names)
         self._hidden = re.compile(f"(?:^=*|{gap})(?:{either}){gap}*=")
+
+    def after_fork(self) -> None:
+        """In a new child: the lock may have been held by a thread that the child does not have."""
+        self._lock = threading.Lock()
 
     @property
     def keys(self) -> Sequence[bytes]:
@@ -194,7 +198,8 @@ class Sessions:
 
     def _may_renew(self, environ: WSGIEnvironment, headers: Headers) -> bool:
         """Not where a shared cache may keep the response, and hand the session to others."""
-        if environ.get("PATH_INFO", "").startswith(self._static_prefix):
+        path = str(environ.get(PATH, environ.get("PATH_INFO", "")))
+        if path.startswith(self._static_prefix):
             return False
         policy = ",".join(v for name, v in headers if name.lower() == "cache-control").lower()
         if "public" in policy or (not policy and any(n.lower() == "expires" for n, _ in headers)):

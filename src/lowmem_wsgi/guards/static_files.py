@@ -1,16 +1,28 @@
 """Static files: clients may cache them, for a short time.
 
 A file under the prefix gets `Cache-Control: max-age` of at most so many seconds: so the app is
-not asked again and again by one page, and a deploy is seen by everybody soon after.
+not asked again and again by one page, and a deploy is seen by everybody soon after. Where the
+app says `no-store`, `no-cache` or `private`, its word stands.
 """
 
 from __future__ import annotations
 
-from .paths import wsgi_path
+from typing import TYPE_CHECKING
+
+from .paths import PATH, wsgi_path
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 Headers = list[tuple[str, str]]
 
 _CACHED = ("200", "203", "206", "304")
+
+# In the environ of a request that Flask's own view for static files answers. That view says
+# `no-cache` of every file unless SEND_FILE_MAX_AGE_DEFAULT is set: Flask's default, and not the
+# app's word.
+FLASK = "lowmem.flask_static"
+FLASK_DEFAULT = "no-cache"
 
 
 class StaticFiles:
@@ -20,12 +32,24 @@ class StaticFiles:
         self.prefix = wsgi_path(prefix)
         self._max_age = int(max_age)
 
-    def amend(self, path: str, status: str, headers: Headers) -> Headers:
+    def begun(self, environ: WSGIEnvironment) -> None:
+        """Note which view of a werkzeug app answers. Call while the app answers: Flask leaves no
+        trace afterwards."""
+        if environ[PATH].startswith(self.prefix):
+            endpoint = getattr(environ["werkzeug.request"], "endpoint", None)
+            # A blueprint's is "name.static".
+            if isinstance(endpoint, str) and f".{endpoint}".endswith(".static"):
+                environ[FLASK] = True
+
+    def amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
         """The headers with max-age capped, where this path and status are meant."""
-        if not path.startswith(self.prefix) or not status.startswith(_CACHED):
+        if not environ[PATH].startswith(self.prefix) or not status.startswith(_CACHED):
             return headers
-        given = [value for name, value in headers if name.lower() == "cache-control"]
-        policy = ", ".join(given)
+        policy = ", ".join(value for name, value in headers if name.lower() == "cache-control")
+        if policy == FLASK_DEFAULT and FLASK in environ:
+            policy = ""
+        if not _UNCACHED.isdisjoint(_names(policy)):
+            return headers
         if any(name.lower() == "set-cookie" for name, _ in headers):
             policy = private(policy)  # no other client may get this cookie from a shared cache
         policy = capped(policy, self._max_age)
@@ -40,16 +64,17 @@ def private(policy: str) -> str:
     return ", ".join([*kept, "private"])
 
 
-def capped(policy: str, most: int) -> str:
-    """A Cache-Control value whose max-age and s-maxage are at most `most` seconds.
+_UNCACHED = frozenset(("no-store", "no-cache", "private"))
 
-    `no-store` stays as it is. `no-cache`, which Flask sends for every static file, gives way to
-    max-age: staleness of `most` seconds is what this setting is for. RFC 9111 §5.2.
-    """
+
+def _names(policy: str) -> list[str]:
+    """The names of a Cache-Control value's directives."""
+    return [part.partition("=")[0].strip().lower() for part in policy.split(",")]
+
+
+def capped(policy: str, most: int) -> str:
+    """A Cache-Control value whose max-age and s-maxage are at most `most` seconds."""
     directives = [d for d in (part.strip() for part in policy.split(",")) if d]
-    names = {d.lower() for d in directives}
-    if "no-store" in names:
-        return policy
     kept = []
     ages = {"max-age": most}
     for directive in directives:
@@ -60,6 +85,6 @@ def capped(policy: str, most: int) -> str:
             # What is not a number is stale at once to a cache (RFC 9111 §4.2.1).
             asked = int(text[:18]) if text.isascii() and text.isdigit() else 0
             ages[name] = min(asked, ages.get(name, most))
-        elif directive.lower() != "no-cache":
+        else:
             kept.append(directive)
     return ", ".join([*kept, *(f"{name}={age}" for name, age in ages.items())])

@@ -36,6 +36,10 @@ class UploadCap:
         self._lock = threading.Lock()
         self.rejected = 0
 
+    def after_fork(self) -> None:
+        """In a new child: the lock may have been held by a thread that the child does not have."""
+        self._lock = threading.Lock()
+
     @property
     def limits(self) -> set[int]:
         """All the caps there are, in bytes."""
@@ -74,15 +78,26 @@ class UploadCap:
         )
         return None
 
+    def tighten(self, environ: WSGIEnvironment, limit: int) -> Refusal | None:
+        """Hold a request that another LowMemory has let in to this lower limit as well."""
+        body = environ.get(BODY)
+        if body is None:
+            return None
+        length = declared_length(environ)
+        if length is not None and length > limit:
+            return self._too_large(f"{length} bytes declared", limit)
+        if not body.declared:
+            body.tighten(limit)
+        return None
+
     def fault(self, environ: WSGIEnvironment) -> Refusal | None:
         """The refusal for a body that turned out too large, or unreadable, in the app's hands."""
         body = environ.get(BODY)
         if body is None or not (body.overflowed or body.broken):
             return None
         if body.overflowed:
-            limit = self.limit_for(environ.get("PATH_INFO", ""))
             counted, body.counted = body.counted, True
-            return self._too_large("an undeclared body", limit, count=not counted)
+            return self._too_large("an undeclared body", body.limit, count=not counted)
         return Refusal(
             "400 Bad Request",
             "The body of this request is malformed or incomplete.",

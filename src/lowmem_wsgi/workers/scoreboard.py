@@ -283,7 +283,7 @@ class Slot:
         self._map = board.map
         self._at = SLOTS_AT + index * SLOT_SIZE
         self._now = now
-        self._free = list(range(REQUESTS))
+        self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
         self._frozen = False
         self._point, self._pointed = 0, 0.0
         self.index = index
@@ -297,24 +297,27 @@ class Slot:
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`. -1 where there is no room."""
         self.requests += 1
+        # Made first: a place that is taken is not lost where there is no memory for these.
+        now, what = self._now(), f"{method} {path}".encode("latin-1", "replace")
         try:
-            place = self._free.pop()
-        except IndexError:
+            place = self._free.popitem()[0]
+        except KeyError:
             return -1
         REQUEST.pack_into(
             self._map,
             self._at + REQUESTS_AT + place * REQUEST.size,
-            self._now(),
+            now,
             self.rss,
-            f"{method} {path}".encode("latin-1", "replace"),  # the bytes that came
+            what,  # the bytes that came
         )
         return place
 
     def ended(self, place: int) -> None:
+        """The request that has this place is over. Harmless when repeated."""
         if place >= 0 and not self._frozen:
             at = self._at + REQUESTS_AT + place * REQUEST.size
             self._map[at : at + 8] = NOBODY
-            self._free.append(place)
+            self._free[place] = None
 
     def freeze(self) -> None:
         """What is in flight now stays noted, whatever becomes of it."""
