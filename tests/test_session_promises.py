@@ -616,16 +616,20 @@ def test_a_session_in_use_on_a_real_server_outlives_its_lifetime(tmp_path: Path)
     with serve(
         "flask_session:app",
         tmp_path=tmp_path,
-        LOWMEM_SESSION_LIFETIME="5s",
+        LOWMEM_SESSION_LIFETIME="4s",
         LOWMEM_SECRET_KEY=SECRET,
     ) as server:
         browser = Browser(at(server))
         begin = time.monotonic()
         browser.get("/login?ana")
         value = browser.jar["session"]
-        while time.monotonic() < begin + 11:
+
+        def used_for(seconds: float) -> bool:
             assert browser.user() == "ana"
             assert "session" not in browser.names_sent()
+            return time.monotonic() > begin + seconds
+
+        wait_for(lambda: used_for(9), "two lifetimes to pass")
         assert browser.jar["session"] == value
         last = browser.cookie
         wait_for(lambda: browser.ask("/who", last)[0]["user"] is None, "the session to end")

@@ -226,7 +226,7 @@ def test_an_error_never_shows_a_secret() -> None:
 
 
 def test_a_printed_settings_object_never_shows_a_secret() -> None:
-    rules = Settings.load({"admin_token": "hush", "secret_key": "hush"}, {})
+    rules = Settings.load({"admin_token": "hush", "secret_key": "hush hush hush hush"}, {})
     assert "hush" not in repr(rules)
 
 
