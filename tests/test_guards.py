@@ -327,7 +327,7 @@ def test_every_refusal_logs_one_line_with_route_figure_and_setting(
     refused(LowMemory(never), post("/import", b"x" * 600 * KB))
     refused(LowMemory(never), make_environ("/api/force-cleanup"))
     refused(LowMemory(never, admin_token="t"), make_environ("/api/memory-status"))
-    session = LowMemory(ok, secret_key="k")
+    session = LowMemory(ok, secret_key="the key of these tests")
     call(session, make_environ("/page", HTTP_COOKIE="session=bare"))
     lines = [record.getMessage() for record in caplog.records]
     expected = [

@@ -21,13 +21,14 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from lowmem_wsgi.guards.envelope import BadEnvelope, derive, seal, unseal
-from lowmem_wsgi.guards.keys import find_keys, shared_secret
+from lowmem_wsgi.guards.keys import Keys, shared_secret
 from lowmem_wsgi.runtime_directory import runtime_directory
 from lowmem_wsgi.settings import Settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+OLD, NEW = "an old secret 0123", "a new secret 01234"
 SOMEBODY = 12345  # a user id that is not ours
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
@@ -62,6 +63,11 @@ def flask(**config: Any) -> Flask:
     return app
 
 
+def find_keys(setting: tuple[str, ...] | None, app: object) -> tuple[bytes, ...]:
+    """What a process that starts now signs with."""
+    return Keys(setting, app)()
+
+
 def derived(*secrets: str) -> tuple[bytes, ...]:
     return tuple(derive(secret.encode()) for secret in secrets)
 
@@ -76,10 +82,10 @@ def mode(path: Path) -> int:
 @pytest.mark.parametrize(
     ("environ", "secrets"),
     [
-        ({"LOWMEM_SECRET_KEY": "old,new"}, ("old", "new")),
-        ({"LOWMEM_SECRET_KEY": " old , new "}, ("old", "new")),
+        ({"LOWMEM_SECRET_KEY": f"{OLD},{NEW}"}, (OLD, NEW)),
+        ({"LOWMEM_SECRET_KEY": f" {OLD} , {NEW} "}, (OLD, NEW)),
         ({"SECRET_KEY": "one, of many,words"}, ("one, of many,words",)),
-        ({"LOWMEM_SECRET_KEY": "ours", "SECRET_KEY": "theirs"}, ("ours",)),
+        ({"LOWMEM_SECRET_KEY": OLD, "SECRET_KEY": "theirs"}, (OLD,)),
         ({"LOWMEM_SECRET_KEY": "", "SECRET_KEY": "theirs"}, ("theirs",)),
         ({}, None),
     ],
@@ -229,6 +235,82 @@ def test_using_it_is_one_warning_that_says_where_and_what_to_set(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert str(home) in record.getMessage()
+    assert "Set LOWMEM_SECRET_KEY" in record.getMessage()
+
+
+def test_each_call_renews_the_files_times_and_a_file_that_is_gone_comes_back(home: Path) -> None:
+    keys = Keys(None, plain)
+    before = keys()
+    key = home / "session-key"
+    secret = key.read_bytes()
+    os.utime(key, (0, 0))
+    assert keys() == before
+    assert key.stat().st_mtime > 0
+    key.unlink()
+    home.rmdir()
+    assert keys() == before
+    assert key.read_bytes() == secret
+    assert [path.name for path in home.iterdir()] == ["session-key"]
+
+
+def test_a_key_that_another_process_made_meanwhile_signs_and_the_own_one_still_opens(
+    home: Path,
+) -> None:
+    keys = Keys(None, plain)
+    (own,) = keys()
+    (home / "session-key").unlink()
+    (theirs,) = find_keys(None, plain)
+    assert own != theirs
+    for _ in range(2):
+        assert keys() == (own, theirs)
+    assert find_keys(None, plain) == (theirs,)  # the file is theirs
+
+
+def test_a_key_held_before_a_fork_is_there_after_it_whatever_became_of_the_file(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = Keys(None, plain)
+    keys.hold()
+    secret = (home / "session-key").read_bytes()
+    assert caplog.records == []  # the app may use no sessions
+    (home / "session-key").unlink()
+    assert keys() == (derive(secret),)
+    assert (home / "session-key").read_bytes() == secret
+
+
+def test_no_key_is_held_where_there_is_another(home: Path) -> None:
+    for setting, app in (((OLD,), plain), (None, flask(SECRET_KEY="own"))):
+        Keys(setting, app).hold()
+        assert not home.exists()
+
+
+def test_a_secret_that_the_app_gets_before_its_first_session_counts_and_later_no_more(
+    home: Path,
+) -> None:
+    early, late = flask(), flask()
+    keys_early, keys_late = Keys(None, early), Keys(None, late)
+    keys_early.hold()
+    of_the_file = keys_late()
+    for app in (early, late):
+        app.config["SECRET_KEY"] = "own"
+    assert keys_early() == derived("own")
+    assert keys_late() == of_the_file == (derive(shared_secret(str(home))),)
+
+
+def test_a_key_that_cannot_be_kept_any_more_still_signs_and_one_error_says_so(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = Keys(None, plain)
+    before = keys()
+    (home / "session-key").unlink()
+    home.rmdir()
+    home.write_text("in the way")
+    caplog.clear()
+    for _ in range(2):
+        assert keys() == before
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert f"{home} is not a directory" in record.getMessage()
     assert "Set LOWMEM_SECRET_KEY" in record.getMessage()
 
 

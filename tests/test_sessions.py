@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,8 @@ from hypothesis import strategies as st
 from werkzeug.http import parse_cookie as parse_as_werkzeug
 from werkzeug.test import Client, TestResponse
 
-from lowmem_wsgi.guards import set_cookie
-from lowmem_wsgi.guards.envelope import SKEW, BadEnvelope, derive, seal, unseal
-from lowmem_wsgi.guards.sessions import MOST_BYTES, Sessions
+from lowmem_wsgi.guards.envelope import SKEW, BadEnvelope, derive, seal, stamp, unseal
+from lowmem_wsgi.guards.sessions import FIND_KEYS_EVERY, MOST_BYTES, MOST_STAMPS, Sessions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -64,8 +63,20 @@ def rule(
     return Sessions(NAMES, LIFETIME, lambda: keys, clock=clock, **options)
 
 
-def sealed(value: str, name: str = "session", *, attributes: str = "", age: int = 0) -> str:
-    return seal(name, value, attributes, KEY, NOW - age)
+def sealed(
+    value: str,
+    name: str = "session",
+    *,
+    attributes: str = "",
+    age: int = 0,
+    end: int | None = None,
+) -> str:
+    return seal(name, value, attributes, KEY, NOW - age, end)
+
+
+def stamped(envelope: str, *, name: str = "session", age: int = 0, key: bytes = KEY) -> str:
+    """The stamp's cookie for an envelope that was used `age` seconds ago."""
+    return f"{name}.lowmem={stamp(name, envelope, key, NOW - age)}"
 
 
 def opened(header: str, sessions: Sessions | None = None) -> str | None:
@@ -86,9 +97,9 @@ def set_cookies(headers: Iterable[tuple[str, str]]) -> list[str]:
     return [value for name, value in headers if name.lower() == "set-cookie"]
 
 
-def amended(header: str) -> str:
+def amended(header: str, path: str = "/") -> str:
     """A Set-Cookie header of the app, as the client gets it."""
-    (result,) = set_cookies(answered(rule(), [("Set-Cookie", header)]))
+    (result,) = set_cookies(answered(rule(), [("Set-Cookie", header)], path=path))
     return result
 
 
@@ -131,6 +142,13 @@ def user(app: WSGIApplication, cookie: str) -> str | None:
     name = get(app, "/who", cookie).get_json()["user"]
     assert name is None or isinstance(name, str)
     return name
+
+
+def with_stamps(cookie: str, headers: Iterable[str]) -> str:
+    """The Cookie header of a browser that got these Set-Cookie headers, session cookie first."""
+    kept = dict(part.split("=", 1) for part in cookie.split("; "))
+    kept |= dict(pair(header).split("=", 1) for header in headers)
+    return "; ".join("=".join(part) for part in kept.items())
 
 
 def login(app: WSGIApplication) -> str:
@@ -217,19 +235,19 @@ def test_a_session_in_use_outlives_its_lifetime(app: WSGIApplication, clock: Clo
     site = Site(app, clock)
     first = login(site)
     cookie = pair(first)
+    name = cookie.partition("=")[0]
     for _ in range(6):  # two lifetimes
         clock.now += LIFETIME / 3
         reply = get(site, "/who", cookie)
         assert reply.get_json()["user"] == "ana"
         (header,) = reply.headers.getlist("Set-Cookie")
-        assert pair(header) != cookie
-        cookie = pair(header)
-    # All the app said is said again; only a date is later.
-    then, now = (
-        [attribute for attribute in attributes_of(header) if not attribute.startswith("expires")]
-        for header in (first, header)
-    )
-    assert [attribute for attribute in now if attribute in then] == then
+        assert pair(header).partition("=")[0] == f"{name}.lowmem"
+        cookie = with_stamps(cookie, [header])
+    # The stamp goes wherever the session goes; its end is its own.
+    ends = ("expires", "max-age")
+    kept = [part for part in attributes_of(first) if not part.lower().startswith(ends)]
+    again = [part for part in attributes_of(header) if not part.lower().startswith(ends)]
+    assert again == (kept if "Path=/" in kept else [*kept, "Path=/"])
     clock.now += LIFETIME
     assert user(site, cookie) is None
 
@@ -244,6 +262,9 @@ def test_a_session_that_does_not_slide_dies_in_use(app: WSGIApplication, clock: 
         assert "Set-Cookie" not in reply.headers
     clock.now += LIFETIME / 3
     assert user(site, cookie) is None
+    name, _, envelope = cookie.partition("=")
+    of_before = f"{name}.lowmem={stamp(name, envelope, KEY, int(clock.now))}"
+    assert user(site, f"{cookie}; {of_before}") is None
 
 
 def test_an_envelope_changed_in_any_one_character_is_no_session(
@@ -290,7 +311,7 @@ def test_an_envelope_gives_back_what_was_put_in(
     name: str, value: str, attributes: str, now: int, age: int
 ) -> None:
     letter = unseal(name, seal(name, value, attributes, KEY, now), [KEY], now + age, 10)
-    assert (letter.value, letter.attributes, letter.sealed_at) == (value, attributes, now)
+    assert (letter.value, letter.attributes, letter.used_at) == (value, attributes, now)
 
 
 @patient
@@ -309,10 +330,10 @@ def test_an_envelope_holds_while_the_clocks_differ_by_the_skew_allowed() -> None
 BAD = {
     "bare": ("ana", "bare"),
     "empty": ("", "bare"),
-    "of another version": (sealed("ana").replace("lm1", "lm2"), "bare"),
-    "of a version alone": ("lm1", "forged"),
-    "of dots alone": ("lm1....", "forged"),
-    "without a signature": ("lm1.." + sealed("ana").split(".", 2)[2], "forged"),
+    "of another version": (sealed("ana").replace("lm2", "lm1"), "bare"),
+    "of a version alone": ("lm2", "forged"),
+    "of dots alone": ("lm2.....", "forged"),
+    "without a signature": ("lm2.." + sealed("ana").split(".", 2)[2], "forged"),
     "of an unknown key": (seal("session", "ana", "", OTHER_KEY, NOW), "forged"),
     "of the raw secret": (seal("session", "ana", "", b"the key of these tests", NOW), "forged"),
     "of another cookie": (sealed("ana", "sessionid"), "forged"),
@@ -398,10 +419,10 @@ def test_several_sessions_in_one_request_and_its_response() -> None:
     sessions.open(environ)
     assert environ["HTTP_COOKIE"] == "session=a; x=1; sessionid=b"
     headers = sessions.amend(environ, [("Set-Cookie", "sessionid=c; Path=/")])
-    # The one that the app has set is sent once; the other is renewed.
+    # The one that the app has set gets no stamp; the other does.
     assert [pair(header) for header in set_cookies(headers)] == [
         f"sessionid={sealed('c', 'sessionid', attributes='Path=/')}",
-        f"session={sealed('a', attributes='Path=/')}",
+        stamped(a),
     ]
 
 
@@ -501,47 +522,87 @@ def test_any_other_cookies_keep_their_bytes_and_order(before: list[str], after: 
 # --- The response's cookies
 
 
+DAY = formatdate(NOW + 86400, usegmt=True)
+
+
 @pytest.mark.parametrize(
-    ("given", "sent"),
+    ("given", "stamps"),
     [
         ("Path=/",) * 2,
         ("Path=/shop; HttpOnly; Secure; SameSite=Lax",) * 2,
         ("httponly; PATH=/; samesite=none",) * 2,
         ("Domain=shop.test; Path=/; Priority=High; Partitioned",) * 2,
         ("Path=/caf\xc3\xa0",) * 2,
-        ("Max-Age=60; Path=/",) * 2,
-        ("Max-Age=86400; Path=/", "Max-Age=600; Path=/"),
-        ("Path=/; max-age=99999999999", "Path=/; max-age=600"),
-        (f"Expires={formatdate(NOW + 60, usegmt=True)}; Path=/",) * 2,
-        (
-            f"Expires={formatdate(NOW + 86400, usegmt=True)}; Path=/",
-            f"Expires={formatdate(NOW + 600, usegmt=True)}; Path=/",
-        ),
-        (
-            "Path=/; expires=Fri, 31-Dec-2038 23:59:59 GMT; Max-Age=30",
-            f"Path=/; expires={formatdate(NOW + 600, usegmt=True)}; Max-Age=30",
-        ),
-        # A date that only a browser may be able to read still does not outlive the session, and
-        # does not lengthen what the app has shortened.
-        ("Expires=once in a blue moon; Path=/", "Max-Age=600; Path=/"),
-        ("Max-Age=60; Expires=once in a blue moon; Path=/", "Max-Age=60; Path=/"),
+        ("HttpOnly", "HttpOnly; Path=/folder"),
+        ("Path=", "Path; Path=/folder"),
+        ("Max-Age=86400; Path=/", "Path=/; Max-Age=600"),
+        ("Path=/; max-age=99999999999", "Path=/; Max-Age=600"),
+        ("Max-Age=650; Path=/", "Path=/; Max-Age=550"),  # 100 s later
+        (f"Expires={DAY}; Path=/", "Path=/; Max-Age=600"),
+        # Max-Age has the last word, and the last of several.
+        (f"Path=/; expires={DAY}; Max-Age=650", "Path=/; Max-Age=550"),
+        ("Max-Age=5; Path=/; Max-Age=86400", "Path=/; Max-Age=600"),
         # What browsers ignore (RFC 6265 §5.2.2) says nothing.
         ("Max-Age=soon; Path=/", "Path=/"),
+        ("Expires=once in a blue moon; Path=/", "Path=/"),
     ],
 )  # fmt: skip
-def test_attributes_are_kept_and_their_ends_capped(given: str, sent: str) -> None:
-    header = amended(f"session=ana; {given}")
-    assert header.partition("; ")[2] == sent
+def test_attributes_are_kept_as_they_are_and_the_stamp_has_the_same(
+    given: str, stamps: str
+) -> None:
+    header = amended(f"session=ana; {given}", path="/folder/page")
+    assert header.partition("; ")[2] == given
     assert opened(pair(header)) == "session=ana"
-    # The same are sent again when the session slides.
     later = Clock(NOW + 100)
     headers = answered(rule(later), [], cookie=pair(header), path="/other")
     (again,) = set_cookies(headers)
-    assert again.partition("; ")[2] == re.sub(
-        r"(?<=xpires=)[^;]+",
-        lambda date: formatdate(parsedate_to_datetime(date[0]).timestamp() + 100, usegmt=True),
-        sent,
-    )
+    assert again.partition("; ")[2] == stamps
+    assert again.startswith("session.lowmem=lm2.")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "seconds"),
+    [
+        ("Max-Age=60", 60),
+        ("Max-Age=600", 600),
+        (f"Expires={formatdate(NOW + 60, usegmt=True)}", 60),
+        (f"Max-Age=60; Expires={DAY}", 60),
+        ("Max-Age=60; Expires=once in a blue moon", 60),
+    ],
+)
+def test_an_end_that_the_app_set_within_the_lifetime_does_not_move(
+    attributes: str, seconds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    sessions = rule(clock)
+    (header,) = set_cookies(answered(sessions, [("Set-Cookie", f"session=ana; {attributes}")]))
+    clock.now += seconds - 1
+    assert answered(sessions, [], cookie=pair(header)) == []  # no stamp: it would change nothing
+    assert opened(pair(header), sessions) == "session=ana"
+    envelope = pair(header).partition("=")[2]
+    stamps = f"session.lowmem={stamp('session', envelope, KEY, int(clock.now))}"
+    clock.now += 1
+    assert opened(f"{pair(header)}; {stamps}", sessions) is None
+    assert sessions.expired == 1
+    (line,) = caplog.messages
+    assert "cookie session is past the end that the app gave it" in line
+
+
+def test_an_end_that_the_app_set_beyond_the_lifetime_comes_in_spite_of_use() -> None:
+    clock = Clock()
+    sessions = rule(clock)
+    (header,) = set_cookies(answered(sessions, [("Set-Cookie", "session=ana; Max-Age=1500")]))
+    cookie = pair(header)
+    for _ in range(14):
+        clock.now += 100
+        headers = set_cookies(answered(sessions, [], cookie=cookie))
+        assert opened(cookie, sessions) == "session=ana"
+        cookie = with_stamps(cookie, headers)
+    assert headers == []  # the last stamps had made it last until the app's end
+    clock.now += 99
+    assert opened(cookie, sessions) == "session=ana"
+    clock.now += 1
+    assert opened(cookie, sessions) is None
 
 
 @pytest.mark.parametrize(
@@ -565,6 +626,10 @@ def test_a_deletion_passes_untouched_and_is_not_followed_by_a_renewal(
     headers = [("Set-Cookie", f"session={value};{deletion}")]
     cookie = f"session={sealed('ana', age=LIFETIME - 1)}"
     assert answered(rule(), headers, cookie=cookie) == headers
+    # A stamp that the browser has is deleted in the same way.
+    both = f"{cookie}; session.lowmem=x"
+    stamps = [("Set-Cookie", f"session.lowmem=;{deletion}")]
+    assert answered(rule(), headers, cookie=both) == headers + stamps
 
 
 def test_a_future_max_age_is_no_deletion_whatever_expires_says() -> None:
@@ -625,62 +690,124 @@ set_cookie_headers = octets | st.tuples(
 
 @patient
 @given(header=set_cookie_headers)
-def test_any_set_cookie_header_is_sealed_bounded_or_left_alone(header: str) -> None:
+def test_any_set_cookie_header_is_sealed_or_left_alone(header: str) -> None:
     sent = amended(header)
     name, _, value = (text.strip(" \t") for text in pair(header).partition("="))
+    assert sent.partition(";")[1:] == header.partition(";")[1:]
     if name not in NAMES:
         assert sent == header
     elif sent != header:
         assert opened(pair(sent)) == f"{name}={value}"
-        for attribute in attributes_of(sent):
-            key, _, end = attribute.partition("=")
-            if key.lower() == "max-age":
-                assert int(end) <= LIFETIME
-            if key.lower() == "expires":
-                assert parsedate_to_datetime(end).timestamp() <= NOW + LIFETIME
 
 
-@patient
-@given(
-    attributes=st.lists(
-        st.tuples(
-            tokens.filter(lambda key: key.lower() not in ("max-age", "expires")),
-            octets.map(lambda text: text.replace(";", "").strip(" \t")),
-        )
-        | st.tuples(st.just("Max-Age"), st.integers(1, LIFETIME).map(str))
-    )
-)
-def test_attributes_in_their_order_survive_parsing_and_rendering(
-    attributes: set_cookie.Attributes,
-) -> None:
-    header = set_cookie.render("session", "ana", attributes, NOW)
-    name, value, parsed = set_cookie.parse(header)
-    assert (name, value, parsed) == ("session", "ana", attributes)
-    kept = set_cookie.relative(parsed, NOW, LIFETIME)
-    assert kept == attributes
-    assert set_cookie.unpack(set_cookie.pack(kept)) == attributes
+# --- Stamps
 
-
-# --- Renewal
-
-USED = f"session={sealed('ana', attributes='Path=/;HttpOnly', age=100)}"
+ENVELOPE = sealed("ana", attributes="Path=/;HttpOnly", age=100)
+USED = f"session={ENVELOPE}"
 
 
 @pytest.mark.parametrize(
     ("age", "renewed"), [(0, 0), (59, 0), (60, 1), (LIFETIME - 1, 1), (LIFETIME, 0)]
 )
-def test_a_session_is_sent_again_once_older_than_a_tenth_of_its_lifetime(
+def test_a_session_gets_a_stamp_when_a_tenth_of_its_lifetime_has_passed_since_the_last(
     age: int, renewed: int
 ) -> None:
     cookie = f"session={sealed('ana', attributes='Path=/', age=age)}"
     assert len(set_cookies(answered(rule(), [], cookie=cookie))) == renewed
+    old = sealed("ana", attributes="Path=/", age=5000)
+    cookie = f"session={old}; {stamped(old, age=age)}"
+    assert len(set_cookies(answered(rule(), [], cookie=cookie))) == renewed
 
 
-def test_a_renewal_tells_caches_that_the_response_depends_on_the_cookie() -> None:
+@pytest.mark.parametrize(("seconds", "renewed"), [(60, 1), (61, 0)])
+def test_a_response_slower_than_a_tenth_of_the_lifetime_carries_no_stamp(
+    seconds: int, renewed: int
+) -> None:
+    """The browser may have a newer session by then, whose stamp the late one would replace."""
+    clock = Clock()
+    sessions = rule(clock)
+    environ = {"PATH_INFO": "/", "HTTP_COOKIE": USED}
+    sessions.open(environ)
+    clock.now += seconds
+    assert len(set_cookies(sessions.amend(environ, []))) == renewed
+
+
+OLD = sealed("ana", attributes="Path=/", age=5000)
+STAMPS = {
+    "none": ("", None),
+    "of the last second": (stamped(OLD, age=LIFETIME - 1), "session=ana"),
+    "as old as the lifetime": (stamped(OLD, age=LIFETIME), None),
+    "of a clock that is ahead": (stamped(OLD, age=-SKEW), "session=ana"),
+    "from the future": (stamped(OLD, age=-SKEW - 1), None),
+    "of an unknown key": (stamped(OLD, key=OTHER_KEY), None),
+    "of another envelope": (stamped(sealed("ben", age=5000)), None),
+    "of the same session, set anew": (stamped(sealed("ana", attributes="Path=/")), None),
+    "of another cookie": (
+        stamped(OLD, name="sessionid").replace("sessionid", "session"),
+        None,
+    ),
+    "of another cookie, by its name": (stamped(OLD, name="sessionid"), None),
+    "the envelope itself": (f"session.lowmem={OLD}", None),
+    "of dots": ("session.lowmem=lm2...", None),
+    "empty": ("session.lowmem=", None),
+    "no value": ("session.lowmem", None),
+    "not ASCII": ("session.lowmem=lm2.\xe9.\xe9", None),
+    "a long time": (f"session.lowmem=lm2.x.{'f' * 500}", None),
+    "several, one of them good": (
+        f"session.lowmem=lm2.x.0; {stamped(OLD, age=9)}; {stamped(OLD, age=LIFETIME)}",
+        "session=ana",
+    ),
+    "too many": ("session.lowmem=x; " * MOST_STAMPS + stamped(OLD), None),
+    "in disguise": (f"a=1 {stamped(OLD)}", None),
+}
+
+
+@pytest.mark.parametrize(("stamps", "seen"), STAMPS.values(), ids=STAMPS)
+def test_an_old_envelope_opens_with_a_stamp_of_its_own_and_the_app_sees_no_stamp(
+    stamps: str, seen: str | None
+) -> None:
+    for header in (f"session={OLD}; {stamps}", f"{stamps}; session={OLD}"):
+        assert opened(header) == seen, header
+    assert opened(f"session=bare; {stamps}; a=2") == "a=2"
+    # Whatever stamps come along, a session within its lifetime is one.
+    assert opened(f"{stamps}; {USED}") == "session=ana"
+
+
+def test_a_stamp_changed_in_any_one_character_is_none() -> None:
+    name, _, value = stamped(OLD).partition("=")
+    for at, character in enumerate(value):
+        for other in {"A", "0", "_", ".", "=", "\xff"} - {character}:
+            changed = f"{name}={value[:at]}{other}{value[at + 1 :]}"
+            assert opened(f"session={OLD}; {changed}") is None, changed
+
+
+def test_no_stamp_opens_an_envelope_with_any_one_character_changed() -> None:
+    for at, character in enumerate(OLD):
+        changed = OLD[:at] + ("A" if character != "A" else "B") + OLD[at + 1 :]
+        assert opened(f"session={changed}; {stamped(OLD)}") is None, changed
+
+
+def test_sessions_of_two_paths_each_have_their_stamp() -> None:
+    a, b = sealed("a", attributes="Path=/a", age=5000), sealed("b", attributes="Path=/", age=5000)
+    stamps = f"{stamped(a, age=100)}; {stamped(b, age=100)}"
+    header = f"session={a}; session={b}; {stamps}"
+    assert opened(header) == "session=a; session=b"
+    (of_a, of_b) = set_cookies(answered(rule(), [], cookie=header))
+    assert (of_a, of_b) == (f"{stamped(a)}; Path=/a", f"{stamped(b)}; Path=/")
+
+
+def test_a_stamp_is_named_like_its_session_so_that_browsers_keep_their_word_on_prefixes() -> None:
+    sessions = Sessions(["__Host-id"], LIFETIME, lambda: [KEY], clock=Clock())
+    envelope = seal("__Host-id", "ana", "Path=/;Secure", KEY, NOW - 100)
+    (header,) = set_cookies(answered(sessions, [], cookie=f"__Host-id={envelope}"))
+    assert header == f"{stamped(envelope, name='__Host-id')}; Path=/; Secure"
+
+
+def test_a_stamp_tells_caches_that_the_response_depends_on_the_cookie() -> None:
     headers = answered(rule(), [("Content-Type", "text/plain")], cookie=USED)
     assert headers == [
         ("Content-Type", "text/plain"),
-        ("Set-Cookie", f"session={sealed('ana', attributes='Path=/;HttpOnly')}; Path=/; HttpOnly"),
+        ("Set-Cookie", f"{stamped(ENVELOPE)}; Path=/; HttpOnly"),
         ("Vary", "Cookie"),
     ]
 
@@ -689,13 +816,13 @@ def test_a_renewal_tells_caches_that_the_response_depends_on_the_cookie() -> Non
     "policy",
     ["public", "Public, Max-Age=60", "max-age=60", "s-maxage=60", "public, no-cache"],
 )
-def test_a_renewal_is_not_sent_where_a_shared_cache_may_keep_it(policy: str) -> None:
+def test_a_stamp_is_not_sent_where_a_shared_cache_may_keep_it(policy: str) -> None:
     headers = [("Cache-Control", policy)]
     assert answered(rule(), headers, cookie=USED) == headers
 
 
 @pytest.mark.parametrize("policy", ["private", "private, max-age=60", "no-store", "no-cache"])
-def test_a_renewal_is_sent_where_no_shared_cache_may_keep_it(policy: str) -> None:
+def test_a_stamp_is_sent_where_no_shared_cache_may_keep_it(policy: str) -> None:
     headers = [("cache-control", policy)]
     assert len(set_cookies(answered(rule(), headers, cookie=USED))) == 1
 
@@ -704,7 +831,7 @@ def test_a_renewal_is_sent_where_no_shared_cache_may_keep_it(policy: str) -> Non
     ("path", "renewed"),
     [("/assets/a.css", 0), ("/assets/", 0), ("/assets", 1), ("/static/a.css", 1)],
 )
-def test_a_renewal_is_not_sent_with_a_static_file(path: str, renewed: int) -> None:
+def test_a_stamp_is_not_sent_with_a_static_file(path: str, renewed: int) -> None:
     sessions = rule(static_prefix="/assets/")
     assert len(set_cookies(answered(sessions, [], cookie=USED, path=path))) == renewed
 
@@ -724,10 +851,31 @@ def test_after_a_rotation_the_old_key_opens_and_the_new_one_seals() -> None:
     rotated, done = rule(keys=(old, new)), rule(keys=(new,))
     assert opened(cookie, rotated) == "session=ana"
     assert opened(cookie, done) is None
-    for headers in ([], [("Set-Cookie", "session=ana; Path=/")]):  # sent again; set by the app
-        (header,) = set_cookies(answered(rotated, headers, cookie=cookie))
-        assert opened(pair(header), done) == "session=ana"
-        assert opened(pair(header), rule(keys=(old,))) is None
+    # Set by the app:
+    headers = [("Set-Cookie", "session=ana; Path=/")]
+    (header,) = set_cookies(answered(rotated, headers, cookie=cookie))
+    assert opened(pair(header), done) == "session=ana"
+    assert opened(pair(header), rule(keys=(old,))) is None
+    # And in use: a stamp by the new key vouches for an envelope by the old one.
+    (header,) = set_cookies(answered(rotated, [], cookie=cookie))
+    assert opened(f"{cookie}; {pair(header)}", done) == "session=ana"
+    assert opened(f"{cookie.replace('pana', 'pben')}; {pair(header)}", done) is None
+
+
+def test_keys_are_asked_for_again_now_and_then_where_sessions_come() -> None:
+    clock, asked = Clock(), []
+
+    def find_keys() -> list[bytes]:
+        asked.append(clock.now)
+        return [KEY]
+
+    sessions = Sessions(NAMES, LIFETIME, find_keys, clock=clock)
+    cookie = f"session={sealed('ana')}"
+    for seconds in (0, 1, FIND_KEYS_EVERY - 2, 1, 1, FIND_KEYS_EVERY - 2):
+        clock.now += seconds
+        opened(cookie, sessions)
+        opened("theme=dark", sessions)
+    assert asked == [NOW, NOW + FIND_KEYS_EVERY]
 
 
 def test_without_a_key_sessions_pass_untouched() -> None:

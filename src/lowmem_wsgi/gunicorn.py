@@ -187,6 +187,8 @@ def _prepare(server: _Any) -> None:
     from .workers.page import lay_out
 
     try:
+        for app in _ours(server.app.callable):
+            app.keys.hold()
         lay_out()
         if f"{__package__}.heavy.offload" in _sys.modules:  # so that the workers share all of it
             import pickle  # noqa: F401

@@ -18,7 +18,7 @@ from .admin.routes import Admin
 from .exchange import Exchange, Stream
 from .guards import out_of_memory
 from .guards.body import DRAIN, drain
-from .guards.keys import find_keys
+from .guards.keys import Keys
 from .guards.overload import Overload, busy
 from .guards.paths import PATH
 from .guards.refusals import Refusal
@@ -69,10 +69,11 @@ class LowMemory:
         self.overload = Overload(rules.max_in_flight, rules.exempt_paths)
         self.in_flight = self.overload.in_flight  # the engine keeps this, and must not keep us
         self.uploads = UploadCap(rules.max_upload, rules.upload_limits)
+        self.keys = Keys(rules.secret_key, app)
         self.sessions = Sessions(
             rules.session_cookies,
             rules.session_lifetime,
-            lambda: find_keys(rules.secret_key, app),
+            self.keys,
             sliding=rules.session_sliding,
             static_prefix=rules.static_prefix,
         )

@@ -181,10 +181,29 @@ def _ints(value: object) -> Sequence[object]:
     return value if isinstance(value, (list, tuple)) else _items(value)
 
 
+# A secret needs as many characters as the MAC that it makes has bytes (guards/envelope.py): else
+# the secret is the easier of the two to guess. (RFC 2104 §3 wants even 32.) A comma inside of a
+# secret leaves a part that is shorter.
+SECRET_LENGTH = 16
+
+
+class _Short(ValueError):
+    """A part of a list of secrets is too short; says which, without showing it."""
+
+
 def _parse_secrets(value: object) -> tuple[str, ...]:
     secrets = tuple(_items(value))
     if not secrets:
         raise ValueError
+    for number, secret in enumerate(secrets, 1):
+        if len(secret) < SECRET_LENGTH:
+            which = f"part {number} of {len(secrets)} (a comma separates) has"
+            characters = "1 character" if len(secret) == 1 else f"{len(secret)} characters"
+            raise _Short(
+                f"{which if len(secrets) > 1 else 'has'} {characters}, expected at least "
+                f"{SECRET_LENGTH}. To make a secret: python -c 'import secrets; "
+                "print(secrets.token_hex())'"
+            )
     return secrets
 
 
@@ -235,7 +254,11 @@ PATH_SIZES = Kind("paths with a size each, such as /import=4MB,/avatar=1MB", _pa
 COOKIES = Kind("names of cookies, separated by commas", _matching(_TOKEN))
 MODULES = Kind("names of modules, separated by commas", _matching(_MODULE))
 SECRET = Kind("a secret of at least one character", _parse_secret)
-SECRETS = Kind("one or more secrets, oldest to newest, separated by commas", _parse_secrets)
+SECRETS = Kind(
+    f"one or more secrets of at least {SECRET_LENGTH} characters, oldest to newest, separated by "
+    "commas",
+    _parse_secrets,
+)
 
 
 # --- The table
@@ -422,12 +445,16 @@ class Settings:
             if not source:
                 value = row.defaults[values.get("preset", "balanced")]
             try:
-                # Another program's variable is one secret, commas and all: split, it could
-                # leave a key of one letter.
-                values[row.name] = row.kind.parse((value,) if source == row.fallback else value)
-            except (ValueError, KeyError, OverflowError, TypeError):
+                # Another program's variable is one secret, commas and all, and as short as that
+                # program lets it be.
+                if source == row.fallback:
+                    values[row.name] = (_text(value),)
+                else:
+                    values[row.name] = row.kind.parse(value)
+            except (ValueError, KeyError, OverflowError, TypeError) as error:
                 shown = "(a secret)" if row.secret else _shortened(value)
-                problems.append(f"{source}={shown}: expected {row.kind.expected}")
+                wrong = error if isinstance(error, _Short) else f"expected {row.kind.expected}"
+                problems.append(f"{source}={shown}: {wrong}")
                 values[row.name] = row.kind.parse(row.defaults["balanced"])
         problems += _unknown(keywords, environ)
         settings = cls(values)

@@ -1,14 +1,29 @@
-"""The signed, timestamped envelope a session cookie travels in. Pure: no clock, no I/O.
+"""The signed envelope that a session cookie travels in, and its stamp. Pure: no clock, no I/O.
 
-    lm1.<mac>.<time>.<attributes>.<how><value>
+The envelope is the session cookie's value. LowMemory makes one whenever the app sets the cookie,
+and never sends one a second time:
+
+    lm2.<mac>.<time>.<end>.<attributes>.<how><value>
 
 mac         HMAC-SHA256 over the cookie's name and all that follows, cut to 128 bits (RFC 2104 §5
             wants at least half the hash) and in base64url
-time        Unix seconds of the last use, in hex
-attributes  of the Set-Cookie, base64url: a browser does not send them back, and a session that
-            slides is to be sent again with the attributes it had
-how, value  "p" and the value as it is, or "b" and the value in base64url, where it holds
+time        Unix seconds, in hex, when the app set the cookie
+end         Unix seconds, in hex, of the end that the app gave the cookie by Max-Age or Expires;
+            empty where the app gave none
+attributes  of the Set-Cookie, base64url, without Max-Age and Expires: a browser does not send
+            them back, and the stamp is sent with the same
+how, value  "p" and the value as it is, or "b" and the value in base64url, where the value holds
             something that is not RFC 6265's cookie-octet
+
+The stamp is the value of a second cookie, and says when the session was last used:
+
+    lm2.<mac>.<time>
+
+mac         HMAC-SHA256 over the session cookie's name, the time and the whole envelope
+time        Unix seconds, in hex, of the use
+
+A stamp fits one envelope. It says nothing about a cookie that the app has changed meanwhile, and
+nothing at all without its envelope.
 """
 
 from __future__ import annotations
@@ -18,17 +33,21 @@ import hmac
 import re
 from collections.abc import Sequence
 
-_VERSION = "lm1"
+_VERSION = "lm2"
 _MAC_BYTES = 16
 _PLAIN = re.compile(r"[!#-+\--:<-\[\]-~]*")  # cookie-octet, RFC 6265 §4.1.1
+_TIME = re.compile(r"[0-9a-f]{1,16}")
 
-# Clocks of machines that share a key differ by this much at most (seconds). A later envelope
-# is from the future, and refused, as itsdangerous does.
-SKEW = 5
+# Seconds. A clock may be set back while the site runs, and clocks of machines that share a key
+# differ. LowMemory refuses an envelope that comes from further ahead, as itsdangerous does.
+SKEW = 60
 
 
 class BadEnvelope(Exception):
-    """This cookie does not open. `reason`: bare, forged, future or expired."""
+    """This cookie does not open. `reason`: bare, forged, future, expired or ended.
+
+    Expired: not used for the lifetime. Ended: past the end that the app itself set.
+    """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -36,14 +55,19 @@ class BadEnvelope(Exception):
 
 
 class Letter:
-    """What was in an envelope: the app's value, its attributes, when it was sealed."""
+    """An opened envelope: `text` is the envelope, `used_at` the session's last known use."""
 
-    __slots__ = ("attributes", "sealed_at", "value")
+    __slots__ = ("attributes", "end", "name", "text", "used_at", "value")
 
-    def __init__(self, value: str, attributes: str, sealed_at: int) -> None:
+    def __init__(
+        self, name: str, text: str, value: str, attributes: str, used_at: int, end: int | None
+    ) -> None:
+        self.name = name
+        self.text = text
         self.value = value
         self.attributes = attributes
-        self.sealed_at = sealed_at
+        self.used_at = used_at
+        self.end = end
 
 
 def derive(secret: bytes) -> bytes:
@@ -51,39 +75,83 @@ def derive(secret: bytes) -> bytes:
     return hmac.digest(secret, b"lowmem-wsgi session envelope 1", "sha256")
 
 
-def seal(name: str, value: str, attributes: str, key: bytes, now: int) -> str:
+def seal(
+    name: str, value: str, attributes: str, key: bytes, now: int, end: int | None = None
+) -> str:
     """The envelope for a cookie's value. UnicodeEncodeError if it is not Latin-1 (PEP 3333)."""
     stored = "p" + value if _PLAIN.fullmatch(value) else "b" + _encode(value.encode("latin-1"))
-    rest = f"{now:x}.{_encode(attributes.encode('latin-1'))}.{stored}"
+    until = "" if end is None else f"{end:x}"
+    rest = f"{now:x}.{until}.{_encode(attributes.encode('latin-1'))}.{stored}"
     return f"{_VERSION}.{_mac(name, rest, key)}.{rest}"
 
 
-def unseal(name: str, text: str, keys: Sequence[bytes], now: int, lifetime: float) -> Letter:
-    """What `seal` put in, if any of `keys` signed it at most `lifetime` seconds ago.
+def stamp(name: str, envelope: str, key: bytes, now: int) -> str:
+    """The stamp that says: the session in this envelope was used at `now`."""
+    return f"{_VERSION}.{_stamp_mac(name, f'{now:x}', envelope, key)}.{now:x}"
 
+
+def unseal(
+    name: str,
+    text: str,
+    keys: Sequence[bytes],
+    now: int,
+    lifetime: float,
+    stamps: Sequence[str] = (),
+) -> Letter:
+    """Return what `seal` put in, if the session was used at most `lifetime` seconds ago.
+
+    The envelope or a stamp of this very envelope must be signed by one of `keys`: a stamp by the
+    newest key keeps a session beyond the day on which the key of its envelope is taken away.
     Raises BadEnvelope.
     """
     version, _, signed = text.partition(".")
     if version != _VERSION:
         raise BadEnvelope("bare")
     mac, _, rest = signed.partition(".")
-    if not any(_same(mac, _mac(name, rest, key)) for key in keys):
+    stamped_at = _latest(name, text, keys, now, stamps)
+    if not stamped_at and not any(_same(mac, _mac(name, rest, key)) for key in keys):
         raise BadEnvelope("forged")
-    # What follows was written by seal: the signature says so.
-    time, attributes, stored = rest.split(".", 2)
-    sealed_at = int(time, 16)
+    # `seal` wrote the rest: the signature says so.
+    time, until, attributes, stored = rest.split(".", 3)
+    sealed_at, end = int(time, 16), int(until, 16) if until else None
     if sealed_at > now + SKEW:
         raise BadEnvelope("future")
-    if now - sealed_at >= lifetime:
+    if end is not None and now >= end:
+        raise BadEnvelope("ended")
+    used_at = max(sealed_at, stamped_at)
+    if now - used_at >= lifetime:
         raise BadEnvelope("expired")
     value = stored[1:] if stored[:1] == "p" else _decode(stored[1:])
-    return Letter(value, _decode(attributes), sealed_at)
+    return Letter(name, text, value, _decode(attributes), used_at, end)
+
+
+def _latest(
+    name: str, envelope: str, keys: Sequence[bytes], now: int, stamps: Sequence[str]
+) -> int:
+    """The time of the latest stamp that fits the envelope; 0 where none does."""
+    latest = 0
+    for text in stamps:
+        version, _, signed = text.partition(".")
+        mac, _, time = signed.partition(".")
+        if version != _VERSION or not _TIME.fullmatch(time):
+            continue
+        used_at = int(time, 16)
+        if latest < used_at <= now + SKEW and any(
+            _same(mac, _stamp_mac(name, time, envelope, key)) for key in keys
+        ):
+            latest = used_at
+    return latest
 
 
 def _mac(name: str, rest: str, key: bytes) -> str:
     # A name is a token and has no NUL, so no two (name, rest) make the same message.
     message = f"{name}\0{rest}".encode("latin-1", "replace")
     return _encode(hmac.digest(key, message, "sha256")[:_MAC_BYTES])
+
+
+def _stamp_mac(name: str, time: str, envelope: str, key: bytes) -> str:
+    # No name has a space in it, so no envelope's MAC is a stamp's; no time has a dot.
+    return _mac(f"stamp {name}", f"{time}.{envelope}", key)
 
 
 def _same(mac: str, ours: str) -> bool:

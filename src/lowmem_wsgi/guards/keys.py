@@ -3,10 +3,14 @@
 In this order: the setting; the app's own secret (Flask, Django); a secret kept in a private
 directory that all processes of this user on this machine share. So two workers, or a worker
 and the one that replaces it, always know each other's sessions.
+
+Temporary directories are swept of old files. So each process that uses the kept secret renews the
+file's times while sessions come, and puts the same secret back where the file is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -23,33 +27,86 @@ _FILE = "session-key"
 _BYTES = 32
 
 
-def find_keys(
-    setting: tuple[str, ...] | None, app: object, environ: Mapping[str, str] | None = None
-) -> tuple[bytes, ...]:
-    """The keys, oldest to newest; empty where there is none to be had (then an error is logged)."""
-    own = setting or app_secrets(app)
-    if own:
-        return tuple(derive(secret.encode("utf-8", "surrogateescape")) for secret in own)
-    try:
-        directory = runtime_directory(environ)
-        key = shared_secret(directory)
-    except (OSError, Refused) as error:
-        log.once(
-            logging.ERROR,
-            "no session key",
-            "Sessions do not end after LOWMEM_SESSION_LIFETIME: there is no key to sign them with, "
-            "and %s. Set LOWMEM_SECRET_KEY to a long random text.",
-            error,
-        )
-        return ()
-    log.once(
-        logging.WARNING,
-        "own session key",
-        "Sessions are signed with a key kept in %s: it is lost with this machine's disk, and other "
-        "machines do not have it. Set LOWMEM_SECRET_KEY to a long random text.",
-        directory,
-    )
-    return (derive(key),)
+class Keys:
+    """The signing keys of one app's sessions. Call it for the keys, oldest to newest.
+
+    Empty where there is no key to be had (an error in the log then says why). Call it again now and
+    then: that keeps the file of the secret alive. The caller sees to it that calls do not overlap.
+    """
+
+    def __init__(
+        self,
+        setting: tuple[str, ...] | None,
+        app: object,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._setting = setting
+        self._app = app
+        self._environ = environ
+        # The secrets that were in the file while this process ran, the latest last.
+        self._kept: list[bytes] = []
+        self._in_use = False  # the file's: a secret that the app gets later would end all sessions
+
+    def __call__(self) -> tuple[bytes, ...]:
+        own = () if self._in_use else self._own()
+        if own:
+            return tuple(derive(secret.encode("utf-8", "surrogateescape")) for secret in own)
+        try:
+            directory = self._keep()
+        except (OSError, Refused) as error:
+            self._not_kept(error)
+        else:
+            log.once(
+                logging.WARNING,
+                "own session key",
+                "Sessions are signed with a key kept in %s: it is lost with this machine's disk, "
+                "and other machines do not have it. Set LOWMEM_SECRET_KEY to a long random text.",
+                directory,
+            )
+        self._in_use = bool(self._kept)
+        return tuple(derive(secret) for secret in self._kept)
+
+    def hold(self) -> None:
+        """Before a fork: read or make the kept secret, if no other is known yet.
+
+        All children then have the same one, whatever becomes of the file. Logs nothing: the app
+        may use no sessions, or get a secret of its own later.
+        """
+        if not self._own():
+            with contextlib.suppress(OSError, Refused):
+                self._keep()
+
+    def _own(self) -> tuple[str, ...]:
+        return self._setting or app_secrets(self._app)
+
+    def _keep(self) -> str:
+        """Keep the secret's file alive; its directory. Raises Refused, OSError."""
+        directory = runtime_directory(self._environ)
+        latest = shared_secret(directory, self._kept[-1] if self._kept else None)
+        # Where another process has made another secret, later processes know only that one: sign
+        # with it, and go on opening what was signed before.
+        if latest not in self._kept[-1:]:
+            self._kept = [*(secret for secret in self._kept if secret != latest), latest]
+        return directory
+
+    def _not_kept(self, error: Exception) -> None:
+        if self._kept:
+            log.once(
+                logging.ERROR,
+                "session key not kept",
+                "The key that signs sessions cannot be kept for the processes that come after this "
+                "one: %s. They will log everybody out. Set LOWMEM_SECRET_KEY to a long random "
+                "text.",
+                error,
+            )
+        else:
+            log.once(
+                logging.ERROR,
+                "no session key",
+                "Sessions do not end after LOWMEM_SESSION_LIFETIME: there is no key to sign them "
+                "with, and %s. Set LOWMEM_SECRET_KEY to a long random text.",
+                error,
+            )
 
 
 def app_secrets(app: object) -> tuple[str, ...]:
@@ -109,8 +166,12 @@ def _texts(fallbacks: object, secret: Any) -> tuple[str, ...]:
     )
 
 
-def shared_secret(directory: str) -> bytes:
-    """The secret kept in the directory, made by whoever comes first. Raises Refused, OSError."""
+def shared_secret(directory: str, known: bytes | None = None) -> bytes:
+    """Return the secret kept in the directory, and renew its file's times.
+
+    Where there is none, keep the `known` one, else a new one; another process that does the same at
+    this moment may come first. Raises Refused, OSError.
+    """
     path = os.path.join(private_directory(directory), _FILE)
     try:
         return _read(path)
@@ -118,7 +179,7 @@ def shared_secret(directory: str) -> bytes:
         pass
     draft = f"{path}.{os.getpid()}.{secrets.token_hex(8)}"
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(_BYTES))
+        file.write(known or secrets.token_bytes(_BYTES))
     try:
         os.link(draft, path)  # unlike a rename, never replaces what another process made first
     except FileExistsError:

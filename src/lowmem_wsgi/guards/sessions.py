@@ -1,23 +1,28 @@
 """The session lifetime: a session cookie is honoured for so long, by any framework.
 
-On the way in, each session cookie is taken out of its signed envelope (see envelope.py), or
-out of the request where it is expired, forged, from the future or bare: the app then sees no
-session. On the way out, the app's own Set-Cookie is put in an envelope. A session in use is
-sent again once a tenth of its lifetime has passed.
+On the way in, LowMemory takes each session cookie out of its signed envelope (see envelope.py), or
+out of the request where the cookie is expired, forged, from the future or bare: the app then sees
+no session. On the way out, LowMemory puts the app's own Set-Cookie in an envelope.
+
+A session in use outlives its lifetime by a second cookie, the stamp, which holds nothing but the
+time of the last use and fits one envelope. LowMemory never sends a session's value by itself. So a
+slow response cannot bring back what another request has changed or ended meanwhile: its stamp
+then fits nothing that the browser has.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .. import log
 from . import set_cookie
-from .envelope import BadEnvelope, Letter, seal, unseal
+from .envelope import BadEnvelope, Letter, seal, stamp, unseal
 from .paths import PATH, wsgi_path
 from .refusals import report
 
@@ -26,20 +31,34 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[str, str]]
 
-# Where `open` leaves the letters that `amend` may send again.
+# Where `open` leaves for `amend`: the time, the opened sessions, and the stamps that came by name.
 LETTERS = "lowmem.sessions"
 
 # RFC 6265 §6.1 asks browsers for 4096 bytes a cookie; they give no more for name and value.
 MOST_BYTES = 4096
 
-# A session is sent again after this share of its lifetime: often enough that a used one does not
-# run out, seldom enough that not every response carries a cookie.
+# LowMemory sends a stamp after this share of the lifetime: often enough that a used session does
+# not run out, seldom enough that not every response carries a cookie. A response that has taken
+# longer than this share carries no stamp: the browser may have a newer session by then, and the
+# stamp of the newer one, which this one would replace.
 RENEW_AFTER = 0.1
+
+# The stamp's cookie is called like the session's, with this after it. A suffix leaves prefixes
+# that mean something to browsers (__Host-, __Secure-) in their place.
+STAMP_SUFFIX = ".lowmem"
+
+# A request has as many stamps as session cookies: one for each Path or Domain. LowMemory reads no
+# more of one name, so that a header full of them costs little.
+MOST_STAMPS = 8
+
+# Seconds after which LowMemory asks for the keys again: whoever gives them keeps their file alive.
+FIND_KEYS_EVERY = 60.0
 
 _CACHED = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
 
 SETTING = "LOWMEM_SESSION_LIFETIME"
 
+_NOTHING: tuple[float, list[Letter], dict[str, list[str]]] = (0.0, [], {})
 
 SET_COOKIE = len("set-cookie")
 
@@ -47,8 +66,9 @@ SET_COOKIE = len("set-cookie")
 class Sessions:
     """The rule for the cookies `names`; `lifetime` in seconds.
 
-    `find_keys` is called once, at the first session: a Flask app gets its secret after it is
-    wrapped. It gives the keys oldest to newest; where it gives none, sessions pass untouched.
+    `find_keys` gives the keys oldest to newest; where it gives none, sessions pass untouched. It is
+    first called at the first session, for a Flask app gets its secret after it is wrapped, and then
+    at most each FIND_KEYS_EVERY seconds, by a request with a session.
     """
 
     def __init__(
@@ -59,15 +79,17 @@ class Sessions:
         *,
         sliding: bool = True,
         static_prefix: str = "/static/",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._names = frozenset(names)
+        self._stamps = {name + STAMP_SUFFIX: name for name in names}
         self._lifetime = lifetime
         self._find_keys = find_keys
-        self._keys: Sequence[bytes] | None = None
+        self._keys: Sequence[bytes] = ()
+        self._find_at = float("-inf")
         self._sliding = sliding
         self._static_prefix = wsgi_path(static_prefix)
-        self._clock = clock
+        self._clock = clock or time.time
         self._lock = threading.Lock()
         self.expired = 0
         # Python's http.cookies, which Bottle uses, starts a new cookie after white space, and
@@ -75,101 +97,133 @@ class Sessions:
         # bytes, from names; WebOb begins a name wherever a letter of one can stand. Neither
         # "secure session=..." nor "\xc2\xa0session=..." nor "x[session=..." may get past us.
         gap = r'[\x00-\x20",\[\\\]\x7f-\xff]'
-        either = "|".join(re.escape(name) for name in names)
+        either = "|".join(re.escape(name) for name in (*names, *self._stamps))
         self._hidden = re.compile(f"(?:^=*|{gap})(?:{either}){gap}*=")
 
     def after_fork(self) -> None:
         """In a new child: the lock may have been held by a thread that the child does not have."""
         self._lock = threading.Lock()
 
-    @property
-    def keys(self) -> Sequence[bytes]:
-        if self._keys is None:
+    def _keys_at(self, now: float) -> Sequence[bytes]:
+        if now >= self._find_at:
             with self._lock:
-                if self._keys is None:
+                if now >= self._find_at:
                     self._keys = self._find_keys()
+                    self._find_at = now + FIND_KEYS_EVERY if self._keys else float("inf")
         return self._keys
 
     def open(self, environ: WSGIEnvironment) -> None:
         """Replace envelopes in the request by what is in them; take out what does not open."""
         header = environ.get("HTTP_COOKIE")
-        if not header or not any(name in header for name in self._names) or not self.keys:
+        if not header or not any(name in header for name in self._names):
             return
-        now = int(self._clock())
-        kept: list[str] = []
-        letters: list[tuple[str, Letter]] = []
+        now = self._clock()
+        keys = self._keys_at(now)
+        if not keys:
+            return
+        # The parts that stay, and a session's name and value in its place.
+        parts: list[str | tuple[str, str]] = []
+        stamps: dict[str, list[str]] = {}
         for piece in header.split(";"):
             part = piece.strip(" \t")  # and no other white space: in Latin-1 it may be half an "à"
             name, _, value = part.partition("=")
             name, value = name.rstrip(" \t"), value.lstrip(" \t")
-            if name not in self._names:
-                if not self._hidden.search(part):
-                    kept.append(part)
+            if name in self._names:
+                parts.append((name, value))
+            elif name in self._stamps:
+                stamps.setdefault(self._stamps[name], []).append(value)
+            elif part and not self._hidden.search(part):
+                parts.append(part)
+        kept: list[str] = []
+        letters: list[Letter] = []
+        for part in parts:
+            if isinstance(part, str):
+                kept.append(part)
                 continue
+            name, value = part
+            fitting = stamps.get(name, ())[:MOST_STAMPS] if self._sliding else ()
             try:
-                letter = unseal(name, value, self.keys, now, self._lifetime)
+                letter = unseal(name, value, keys, int(now), self._lifetime, fitting)
             except BadEnvelope as error:
                 self._ended(environ, name, error.reason)
             else:
                 kept.append(f"{name}={letter.value}")
-                letters.append((name, letter))
-        cookies = "; ".join(part for part in kept if part)
-        if cookies:
-            environ["HTTP_COOKIE"] = cookies
+                letters.append(letter)
+        if kept:
+            environ["HTTP_COOKIE"] = "; ".join(kept)
         else:
             del environ["HTTP_COOKIE"]
         if letters:
-            environ[LETTERS] = letters
+            environ[LETTERS] = (now, letters, stamps)
 
     def amend(self, environ: WSGIEnvironment, headers: Headers) -> Headers:
-        """The response's headers, the app's session cookies in envelopes, used ones sent again."""
-        letters: list[tuple[str, Letter]] = environ.get(LETTERS) or []
+        """The response's headers, the app's session cookies in envelopes, stamps for used ones."""
+        asked_at, letters, stamps = environ.get(LETTERS) or _NOTHING
         setting = False
         for name, value in headers:  # for most responses all there is to do: no generator
             if len(name) == SET_COOKIE and name.lower() == "set-cookie":
                 setting = setting or set_cookie.parse(value)[0] in self._names
-        if (not letters and not setting) or not self.keys:
+        if not letters and not setting:
             return headers
         now = self._clock()
+        keys = self._keys_at(now)
+        if not keys:
+            return headers
         if setting:
-            letters = list(letters)
+            # The app has spoken for these: LowMemory adds no stamp.
+            named = {set_cookie.parse(v)[0] for n, v in headers if n.lower() == "set-cookie"}
+            letters = [letter for letter in letters if letter.name not in named]
             headers = [
-                (name, self._sealed(environ, value, now, letters))
-                if name.lower() == "set-cookie"
-                else (name, value)
-                for name, value in headers
+                sent for header in headers for sent in self._sent(environ, header, now, stamps)
             ]
-        if letters and self._sliding and self._may_renew(environ, headers):
+        if (
+            letters
+            and self._sliding
+            and now - asked_at <= self._lifetime * RENEW_AFTER
+            and self._may_renew(environ, headers)
+        ):
             headers = headers + self._renewals(letters, now)
         return headers
 
-    def _sealed(
-        self, environ: WSGIEnvironment, header: str, now: float, letters: list[tuple[str, Letter]]
-    ) -> str:
-        name, value, attributes = set_cookie.parse(header)
-        if name not in self._names:
-            return header
-        # The app has spoken: nothing to send again.
-        letters[:] = [pair for pair in letters if pair[0] != name]
-        kept = set_cookie.relative(attributes, now, self._lifetime)
-        if kept is None:
-            return header  # a deletion
-        again = kept
-        if not any(key.lower() == "path" and path.startswith("/") for key, path in kept):
-            # The browser takes the path from this page. Sent again from another, it must say so:
-            # else there would be two cookies, and logging out would end one.
-            again = [*kept, ("Path", set_cookie.default_path(environ))]
-        return self._rendered(name, value, kept, now, again)
-
-    def _rendered(
+    def _sent(
         self,
+        environ: WSGIEnvironment,
+        header: tuple[str, str],
+        now: float,
+        stamps: Mapping[str, object],
+    ) -> Headers:
+        """What goes out for a header of the app: itself, or a session's cookie in an envelope."""
+        if header[0].lower() != "set-cookie":
+            return [header]
+        name, value, attributes = set_cookie.parse(header[1])
+        if name not in self._names:
+            return [header]
+        _, semicolon, rest = header[1].partition(";")
+        left = set_cookie.seconds_left(attributes, now)
+        if left is not None and left <= 0:
+            if name not in stamps:
+                return [header]
+            return [header, (header[0], f"{name}{STAMP_SUFFIX}={semicolon}{rest}")]
+        sealed = self._sealed(environ, name, value, attributes, left, now)
+        return [(header[0], f"{name}={sealed}{semicolon}{rest}")]
+
+    def _sealed(
+        self,
+        environ: WSGIEnvironment,
         name: str,
         value: str,
         attributes: set_cookie.Attributes,
+        left: int | None,
         now: float,
-        again: set_cookie.Attributes | None = None,
     ) -> str:
-        sealed = seal(name, value, set_cookie.pack(again or attributes), self.keys[-1], int(now))
+        """The envelope for a session that the app ends in `left` seconds, if ever."""
+        lasting = [pair for pair in attributes if pair[0].lower() not in set_cookie.ENDS]
+        if not any(key.lower() == "path" and path.startswith("/") for key, path in lasting):
+            # The browser takes the path from this page. A stamp that comes from another page must
+            # say the path: else the browser would not send it wherever it sends the session.
+            lasting.append(("Path", set_cookie.default_path(environ)))
+        end = None if left is None else math.ceil(now + left)
+        sealed = seal(name, value, set_cookie.pack(lasting), self._keys[-1], int(now), end)
         size = len(name) + 1 + len(sealed)
         if size > MOST_BYTES:
             log.limited(
@@ -183,18 +237,27 @@ class Sessions:
                 len(name) + 1 + len(value),
                 MOST_BYTES,
             )
-        return set_cookie.render(name, sealed, attributes, now)
+        return sealed
 
-    def _renewals(self, letters: list[tuple[str, Letter]], now: float) -> Headers:
+    def _renewals(self, letters: Sequence[Letter], now: float) -> Headers:
+        """A stamp for each session whose last one is old enough."""
         due = now - self._lifetime * RENEW_AFTER
         renewed = [
-            ("Set-Cookie", self._rendered(name, letter.value, attributes, now))
-            for name, letter in letters
-            if letter.sealed_at <= due
-            for attributes in (set_cookie.unpack(letter.attributes),)
+            ("Set-Cookie", self._stamp(letter, now))
+            for letter in letters
+            if letter.used_at <= due
+            # A stamp cannot prolong a session beyond the end that the app gave it.
+            and (letter.end is None or letter.used_at + self._lifetime < letter.end)
         ]
         # What is sent depends on the cookie now, and caches should know.
         return [*renewed, ("Vary", "Cookie")] if renewed else []
+
+    def _stamp(self, letter: Letter, now: float) -> str:
+        value = stamp(letter.name, letter.text, self._keys[-1], int(now))
+        header = f"{letter.name}{STAMP_SUFFIX}={value}; {letter.attributes.replace(';', '; ')}"
+        if letter.end is None:
+            return header  # like the session's cookie, until the browser is closed
+        return f"{header}; Max-Age={math.ceil(min(self._lifetime, letter.end - now))}"
 
     def _may_renew(self, environ: WSGIEnvironment, headers: Headers) -> bool:
         """Not where a shared cache may keep the response, and hand the session to others."""
@@ -211,9 +274,8 @@ class Sessions:
     def _ended(self, environ: WSGIEnvironment, name: str, reason: str) -> None:
         with self._lock:
             self.expired += 1
-        report(
-            environ,
-            "session ended",
-            f"cookie {name} is {reason}, {self._lifetime:g} s allowed",
-            SETTING,
-        )
+        if reason == "ended":
+            why, setting = "past the end that the app gave it", "Max-Age or Expires, by the app"
+        else:
+            why, setting = f"{reason}, {self._lifetime:g} s allowed", SETTING
+        report(environ, "session ended", f"cookie {name} is {why}", setting)

@@ -1,7 +1,6 @@
-"""The Set-Cookie header, taken apart and put together as browsers read it (RFC 6265 §5.2).
+"""The Set-Cookie header, taken apart as browsers read it (RFC 6265 §5.2).
 
-Attributes keep their order and spelling. The two that end a cookie are kept as seconds from
-now, so that the same attributes can be sent again later.
+Attributes keep their order and spelling.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 Attributes = list[tuple[str, str]]
+
+ENDS = ("max-age", "expires")
 
 _SPACE = " \t"  # all that RFC 6265 strips: the others may be half of a UTF-8 letter
 
@@ -28,58 +29,25 @@ def parse(header: str) -> tuple[str, str, Attributes]:
     return name.strip(_SPACE), value.strip(_SPACE), attributes
 
 
-def relative(attributes: Attributes, now: float, most: float) -> Attributes | None:
-    """The attributes with their ends as seconds from `now`, at most `most`.
+def seconds_left(attributes: Attributes, now: float) -> int | None:
+    """Return the seconds from `now` until the end that the attributes give a cookie.
 
-    None where the cookie is being deleted.
+    None where they give no end. Zero or less where they delete the cookie. Browsers ignore an end
+    that does not parse, and so does this function; the last of one name counts.
     """
-    result: Attributes = []
     ends: dict[str, int] = {}
-    bounded = any(key.lower() == "max-age" for key, _ in attributes)
     for key, value in attributes:
         attribute = key.lower()
-        seconds: int | None
-        if attribute == "max-age":
-            seconds = int(value) if _WHOLE.fullmatch(value) else None
-        elif attribute == "expires":
-            seconds = _seconds_until(value, now)
-        else:
-            result.append((key, value))
-            continue
-        if seconds is not None:
+        if attribute == "max-age" and _WHOLE.fullmatch(value):
+            ends[attribute] = int(value)
+        elif attribute == "expires" and (seconds := _seconds_until(value, now)) is not None:
             ends[attribute] = seconds
-            result.append((key, str(min(seconds, int(most)))))
-        elif attribute == "expires" and value and not bounded:
-            # A date that we cannot read a browser perhaps can: bound it in our own words.
-            result.append(("Max-Age", str(int(most))))
-    # Max-Age beats Expires (RFC 6265 §5.3).
-    end = ends.get("max-age", ends.get("expires"))
-    return None if end is not None and end <= 0 else result
-
-
-def render(name: str, value: str, attributes: Attributes, now: float) -> str:
-    """The header again; `attributes` as `relative` gave them."""
-    parts = [f"{name}={value}"]
-    for key, text in attributes:
-        shown = _date(now + int(text)) if key.lower() == "expires" else text
-        parts.append(f"{key}={shown}" if shown else key)
-    return "; ".join(parts)
+    return ends.get("max-age", ends.get("expires"))  # Max-Age beats Expires (RFC 6265 §5.3)
 
 
 def pack(attributes: Attributes) -> str:
-    """The attributes as one string, for `unpack`."""
+    """The attributes as one string, for an envelope. `;` stands between them and in none."""
     return ";".join(f"{key}={text}" if text else key for key, text in attributes)
-
-
-def unpack(text: str) -> Attributes:
-    """What `pack` was given."""
-    return parse(";" + text)[2]
-
-
-def _date(moment: float) -> str:
-    from email.utils import formatdate
-
-    return formatdate(moment, usegmt=True)
 
 
 def _seconds_until(date: str, now: float) -> int | None:
