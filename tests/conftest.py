@@ -42,6 +42,6 @@ def restored_interpreter() -> Iterator[None]:
     gc.unfreeze()
     for running in engine._current:
         running.monitor.stop()
-        running.sentry.stop()
+        running.watchdog.stop()
         running.ceiling.lift()
     engine._current.clear()
