@@ -144,7 +144,7 @@ def ask(port: int, kind: str, patience: float) -> list[Answer]:
             asked = [pool.submit(ask, port, kind, patience) for kind in ("small_dicts", "dicts")]
             return [answer for future in asked for answer in future.result()]
     if kind == "body":
-        return [upload(port, "/runaway/body", 700 * MB, patience)]
+        return [upload(port, "/runaway/body", 150 * MB, patience)]
     caller = Caller(port, timeout=3 * patience)
     return [caller.ask(f"/runaway/{kind}")]
 
@@ -156,7 +156,7 @@ def upload(port: int, path: str, size: int, patience: float) -> Answer:
     stop = threading.Event()
 
     def send() -> None:
-        piece = bytes(64 * 1024)
+        piece = b"a line\n " * (8 * 1024)
         with contextlib.suppress(OSError):
             for _ in range(size // len(piece)):
                 if stop.is_set():

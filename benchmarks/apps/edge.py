@@ -41,11 +41,12 @@ def late_import() -> object:
 
 
 def body() -> object:
-    return len(request.get_data())
+    """Read it whole, and take it apart."""
+    return len(request.get_data().decode().splitlines())
 
 
 def template() -> object:
-    rows = "{% for number in forever() %}<li>client {{ number }}: {{ (text * 50)|safe }}</li>{% endfor %}"
+    rows = "{% for number in forever() %}<li>client {{ number }}: {{ (text * 400)|safe }}</li>{% endfor %}"
     return render_template_string(rows, forever=forever, text="a line of a long report; ")
 
 
