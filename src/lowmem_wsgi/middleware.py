@@ -81,7 +81,7 @@ class LowMemory:
         self._growth = self.engine.collector.growth
         self._steps = self._amend, self._rescue, self._finish, _named
         self._admin = Admin(self).routes()
-        self._told = self._closed = False
+        self._started = self._told = self._closed = False
         # An app that is thrown away without close() leaves all the same.
         self._leave = weakref.finalize(self, self.engine.leave)
         self._leave.atexit = False
@@ -90,7 +90,7 @@ class LowMemory:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if ENVIRON in environ:  # wrapped twice: the outer one is at work
             return self.app(environ, start_response)
-        if not self._monitor.running and not self._closed:
+        if not (self._started and self._monitor.running) and not self._closed:
             self._start()
         route = self._admin.get(environ.get("PATH_INFO", ""))
         if route is not None:
@@ -137,7 +137,7 @@ class LowMemory:
 
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
-        if not self._monitor.running and not self._closed:
+        if not (self._started and self._monitor.running) and not self._closed:
             self._start()
 
     def close(self) -> None:
@@ -151,6 +151,7 @@ class LowMemory:
     def after_fork(self) -> None:
         """In a new child: no request is in flight, and no lock held."""
         self._lock = threading.Lock()
+        self._started = False
         self.overload.after_fork()
         self.crew.after_fork()
 
@@ -251,7 +252,7 @@ class LowMemory:
         return out_of_memory.refusal(f"at the ceiling of {format_size(ceiling)}", "LOWMEM_CEILING")
 
     def _start(self) -> None:
-        """At the process's first request: what must not happen at import."""
+        """At this app's first request in a process: what must not happen at import."""
         try:
             self.engine.notice_fork()
             self.crew.start()  # first: it has the server start its threads
@@ -271,6 +272,7 @@ class LowMemory:
                 log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
         except Exception:
             log.failure("Starting up")
+        self._started = True
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}

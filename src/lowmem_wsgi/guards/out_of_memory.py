@@ -6,6 +6,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from .. import log
 from .overload import busy
 from .paths import ROUTE
 from .refusals import Refusal
@@ -63,7 +64,8 @@ def refusal(why: str, setting: str) -> Refusal:
 def watch() -> None:
     """Have the frameworks that are loaded tell of the errors that they answer with a 500.
 
-    Flask and Django do so by a signal, sent before they log the error. Harmless when repeated.
+    Flask and Django do so by a signal, sent before they log the error. Harmless when repeated. What
+    receives the signal never raises: Django runs its receivers in the midst of its own handling.
     """
     if "flask" in sys.modules:
         from flask import got_request_exception
@@ -75,18 +77,32 @@ def watch() -> None:
         signals.got_request_exception.connect(_of_django, dispatch_uid=__name__)
 
 
-def _of_flask(sender: Any, exception: BaseException, **extra: Any) -> None:
-    from flask import request
+def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
+    from flask import has_request_context, request
 
-    if request.url_rule is not None:  # the request is gone when the answer begins
-        request.environ.setdefault(ROUTE, request.url_rule.rule)
-    _note(request.environ, exception)
+    if isinstance(exception, BaseException) and has_request_context():
+        _tell(request, exception)
+        try:  # the request is gone when the answer begins
+            if request.url_rule is not None:
+                request.environ.setdefault(ROUTE, request.url_rule.rule)
+        except Exception:
+            log.failure("Reading a route's name")
 
 
-def _of_django(sender: Any, request: Any = None, **extra: Any) -> None:
+def _of_django(sender: Any = None, request: Any = None, **extra: Any) -> None:
     error = sys.exc_info()[1]
-    if error is not None and request is not None:
-        _note(request.environ, error)
+    if error is not None:
+        _tell(request, error)
+
+
+def _tell(request: Any, error: BaseException) -> None:
+    """Note the error of a request, where the request is WSGI's: one of ASGI has no environ."""
+    try:
+        environ = getattr(request, "environ", None)
+        if isinstance(environ, dict):
+            _note(environ, error)
+    except Exception:
+        log.failure("Listening to the framework's errors")
 
 
 def _note(environ: WSGIEnvironment, error: BaseException) -> None:
