@@ -159,6 +159,11 @@ class LowMemory:
         """The requests in flight, each with the ident of its thread."""
         return self.overload.work()
 
+    def where(self) -> str | None:
+        """The route that this thread is at, if it serves a request."""
+        doing = self.overload.doing(threading.get_ident())
+        return None if doing is None else by_path(*doing)
+
     def counts(self) -> Mapping[str, int]:
         """What was counted here since the process began."""
         return {
@@ -235,11 +240,6 @@ class LowMemory:
         except Exception:
             log.failure("Naming a route")
 
-    def _where(self) -> str | None:
-        """The route that this thread is at, for who loads something heavy there."""
-        doing = self.overload.doing(threading.get_ident())
-        return None if doing is None else by_path(*doing)
-
     def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
             self.out_of_memory += 1
@@ -257,7 +257,7 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start()  # first: it has the server start its threads
             self.engine.start()
-            WATCH.where = _weakly(self._where)
+            WATCH.where = self.engine.where
             WATCH.begins, WATCH.ends = self._growth.load_begins, self._growth.load_ends
             if not WATCH.watches(self.settings.heavy_modules):
                 WATCH.start(self.settings.heavy_modules)
@@ -315,17 +315,6 @@ class LowMemory:
             if not getattr(rules, name)
         ]
         return ", ".join(limits)
-
-
-def _weakly(method: Callable[[], str | None]) -> Callable[[], str | None]:
-    """The method, as long as its object is there."""
-    find = weakref.WeakMethod(method)
-
-    def call() -> str | None:
-        found = find()
-        return None if found is None else found()
-
-    return call
 
 
 def _named(exchange: Exchange) -> None:

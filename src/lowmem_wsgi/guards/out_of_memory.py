@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # In the environ of a request that did; where it was another process's memory (see `elsewhere`),
 # with why, and what governs it.
 MARK = "lowmem.out_of_memory"
+RECEIVING = "Listening to the framework's errors"
 # Where the interpreter has no memory even for the error, it says (CPython's thread.c, errors.c):
 SIGNS = (
     (RuntimeError, "can't start new thread"),
@@ -78,31 +79,25 @@ def watch() -> None:
 
 
 def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
-    from flask import has_request_context, request
+    try:
+        from flask import has_request_context, request
 
-    if isinstance(exception, BaseException) and has_request_context():
-        _tell(request, exception)
-        try:  # the request is gone when the answer begins
-            if request.url_rule is not None:
+        if exception is not None and has_request_context():
+            _note(request.environ, exception)
+            if request.url_rule is not None:  # the request is gone when the answer begins
                 request.environ.setdefault(ROUTE, request.url_rule.rule)
-        except Exception:
-            log.failure("Reading a route's name")
+    except Exception:
+        log.failure(RECEIVING)
 
 
 def _of_django(sender: Any = None, request: Any = None, **extra: Any) -> None:
-    error = sys.exc_info()[1]
-    if error is not None:
-        _tell(request, error)
-
-
-def _tell(request: Any, error: BaseException) -> None:
-    """Note the error of a request, where the request is WSGI's: one of ASGI has no environ."""
     try:
-        environ = getattr(request, "environ", None)
-        if isinstance(environ, dict):
+        error = sys.exc_info()[1]
+        environ = getattr(request, "environ", None)  # a request of ASGI has none
+        if error is not None and environ is not None:
             _note(environ, error)
     except Exception:
-        log.failure("Listening to the framework's errors")
+        log.failure(RECEIVING)
 
 
 def _note(environ: WSGIEnvironment, error: BaseException) -> None:
