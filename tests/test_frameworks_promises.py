@@ -195,7 +195,9 @@ ASGI = """
 
     from django.conf import settings
 
-    settings.configure(ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"], SECRET_KEY="x", LOGGING_CONFIG=None)
+    settings.configure(
+        ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"], SECRET_KEY="x", LOGGING_CONFIG=None
+    )
     import django
     from django.core.handlers.asgi import ASGIHandler
     from django.urls import path
@@ -238,4 +240,4 @@ def test_django_answers_an_asgi_request_beside_a_wrapped_app() -> None:
     assert lines[-1] == "500"
     assert [line for line in lines if line.startswith(("django", "lowmem"))] == ["django.request"]
     errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
-    assert errors == ["KeyError: \"the app's own\""]
+    assert errors == ['KeyError: "the app\'s own"']

@@ -311,8 +311,12 @@ MONITORED = """
     MB = 1024 * 1024
     base = resident()
     wrapped = LowMemory(
-        lambda environ, start_response: [], memory_limit=base + 400 * MB, warn_at=base + 50 * MB, critical_at=base + 150 * MB,
-        ceiling=False, recycle=False,
+        lambda environ, start_response: [],
+        memory_limit=base + 400 * MB,
+        warn_at=base + 50 * MB,
+        critical_at=base + 150 * MB,
+        ceiling=False,
+        recycle=False,
     )
     wrapped.start()
     kept = [b"x" * (80 * MB)]
@@ -382,5 +386,6 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )

@@ -1,4 +1,4 @@
-"""What `lowmem-wsgi run` and the Gunicorn config promise: errors with tracebacks, a steady count."""
+"""What `lowmem-wsgi run` and the Gunicorn config promise: tracebacks, a steady count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ COMMANDS = {
 }
 
 
-def ended(command: str, tmp_path: Path, app: str, *options: str) -> subprocess.CompletedProcess[str]:
+def ended(
+    command: str, tmp_path: Path, app: str, *options: str
+) -> subprocess.CompletedProcess[str]:
     (tmp_path / "broken.py").write_text(textwrap.dedent(app))
     (tmp_path / "site_config.py").write_text("from lowmem_wsgi.gunicorn import *\n")
     words = [*COMMANDS[command], *_quiet_control_socket(), "--bind", "127.0.0.1:0", *options]
@@ -60,9 +62,8 @@ def test_an_error_at_the_apps_import_is_shown_once_with_its_traceback(
     assert shown.count(f"{error}: the database is away\n") == 1, shown
 
 
-@pytest.mark.parametrize("size", [512])
 def test_a_reload_finds_as_many_workers_as_the_start_though_the_master_has_grown(
-    tmp_path: Path, size: int
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "growing.py").write_text(
         textwrap.dedent("""
@@ -86,7 +87,7 @@ def test_a_reload_finds_as_many_workers_as_the_start_though_the_master_has_grown
     )
     found = re.compile(r"(\d+) workers?: \d+ MB up to warn, (\d+) MB loaded")
     with (
-        memory_cgroup(size * MB) as group,
+        memory_cgroup(512 * MB) as group,
         serve(
             "growing:app", tmp_path=tmp_path, config=CONFIG, cgroup=group.path, cwd=tmp_path
         ) as server,

@@ -377,7 +377,8 @@ def _like(failure: _child.Failure) -> Exception:
 
 def _loader() -> tuple[Callable[[Any], Any], type[Exception]]:
     """`pickle.loads` for the standard library and for packages that this process has imported; what
-    it raises for others."""
+    it raises for others. This keeps packages out of this process. It does not protect from the
+    child, which runs the app's code as the same user and is trusted (docs/heavy.md)."""
     import io
     import pickle
 
