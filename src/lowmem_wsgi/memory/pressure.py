@@ -73,14 +73,14 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
     callback = one.find()
     if callback is None:
         return None
-    if one.running:
-        return _late(one, *one.running.values())
+    if (since := _since(one)) is not None:
+        return _late(one, since)
     done = threading.Event()
     raised: list[BaseException] = []
     late: list[bool] = []
 
     def work() -> None:
-        if one.running:  # this thread began so late that another has been started since
+        if _since(one) is not None:  # this thread began so late that another has been started since
             return
         ident = threading.get_ident()
         one.running[ident] = time.monotonic()
@@ -90,6 +90,7 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
             raised.append(error)
             if late:
                 failed(f"callback {one.name}")
+                raised.clear()  # its traceback holds what the callback holds
         finally:
             one.running.pop(ident, None)  # a fork may have forgotten it
             done.set()
@@ -113,8 +114,7 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
     left[0] -= min(time.monotonic() - began, patience)
     if not in_time:
         late.append(True)
-        since = next(iter(one.running.values()), None)
-        if since is not None:
+        if (since := _since(one)) is not None:
             return _late(one, since)
         if not done.is_set():
             return f"not begun after {patience:.1f} s"
@@ -132,6 +132,11 @@ def telling() -> bool:
 def failed(step: str) -> None:
     """Log the exception being handled."""
     log.limited(logging.ERROR, ("step", step), "🧹 %s failed", step, exc_info=True)
+
+
+def _since(one: Registered) -> float | None:
+    """Since when a thread has been running the callback (monotonic), if one does."""
+    return min(list(one.running.values()), default=None)
 
 
 def _late(one: Registered, since: float) -> str:
