@@ -120,6 +120,37 @@ def test_an_app_is_started_once(caplog: pytest.LogCaptureFixture) -> None:
         app.close()
 
 
+HEAVY = """
+    import sys
+
+    from lowmem_wsgi import LowMemory
+    from wsgi import call, make_environ
+
+    def importing(environ, start_response):
+        import colorsys
+
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    def bare(environ, start_response):
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    sys.modules.pop("colorsys", None)
+    first = LowMemory(importing, heavy_modules="colorsys")
+    second = LowMemory(bare, heavy_modules="colorsys")
+    first.start()
+    assert call(second, make_environ()).code == 200
+    assert call(first, make_environ("/report")).code == 200
+    (row,) = first.status()["heavy"]
+    print(row["module"], row["route"])
+"""
+
+
+def test_what_the_first_app_loads_is_told_with_its_route_though_a_second_was_started() -> None:
+    assert run(HEAVY) == "colorsys GET /report\n"
+
+
 # --- What receives their signals never raises
 
 

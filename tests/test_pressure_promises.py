@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
@@ -10,13 +11,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import pytest
 
 from live import wait_for
 from lowmem_wsgi import LowMemory, on_pressure
-from lowmem_wsgi.memory import pressure
 
 MB = 1024 * 1024
 
@@ -26,12 +27,21 @@ def ok(environ: dict[str, Any], start_response: Callable[..., object]) -> list[b
     return [b"ok"]
 
 
-@pytest.fixture(autouse=True)
-def only_these_callbacks() -> Iterator[None]:
-    kept = list(pressure._callbacks)
-    pressure._callbacks.clear()
-    yield
-    pressure._callbacks[:] = kept
+class Site:
+    """Registers functions as methods of its own, so that they go with it."""
+
+    def __init__(self) -> None:
+        self.kept: list[Callable[..., object]] = []
+
+    def on_pressure(self, function: Callable[..., object]) -> None:
+        self.kept.append(function)
+        on_pressure(MethodType(function, self))
+
+
+@pytest.fixture
+def site() -> Site:
+    gc.collect()  # those of tests before this one, which a traceback may have kept
+    return Site()
 
 
 @pytest.fixture
@@ -82,17 +92,17 @@ def bounded(work: Callable[[], Any], seconds: float = 20) -> Any:
 
 
 def test_a_forced_cleanup_does_not_wait_for_a_stuck_callback_and_calls_the_others(
-    app: LowMemory, gate: threading.Event, caplog: pytest.LogCaptureFixture
+    app: LowMemory, site: Site, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = []
 
-    @on_pressure
-    def stuck(level: str) -> None:
+    @site.on_pressure
+    def stuck(self: Site, level: str) -> None:
         told.append(("stuck", level))
         gate.wait()
 
-    @on_pressure
-    def quick(level: str) -> None:
+    @site.on_pressure
+    def quick(self: Site, level: str) -> None:
         told.append(("quick", level))
 
     result = bounded(app.cleanup)
@@ -108,12 +118,12 @@ def test_a_forced_cleanup_does_not_wait_for_a_stuck_callback_and_calls_the_other
 
 
 def test_a_callback_that_has_not_returned_is_not_started_twice(
-    app: LowMemory, gate: threading.Event
+    app: LowMemory, site: Site, gate: threading.Event
 ) -> None:
     told = []
 
-    @on_pressure
-    def stuck(level: str) -> None:
+    @site.on_pressure
+    def stuck(self: Site, level: str) -> None:
         told.append(level)
         gate.wait()
 
@@ -130,19 +140,19 @@ def test_a_callback_that_has_not_returned_is_not_started_twice(
 
 
 def test_twenty_stuck_callbacks_take_no_longer_than_the_deadline_of_all(
-    app: LowMemory, gate: threading.Event
+    app: LowMemory, site: Site, gate: threading.Event
 ) -> None:
     told = []
 
-    def stuck(number: int) -> Callable[[str], object]:
-        def callback(level: str) -> None:
+    def stuck(number: int) -> Callable[..., object]:
+        def callback(self: Site, level: str) -> None:
             told.append(number)
             gate.wait()
 
         return callback
 
     for number in range(20):
-        on_pressure(stuck(number))
+        site.on_pressure(stuck(number))
     result = bounded(app.cleanup)
     waited = [step["seconds"] for step in result["steps"] if "stuck" in step["step"]]
     assert len(waited) == 20
@@ -150,17 +160,17 @@ def test_twenty_stuck_callbacks_take_no_longer_than_the_deadline_of_all(
     wait_for(lambda: sorted(told) == list(range(20)), "all to be called")
 
 
-def test_memory_that_a_callback_frees_in_time_is_booked_to_it(app: LowMemory) -> None:
+def test_memory_that_a_callback_frees_in_time_is_booked_to_it(app: LowMemory, site: Site) -> None:
     cache = [bytearray(100 * MB)]
     for start in range(0, 100 * MB, 4096):
         cache[0][start] = 1
 
-    @on_pressure
-    def drop(level: str) -> None:
+    @site.on_pressure
+    def drop(self: Site, level: str) -> None:
         cache.clear()
 
-    @on_pressure
-    def other(level: str) -> None:
+    @site.on_pressure
+    def other(self: Site, level: str) -> None:
         pass
 
     result = bounded(app.cleanup)
@@ -168,30 +178,36 @@ def test_memory_that_a_callback_frees_in_time_is_booked_to_it(app: LowMemory) ->
     assert steps(result, "other")[0]["freed_bytes"] < 10 * MB
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ZeroDivisionError("oh")])
+@pytest.mark.parametrize(
+    ("kind", "words"), [(SystemExit, "3"), (KeyboardInterrupt, ""), (ZeroDivisionError, "oh")]
+)
 def test_what_a_callback_raises_stays_with_it(
-    app: LowMemory, error: BaseException, caplog: pytest.LogCaptureFixture
+    app: LowMemory,
+    site: Site,
+    kind: type[BaseException],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     told = []
 
-    @on_pressure
-    def leave(level: str) -> None:
-        raise error
+    @site.on_pressure
+    def leave(self: Site, level: str) -> None:
+        raise kind(words)
 
-    on_pressure(told.append)
+    site.on_pressure(lambda self, level: told.append(level))
     (step,) = steps(bounded(app.cleanup), "leave")
-    assert step["note"] == f"{type(error).__name__}: {error}"
+    assert step["note"] == f"{kind.__name__}: {words}"
     assert told == ["critical"]
     (line,) = [r for r in caplog.records if "leave failed" in r.getMessage()]
     assert line.exc_info is not None
-    assert line.exc_info[1] is error
+    assert line.exc_info[0] is kind
 
 
 def test_what_a_callback_raises_too_late_is_logged(
-    app: LowMemory, gate: threading.Event, caplog: pytest.LogCaptureFixture
+    app: LowMemory, site: Site, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @on_pressure
-    def slow(level: str) -> None:
+    @site.on_pressure
+    def slow(self: Site, level: str) -> None:
         gate.wait()
         raise ZeroDivisionError("oh")
 
@@ -205,11 +221,12 @@ def test_what_a_callback_raises_too_late_is_logged(
 
 def test_a_callback_that_asks_for_a_cleanup_gets_the_last_one_and_no_deadlock(
     app: LowMemory,
+    site: Site,
 ) -> None:
     asked = []
 
-    @on_pressure
-    def eager(level: str) -> None:
+    @site.on_pressure
+    def eager(self: Site, level: str) -> None:
         asked.append(app.cleanup())
 
     result = bounded(app.cleanup)
@@ -218,14 +235,14 @@ def test_a_callback_that_asks_for_a_cleanup_gets_the_last_one_and_no_deadlock(
 
 
 def test_without_a_thread_to_be_had_the_callback_is_not_called_and_the_cleanup_goes_on(
-    app: LowMemory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    app: LowMemory, site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import _thread
 
     told = []
 
-    @on_pressure
-    def missed(level: str) -> None:
+    @site.on_pressure
+    def missed(self: Site, level: str) -> None:
         told.append(level)
 
     def none(*args: object) -> None:
@@ -243,23 +260,23 @@ def test_without_a_thread_to_be_had_the_callback_is_not_called_and_the_cleanup_g
     assert told == ["critical"]
 
 
-def test_no_thread_waits_for_callbacks_to_come(app: LowMemory) -> None:
+def test_no_thread_waits_for_callbacks_to_come(app: LowMemory, site: Site) -> None:
     before = set(sys._current_frames())
     bounded(app.cleanup)
-    on_pressure(lambda level: None)
+    site.on_pressure(lambda self, level: None)
     bounded(app.cleanup)
     wait_for(lambda: set(sys._current_frames()) <= before, "the thread to end")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_in_the_middle_of_a_callback_can_call_it_again(
-    app: LowMemory, gate: threading.Event
+    app: LowMemory, site: Site, gate: threading.Event
 ) -> None:
     read, write = os.pipe()
     stuck_in = [os.getpid()]
 
-    @on_pressure
-    def stuck(level: str) -> None:
+    @site.on_pressure
+    def stuck(self: Site, level: str) -> None:
         if os.getpid() in stuck_in:
             gate.wait()
         else:
