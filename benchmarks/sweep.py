@@ -33,12 +33,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _common import MB, APPS, Server, bare_parser, percentile, positive, print_table, report, scratch
-from _common import Target
-from _container import Container, container, serve, wait_for
+from _common import (
+    APPS,
+    MB,
+    Server,
+    Target,
+    bare_parser,
+    percentile,
+    positive,
+    print_table,
+    report,
+    scratch,
+)
+from _container import Container, container
 from _load import Answer, Caller, crowd, failures
-
 from tests.cgroup import cpu_cgroup
+from tests.live import serve, wait_for
 
 KINDS = (
     *("small_dicts", "array", "frame", "text", "bytearrays", "late_import", "body", "template"),
@@ -124,7 +134,9 @@ Figures = dict[str, Any]
 
 def ends(found: Running) -> Figures:
     """What went wrong on the server's side."""
-    died = re.findall(r"Worker \(pid:\s*\d+\) (?:was sent SIG(?!TERM)\w+|exited with code [1-9]\d*)", found.log)
+    died = re.findall(
+        r"Worker \(pid:\s*\d+\) (?:was sent SIG(?!TERM)\w+|exited with code [1-9]\d*)", found.log
+    )
     return {
         "kills": found.container.kills,
         "deaths": len(died) + (found.server.process.poll() is not None),
@@ -193,7 +205,9 @@ def runaways(site: Site, directory: Path, given: argparse.Namespace) -> Figures:
                     late = " late" if answer.seconds > site.patience else ""
                     if answer.status != 503 or late:
                         wrong[f"{kind} {answer.error or answer.status}{late}"] += 1
-                        note(found, f"{kind}: {answer.status} {answer.error} {answer.seconds:.2f} s")
+                        note(
+                            found, f"{kind}: {answer.status} {answer.error} {answer.seconds:.2f} s"
+                        )
         slow = [a.seconds for a in others.answers]
         return {
             "asked": len(times),
@@ -381,8 +395,7 @@ SCENARIOS: dict[str, tuple[Scenario, Callable[[], list[Site]]]] = {
 
 
 def targets(scenario: str, site: Site, figures: Figures) -> Iterator[Target]:
-    bounds: dict[str, float] = {"kills": 0, "deaths": 0, "threads lost": 0}
-    bounds |= {
+    of_scenario: dict[str, dict[str, float]] = {
         "runaways": {
             **{"not 503": 0, "others lost": 0, "slowest s": site.patience},
             "others' slowest s": site.beside,
@@ -391,8 +404,9 @@ def targets(scenario: str, site: Site, figures: Figures) -> Iterator[Target]:
         "leak": {"lost": 0},
         "half_full": {"others lost": 0, "again after s": 5},
         "held": {"others lost": 0, "gone after s": 30},
-    }[scenario]
-    for key, bound in bounds.items():
+    }
+    always: dict[str, float] = {"kills": 0, "deaths": 0, "threads lost": 0}
+    for key, bound in {**always, **of_scenario[scenario]}.items():
         yield Target(f"{scenario}, {site}: {key}", float(figures[key]), bound)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from lowmem_wsgi.memory.reading import _mounts
 
 
@@ -57,6 +55,8 @@ def memory_cgroup(size: int) -> Iterator[Cgroup]:
     """
     group, reason = _make()
     if group is None:
+        import pytest  # the benchmarks have none
+
         if os.environ.get("TESTS_NEED_CGROUP"):
             pytest.fail(f"no memory cgroup can be made here: {reason}")
         pytest.skip(f"no memory cgroup can be made here: {reason}")

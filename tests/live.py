@@ -1,4 +1,7 @@
-"""Real servers for tests: a process each, on a port of the system's choice, gone afterwards."""
+"""Real servers for tests: a process each, on a port of the system's choice, gone afterwards.
+
+The benchmarks use these too, where no pytest is installed: import it where a test is skipped.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
 APPS = HERE / "apps"
@@ -181,7 +182,7 @@ def _uwsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
     found = _installed("uwsgi")
     version = subprocess.check_output([found, "--python-version"], text=True)
     if not version.startswith(f"{sys.version_info[0]}.{sys.version_info[1]}."):
-        pytest.skip(f"uwsgi is built for Python {version}")
+        _skip(f"uwsgi is built for Python {version}")
     return [
         *(found, "--http-socket", "127.0.0.1:0", "--master", "--enable-threads", "--die-on-term"),
         *("--processes", str(workers), "--threads", str(threads), "--lazy-apps", "--need-app"),
@@ -192,7 +193,7 @@ def _uwsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
 def _mod_wsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
     found = _installed("mod_wsgi-express")
     if os.geteuid() == 0:
-        pytest.skip("Apache does not serve as root")
+        _skip("Apache does not serve as root")
     with socket.socket() as free:  # it has to be told one
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -226,8 +227,14 @@ def _listens(port: int) -> bool:
 def _installed(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed")
+        _skip(f"{name} is not installed")
     return found
+
+
+def _skip(reason: str) -> NoReturn:
+    import pytest
+
+    pytest.skip(reason)
 
 
 def clean_environ(env: dict[str, str]) -> dict[str, str]:

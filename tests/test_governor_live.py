@@ -99,7 +99,7 @@ def test_warn_and_critical_are_acted_on_within_50_ms_of_a_growth_of_100_mb_a_sec
             ]
             return max(told["warn"] - crossed[0], told["critical"] - crossed[1])
 
-    assert least_of(3, latest, 0.05) <= 0.05
+    assert least_of(10, latest, 0.05) <= 0.05
 
 
 def test_at_rest_the_monitor_wakes_about_once_a_second(server: Server) -> None:
@@ -127,9 +127,10 @@ def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: S
 
 
 def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> None:
-    """Four threads of requests, a hundred forced cleanups."""
+    """Four threads of requests, a hundred forced cleanups: they add less than 250 ms to the slowest
+    request that there is beside a hundred requests of another kind (a busy machine slows both)."""
 
-    def slowest() -> float:
+    def slowest(method: str, path: str) -> float:
         done = threading.Event()
         worst: list[float] = []
 
@@ -145,7 +146,7 @@ def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> 
         for thread in threads:
             thread.start()
         for _ in range(100):
-            reply = server.request("POST", "/api/force-cleanup", headers=AUTHORIZED)
+            reply = server.request(method, path, headers=AUTHORIZED)
             assert reply.status == 200
         done.set()
         for thread in threads:
@@ -153,5 +154,8 @@ def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> 
         assert len(worst) == 4, "a client failed"
         return max(worst)
 
-    assert least_of(3, slowest, 0.25) <= 0.25
+    def added() -> float:
+        return slowest("POST", "/api/force-cleanup") - slowest("GET", "/report")
+
+    assert least_of(5, added, 0.25) <= 0.25
     assert status(server)["cleanups"]["count"] >= 100

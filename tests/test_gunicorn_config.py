@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,12 +96,24 @@ def test_a_wrong_number_is_named_and_gunicorn_does_not_start(variable: str, valu
     assert f"{variable}='{value}': expected a whole number" in done.stderr
 
 
+def told(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        server.get("/api/memory-status", Authorization="Bearer t").body
+    )
+    return found
+
+
+def quick(server: Server) -> bool:
+    server.get("/lowmem")
+    return bool(told(server)["gc"]["last_seconds"] < 0.05)
+
+
 def test_an_unwrapped_app_is_wrapped_preloaded_and_frozen(tmp_path: Path) -> None:
     with serve("plain:bare", tmp_path=tmp_path, config=CONFIG, LOWMEM_ADMIN_TOKEN="t") as server:
         assert json.loads(server.get("/lowmem").body)["home_rows"] == 5
-        status = json.loads(server.get("/api/memory-status", Authorization="Bearer t").body)
-        assert status["gc"]["frozen"] > 10_000
-        assert status["gc"]["last_seconds"] < 0.05
+        assert told(server)["gc"]["frozen"] > 10_000
+        # Of some requests: where the machine is busy, others run in the middle of the passes.
+        wait_for(lambda: quick(server), "passes that take less than 50 ms")
         assert len(server.workers()) == 1
         assert "preset balanced" in server.log
 
@@ -141,8 +154,9 @@ def test_a_replaced_worker_is_wrapped_and_frozen_too(tmp_path: Path) -> None:
     with serve("plain:bare", tmp_path=tmp_path, config=CONFIG, LOWMEM_ADMIN_TOKEN="t") as server:
         server.get("/")
         replaced_worker(server)
-        status = json.loads(server.get("/api/memory-status", Authorization="Bearer t").body)
-        assert status["gc"]["frozen"] > 10_000
+        assert told(server)["gc"]["frozen"] > 10_000
+        # Of some requests: where the machine is busy, others run in the middle of the passes.
+        wait_for(lambda: quick(server), "passes that take less than 50 ms")
 
 
 def test_reload_and_stop_are_orderly(tmp_path: Path) -> None:

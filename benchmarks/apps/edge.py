@@ -1,6 +1,6 @@
 """A site at the edge of its memory: requests that grow without end in many ways, a leak, a stream.
 
-For sweep.py. `app` is a Flask app; LOWMEM_SWEEP_PANDAS loads pandas with it, as many sites do.
+For sweep.py. `app` is a Flask app; SWEEP_PANDAS loads pandas with it, as many sites do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ kept: list[bytearray] = []
 
 
 def small_dicts() -> object:
-    kept = []
+    kept: list[dict[str, int]] = []
     while True:
         kept.append({"a": len(kept)})
 

@@ -14,6 +14,7 @@ tests hold the list. Helpers begin with an underscore.
 
 from __future__ import annotations
 
+import functools as _functools
 import os as _os
 import sys as _sys
 from typing import Any as _Any
@@ -74,6 +75,7 @@ def nworkers_changed(server: _Any, new: int, old: int | None) -> None:
     its place is filled already, and one more would be one too many.
     """
     _chain(server.cfg)
+    _show_tracebacks(server)
     _mind_heavy_modules()
     if _gone_before and old is not None and new == old + 1:
         _gone_before.pop()
@@ -214,6 +216,26 @@ def _mind_heavy_modules() -> None:
         _failure("Late imports")
 
 
+def _show_tracebacks(server: _Any) -> None:
+    """Log the traceback of a RuntimeError that the app raises as the master loads it: Gunicorn
+    prints its text alone. (Every other error comes with its traceback, and in a worker this one.)
+    """
+    load, master = server.app.load, _os.getpid()
+    if hasattr(load, _CHAINED):
+        return
+
+    def logged() -> _Any:
+        try:
+            return load()
+        except RuntimeError:
+            if _os.getpid() == master:
+                server.log.exception("The app raised an error while it was imported")
+            raise
+
+    setattr(logged, _CHAINED, True)
+    server.app.load = logged
+
+
 def _failure(where: str) -> None:
     from .log import failure
 
@@ -268,13 +290,13 @@ def _asked_for_workers(cfg: _Any) -> bool:
 
 
 def _as_many_as_fit(gunicorn_log: _Any) -> int:
-    from .memory.reading import Memory, OwnRss
+    from .memory.reading import Memory
     from .settings import threshold_bytes
 
     usage = Memory(_settings.memory_limit).read()
     if usage.source == "process":  # nobody enforces a limit
         return workers
-    loaded = OwnRss()()
+    loaded = _loaded()
     found = _fitting(threshold_bytes(_settings.warn_at, usage.limit), loaded, _cores())
     gunicorn_log.info(
         "%d worker%s: %d MB up to warn, %d MB loaded; set WEB_CONCURRENCY for another number",
@@ -282,6 +304,15 @@ def _as_many_as_fit(gunicorn_log: _Any) -> int:
         loaded // _MB,
     )
     return found
+
+
+@_functools.cache
+def _loaded() -> int:
+    """The master's RSS in bytes, read once, before it forks: what a worker is going to begin with.
+    Later the master has grown by its own doings, such as reading the config anew."""
+    from .memory.reading import OwnRss
+
+    return OwnRss()()
 
 
 def _fitting(warn: int, loaded: int, cores: float) -> int:

@@ -99,7 +99,7 @@ class LowMemory:
             path: functools.partial(self._answer, route)
             for path, route in Admin(self).routes().items()
         }
-        self._told = self._closed = False
+        self._started = self._told = self._closed = False
         # An app that is thrown away without close() leaves all the same.
         self._leave = weakref.finalize(self, self.engine.leave)
         self._leave.atexit = False
@@ -110,7 +110,7 @@ class LowMemory:
             return self._nested(environ, start_response)
         exchange = None
         try:
-            if not self._monitor.running and not self._closed:
+            if not (self._started and self._monitor.running) and not self._closed:
                 self._start()
             environ[PATH] = path = environ.get("PATH_INFO", "")
             answer = self._admin.get(path)
@@ -174,7 +174,7 @@ class LowMemory:
 
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
-        if not self._monitor.running and not self._closed:
+        if not (self._started and self._monitor.running) and not self._closed:
             self._start(fresh=True)
 
     def close(self) -> None:
@@ -186,6 +186,7 @@ class LowMemory:
     def after_fork(self) -> None:
         """In a new child: no request is in flight, and no lock held."""
         self._lock = threading.Lock()
+        self._started = False
         self.overload.after_fork()
         self.uploads.after_fork()
         self.sessions.after_fork()
@@ -194,6 +195,11 @@ class LowMemory:
     def work(self) -> Mapping[int, int]:
         """The requests in flight, each with the ident of its thread."""
         return self.overload.work()
+
+    def where(self) -> str | None:
+        """The route that this thread is at, if it serves a request."""
+        doing = self.overload.doing(threading.get_ident())
+        return None if doing is None else by_path(*doing)
 
     def counts(self) -> Mapping[str, int]:
         """What was counted here since the process began."""
@@ -319,11 +325,6 @@ class LowMemory:
         except Exception:
             log.failure("Naming a route")
 
-    def _where(self) -> str | None:
-        """The route that this thread is at, for who loads something heavy there."""
-        doing = self.overload.doing(threading.get_ident())
-        return None if doing is None else by_path(*doing)
-
     def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
             self.out_of_memory += 1
@@ -337,12 +338,12 @@ class LowMemory:
         return out_of_memory.refusal(figures, "LOWMEM_CEILING")
 
     def _start(self, *, fresh: bool = False) -> None:
-        """At the process's first request: what must not happen at import."""
+        """At this app's first request in a process: what must not happen at import."""
         try:
             self.engine.notice_fork()
             self.crew.start(fresh=fresh)  # first: it has the server start its threads
             self.engine.start()
-            WATCH.where = _weakly(self._where)
+            WATCH.where = self.engine.where
             WATCH.begins, WATCH.ends = self.engine.load_begins, self.engine.load_ends
             if not WATCH.watches(self.settings.heavy_modules):
                 WATCH.start(self.settings.heavy_modules)
@@ -357,6 +358,7 @@ class LowMemory:
                 log.logger.info("lowmem-wsgi %s: %s", __version__, self._in_force())
         except Exception:
             log.failure("Starting up")
+        self._started = True
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}
@@ -403,17 +405,6 @@ class LowMemory:
 
 # While a thread is in one of these, it is at an app's request.
 _INSIDE = LowMemory.__call__.__code__, Stream.__next__.__code__
-
-
-def _weakly(method: Callable[[], str | None]) -> Callable[[], str | None]:
-    """The method, as long as its object is there."""
-    find = weakref.WeakMethod(method)
-
-    def call() -> str | None:
-        found = find()
-        return None if found is None else found()
-
-    return call
 
 
 def _unamended(environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:

@@ -6,6 +6,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from .. import log
 from .body import BODY
 from .overload import RETRY_AFTER, busy
 from .paths import ROUTE
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # In the environ of a request that did; where it was another process's memory (see `elsewhere`),
 # with why, and what governs it.
 MARK = "lowmem.out_of_memory"
+RECEIVING = "Listening to the framework's errors"
 # Where the interpreter has no memory even for the error, it says (CPython's thread.c, errors.c):
 SIGNS = (
     (RuntimeError, "can't start new thread"),
@@ -85,7 +87,8 @@ _NOTHING: list[bytes] = []
 def watch() -> None:
     """Have the frameworks that are loaded tell of the errors that they answer with a 500.
 
-    Flask and Django do so by a signal, sent before they log the error. Harmless when repeated.
+    Flask and Django do so by a signal, sent before they log the error. Harmless when repeated. What
+    receives the signal never raises: Django runs its receivers in the midst of its own handling.
     """
     if "flask" in sys.modules:
         from flask import got_request_exception
@@ -97,18 +100,26 @@ def watch() -> None:
         signals.got_request_exception.connect(_of_django, dispatch_uid=__name__)
 
 
-def _of_flask(sender: Any, exception: BaseException, **extra: Any) -> None:
-    from flask import request
+def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
+    try:
+        from flask import has_request_context, request
 
-    if request.url_rule is not None:  # the request is gone when the answer begins
-        request.environ.setdefault(ROUTE, request.url_rule.rule)
-    _note(request.environ, exception)
+        if exception is not None and has_request_context():
+            _note(request.environ, exception)
+            if request.url_rule is not None:  # the request is gone when the answer begins
+                request.environ.setdefault(ROUTE, request.url_rule.rule)
+    except Exception:
+        log.failure(RECEIVING)
 
 
-def _of_django(sender: Any, request: Any = None, **extra: Any) -> None:
-    error = sys.exc_info()[1]
-    if error is not None and request is not None:
-        _note(request.environ, error)
+def _of_django(sender: Any = None, request: Any = None, **extra: Any) -> None:
+    try:
+        error = sys.exc_info()[1]
+        environ = getattr(request, "environ", None)  # a request of ASGI has none
+        if error is not None and environ is not None:
+            _note(environ, error)
+    except Exception:
+        log.failure(RECEIVING)
 
 
 def _note(environ: WSGIEnvironment, error: BaseException) -> None:

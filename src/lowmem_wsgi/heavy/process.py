@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ class Process:
         self._was_full = False
         self._kills = room.out_of_memory_kills() or 0
         self._parent = os.getpid()
+        self._lifeline = -1
+        _begun.add(self)
         self._popen: subprocess.Popen[bytes]
         self._start(parcel)
         self.pid = self._popen.pid
@@ -99,7 +102,7 @@ class Process:
         ours.callback(self._channel.close)
         theirs.callback(channel.close)
         lifeline, self._lifeline = os.pipe()
-        ours.callback(os.close, self._lifeline)
+        ours.callback(self.let_go)
         theirs.callback(os.close, lifeline)
         given = (channel.fileno(), lifeline, *parcel.descriptors)
         boot = _BOOT.format(
@@ -155,11 +158,15 @@ class Process:
                 self._popen.wait(GRACE)
             except subprocess.TimeoutExpired:  # stuck in the kernel
                 log.failure("Ending a child process")
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        self.let_go()
         self._channel.close()
         return self._popen.returncode
+
+    def let_go(self) -> None:
+        """Close this process's end of the lifeline. Harmless when repeated."""
+        lifeline, self._lifeline = self._lifeline, -1
+        if lifeline >= 0:
+            os.close(lifeline)
 
     # --- In between
 
@@ -283,6 +290,20 @@ class Process:
         return raised(found)
 
 
+_begun: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a fork of this process, which the app has made: the children stay its parent's. They end
+    with the parent, and not only when the fork has ended as well."""
+    for process in list(_begun):
+        process.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _no_more() -> frozenset[int]:
     import errno
 
@@ -356,7 +377,8 @@ def _like(failure: _child.Failure) -> Exception:
 
 def _loader() -> tuple[Callable[[Any], Any], type[Exception]]:
     """`pickle.loads` for the standard library and for packages that this process has imported; what
-    it raises for others."""
+    it raises for others. This keeps packages out of this process. It does not protect from the
+    child, which runs the app's code as the same user and is trusted (docs/heavy.md)."""
     import io
     import pickle
 

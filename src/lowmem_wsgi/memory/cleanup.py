@@ -7,7 +7,6 @@ process's RSS, say what that step freed, and not what an earlier one had left ly
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import threading
 import time
@@ -16,9 +15,9 @@ from functools import partial
 from typing import Any
 
 from .. import log
+from . import pressure
 from .collector import Collector
 from .governor import CRITICAL
-from .pressure import callbacks
 from .purge import purge
 from .reading import OwnRss
 
@@ -87,11 +86,11 @@ class Ladder:
         Gives `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
         `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
         """
-        if not self._lock.acquire(timeout=PATIENCE):
-            # A callback of the run under way may be waiting for a lock of who asks here.
+        # A callback that asks for a cleanup would wait for the run that waits for it.
+        if not self._lock.acquire(timeout=0 if pressure.telling() else PATIENCE):
             return self.last or self._result(level, self._rss(), self._rss(), [])
         try:
-            if self._running:  # asked for by a callback of this very run, or a signal handler
+            if self._running:  # asked for by a signal handler
                 return self.last or self._result(level, self._rss(), self._rss(), [])
             self._running = True
             try:
@@ -137,8 +136,10 @@ class Ladder:
     def _steps(self, level: str, tell: bool) -> list[Step]:
         steps: list[Step] = [("trim", _nothing), ("caches", clear_caches)]
         if tell:
+            left = [pressure.DEADLINE]
             steps += [
-                (f"callback {name}", partial(_tell, call, level)) for name, call in callbacks()
+                (f"callback {one.name}", partial(pressure.tell, one, level, left))
+                for one in pressure.callbacks()
             ]
         if level == CRITICAL:
             steps += [(f"purge {name}", partial(purge, name)) for name in self.heavy]
@@ -148,7 +149,7 @@ class Ladder:
         try:
             note = action()
         except BaseException as error:  # a callback's SystemExit is no reason to stop caring
-            log.limited(logging.ERROR, ("step", name), "🧹 %s failed", name, exc_info=True)
+            pressure.failed(name)
             return f"{type(error).__name__}: {error}"
         return note if isinstance(note, str) else None
 
@@ -164,10 +165,6 @@ class Ladder:
 
 def _nothing() -> None:
     """The trim itself: it follows every step."""
-
-
-def _tell(callback: Callable[[str], object], level: str) -> None:
-    callback(level)  # what it returns is its own affair
 
 
 def clear_caches() -> None:

@@ -127,6 +127,11 @@ class Engine:
             for request, thread in app.work().items()
         }
 
+    def where(self) -> str | None:
+        """The route that this thread is at, of whichever app."""
+        found = (app.where() for app in list(_apps))
+        return next((route for route in found if route is not None), None)
+
     def counts(self) -> dict[str, float]:
         """What this process has counted: the apps' requests, runs of the collector, cleanups."""
         counts: dict[str, float] = {
@@ -180,6 +185,10 @@ class App(Protocol):
 
     def work(self) -> Mapping[int, int]:
         """The requests in flight: any number for each, the ident of its thread."""
+        ...
+
+    def where(self) -> str | None:
+        """The route that this thread is at, if it serves a request of the app's."""
         ...
 
     def counts(self) -> Mapping[str, int]:

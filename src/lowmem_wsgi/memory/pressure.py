@@ -2,47 +2,155 @@
 
 from __future__ import annotations
 
+import _thread
+import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from .. import log
 
 Callback = Callable[[str], object]
 C = TypeVar("C", bound=Callback)
 
+# LowMemory waits so long (seconds) for the callbacks of one cleanup together, and for each at most
+# half of what is left of that, but no less than LEAST: a second for the first that is late, half a
+# second for the next.
+DEADLINE, LEAST = 2.0, 0.05
+
+
+class Registered(NamedTuple):
+    """One callback; `find` gives None once its object is gone."""
+
+    name: str
+    find: Callable[[], Callback | None]
+    running: dict[int, float]  # the ident of the thread that runs it, and since when (monotonic)
+
+
 _lock = threading.RLock()  # a finalizer that it sets off may register or forget
-_callbacks: list[tuple[str, Callable[[], Callback | None]]] = []
+_callbacks: list[Registered] = []
 
 
 def on_pressure(callback: C) -> C:
     """Call `callback(level)` when memory turns "warn" or "critical": drop a cache, close a figure.
 
     Also a decorator. A bound method is held weakly: it goes with its object. Registered twice, it
-    is called once. What it raises is logged and does not stop the next. It runs in the monitor's
-    thread, or in that of who forces a cleanup. Raises TypeError where it cannot be called.
+    is called once. What it raises is logged and does not stop the next. LowMemory runs it in a
+    thread of its own, waits for it at most a second, and does not call it again before it has
+    returned. Raises TypeError where it cannot be called.
     """
     if not callable(callback):
         raise TypeError(f"on_pressure wants something to call, not {callback!r}")
     bound = getattr(callback, "__self__", None) is not None and hasattr(callback, "__func__")
     held: Callable[[], Any] = weakref.WeakMethod(callback) if bound else lambda: callback
     with _lock:
-        if all(get() != callback for _, get in _callbacks):
-            _callbacks.append((_name(callback), held))
+        if all(one.find() != callback for one in _callbacks):
+            _callbacks.append(Registered(_name(callback), held, {}))
     return callback
 
 
-def callbacks() -> list[tuple[str, Callback]]:
-    """Name and callback of all that are still there, in the order of their coming."""
+def callbacks() -> list[Registered]:
+    """All that are still there, in the order of their coming."""
     with _lock:
-        _callbacks[:] = [pair for pair in _callbacks if pair[1]() is not None]
-        found = [(name, get()) for name, get in _callbacks]
-    return [(name, callback) for name, callback in found if callback is not None]
+        _callbacks[:] = [one for one in _callbacks if one.find() is not None]
+        return list(_callbacks)
 
 
 def forget(callback: Callback) -> None:
     """Call it no more. Harmless where it was not registered."""
     with _lock:
-        _callbacks[:] = [pair for pair in _callbacks if pair[1]() != callback]
+        _callbacks[:] = [one for one in _callbacks if one.find() != callback]
+
+
+def tell(one: Registered, level: str, left: list[float]) -> str | None:
+    """Run the callback in a thread of its own, and wait at most half of the seconds in `left[0]`.
+
+    Take what was waited from `left[0]`: one such list serves all callbacks of a cleanup. Return a
+    note where the callback did not run, or did not return in time. Raise what it raised in time.
+    """
+    callback = one.find()
+    if callback is None:
+        return None
+    if (since := _since(one)) is not None:
+        return _late(one, since)
+    done = threading.Event()
+    raised: list[BaseException] = []
+    late: list[bool] = []
+
+    def work() -> None:
+        if _since(one) is not None:  # this thread began so late that another has been started since
+            return
+        ident = threading.get_ident()
+        one.running[ident] = time.monotonic()
+        try:
+            callback(level)
+        except BaseException as error:  # SystemExit ends the callback and nothing else
+            raised.append(error)
+            if late:
+                failed(f"callback {one.name}")
+                raised.clear()  # its traceback holds what the callback holds
+        finally:
+            one.running.pop(ident, None)  # a fork may have forgotten it
+            done.set()
+
+    try:
+        # Without threading.Thread, whose `start` waits for the new thread: for ever, if that has
+        # no memory to begin with.
+        _thread.start_new_thread(work, ())
+    except RuntimeError as error:
+        log.limited(
+            logging.WARNING,
+            ("no thread", one.name),
+            "🧹 on_pressure: %s was not called, because no thread can be started (%s). It may "
+            "still keep memory. Allow the process more threads or more memory.",
+            one.name,
+            error,
+        )
+        return f"not called: {error}"
+    began, patience = time.monotonic(), max(left[0] / 2, LEAST)
+    in_time = done.wait(patience)
+    left[0] -= min(time.monotonic() - began, patience)
+    if not in_time:
+        late.append(True)
+        if (since := _since(one)) is not None:
+            return _late(one, since)
+        if not done.is_set():
+            return f"not begun after {patience:.1f} s"
+    if raised:
+        raise raised.pop()
+    return None
+
+
+def telling() -> bool:
+    """Whether this thread runs a callback."""
+    ident = threading.get_ident()
+    return any(ident in one.running for one in list(_callbacks))
+
+
+def failed(step: str) -> None:
+    """Log the exception being handled."""
+    log.limited(logging.ERROR, ("step", step), "🧹 %s failed", step, exc_info=True)
+
+
+def _since(one: Registered) -> float | None:
+    """Since when a thread has been running the callback (monotonic), if one does."""
+    return min(list(one.running.values()), default=None)
+
+
+def _late(one: Registered, since: float) -> str:
+    seconds = time.monotonic() - since
+    log.limited(
+        logging.WARNING,
+        ("late", one.name),
+        "🧹 on_pressure: %s has not returned after %.1f s. LowMemory goes on without it, and calls "
+        "it again only once it has returned. Have it drop memory only, and move whatever waits (a "
+        "lock, a connection) out of it.",
+        one.name,
+        seconds,
+    )
+    return f"still running after {seconds:.1f} s"
 
 
 def _name(callback: Callback) -> str:
@@ -52,6 +160,8 @@ def _name(callback: Callback) -> str:
 
 
 def after_fork() -> None:
-    """In a new child: the lock may have been held by a thread that is not there any more."""
+    """In a new child: the threads that held the lock, or ran a callback, are not there any more."""
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
+    for one in _callbacks:
+        one.running.clear()

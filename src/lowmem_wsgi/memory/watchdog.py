@@ -11,8 +11,6 @@ very loop that it is to interrupt. So it logs nothing and waits for no lock of P
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from ..settings import MB
