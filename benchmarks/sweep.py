@@ -5,7 +5,7 @@ Each site is a Gunicorn in a memory cgroup of 512 MB without swap, and with a sh
 lines say which promises were kept by the worst of them.
 
     runaways   ten kinds of requests that grow without end, two clients beside them
-    first_use  numpy, pandas, matplotlib loaded by a request, at 360 to 450 MB of 512, beside a stream
+    first_use  numpy, pandas, matplotlib loaded by a request at 360 to 450 MB, beside a stream
     leak       2 MB more kept by each of 3,000 requests, four clients
     half_full  a worker that holds 330 MB is asked for 150 MB more
     held       a worker that keeps 200 MB after a MemoryError
@@ -251,20 +251,17 @@ def first_use(site: Site, directory: Path, given: argparse.Namespace) -> Figures
                     break
                 Caller(found.port).ask(f"/leak?mb={missing}")
                 time.sleep(0.1)
-            streamed: list[Answer] = []
-            stream = threading.Thread(
-                target=lambda: streamed.append(Caller(found.port).ask("/stream?seconds=4"))
-            )
-            stream.start()
+            pool = concurrent.futures.ThreadPoolExecutor(1)
+            stream = pool.submit(Caller(found.port).ask, "/stream?seconds=4")
             time.sleep(0.5)
             answers = [Caller(found.port, timeout=60).ask(f"/first/{package}") for _ in range(2)]
-            stream.join()
+            streamed = stream.result()
             after = Caller(found.port).ask("/pid").body
             statuses.update(answer.status for answer in answers)
             for answer in answers:
                 if answer.status not in (200, 503):
                     wrong[f"{package} at {filled}: {answer.error or answer.status}"] += 1
-            if [len(answer.body) for answer in streamed] != [40_000]:
+            if len(streamed.body) != 40_000:
                 wrong[f"{package} at {filled}: stream cut"] += 1
             if before != after:
                 wrong[f"{package} at {filled}: another worker"] += 1

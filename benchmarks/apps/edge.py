@@ -46,8 +46,8 @@ def body() -> object:
 
 
 def template() -> object:
-    rows = "{% for number in forever() %}<li>client {{ number }}: {{ (text * 400)|safe }}</li>{% endfor %}"
-    return render_template_string(rows, forever=forever, text="a line of a long report; ")
+    rows = "{% for number in forever() %}<li>client {{ number }}: {{ text|safe }}</li>{% endfor %}"
+    return render_template_string(rows, forever=forever, text="a line of a long report; " * 400)
 
 
 def forever() -> Iterator[int]:
