@@ -15,8 +15,8 @@ from ..settings import MB
 
 # What a new worker must save at least: this share of the limit. Else it is not worth the start.
 WORTH = 0.05
-# A worker refuses what a fresh one could do, whose ceiling was hit lately, but so long (seconds) ago
-# that what was freed is given back, and that holds this share of the limit.
+# A worker refuses what a fresh one could do: it holds this share of the limit, and its ceiling was
+# hit lately, so long (seconds) ago that what was freed is given back.
 GIVEN_BACK, MUCH = 1.0, 0.2
 # At warn (seconds): it must have lasted so long, in a worker so old. At critical a worker must be
 # as old as a start takes: so starting workers takes half of the time at most.
