@@ -37,6 +37,8 @@ FADES = 0.98
 PRIOR, PRIOR_OUTSIDE = 4 * KB, 64
 # So many windows in which several routes grew are shared anew with each that comes.
 WINDOWS = 64
+# A route has risen where it has grown by so much (bytes), and such a share of what it had.
+RISE, RISE_SHARE = 64 * KB, 1 / 64
 # A route that has been asked for so often, or has grown so much (bytes), does not give way to one
 # that has not.
 OFTEN, MUCH = 10, MB
@@ -45,7 +47,10 @@ OFTEN, MUCH = 10, MB
 class Route:
     """What is known of one. Bytes and counts."""
 
-    __slots__ = ("grown", "name", "requests", "shared", "told", "units", "worst")
+    __slots__ = (
+        *("grown", "name", "peak", "quiet", "requests", "rises", "shared", "told", "units"),
+        "worst",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,7 +59,9 @@ class Route:
         self.grown = 0.0  # fell, where negative
         self.worst = 0  # by which RSS was larger when a single request ended
         self.units = 0.0  # requests, or seconds for what is none
-        self.told = (0, 0, 0)  # of the first three, what `take` has given out
+        # The most that it had grown by, how often that rose, and its requests since.
+        self.peak, self.rises, self.quiet = 0.0, 0, 0
+        self.told = (0, 0, 0, 0)  # of requests, shared, grown and rises, what `take` has given out
 
     def add(self, other: Route) -> None:
         self.requests += other.requests
@@ -62,7 +69,16 @@ class Route:
         self.grown += other.grown
         self.worst = max(self.worst, other.worst)
         self.units += other.units
+        self.peak += other.peak
+        self.rises += other.rises
         self.told = tuple(map(sum, zip(self.told, other.told, strict=True)))  # type: ignore[assignment]
+
+    def asked(self, count: int) -> None:
+        """So many of its requests were weighed."""
+        self.quiet += count
+        if self.grown >= self.peak + max(RISE, self.peak * RISE_SHARE):
+            self.peak, self.quiet = self.grown, 0
+            self.rises += 1
 
     def rate(self) -> float:
         """Bytes that a request (or a second) of it leaves behind, as far as is known; above 0."""
@@ -76,13 +92,16 @@ class Route:
 
 
 class Booking(NamedTuple):
-    """What came to a route since it was last asked; `worst` of all time."""
+    """What came to a route since it was last asked; `worst` of all time, `quiet` the requests since
+    it last rose, where it rose."""
 
     route: str
     requests: int
     shared: int
     grown: int
     worst: int
+    rises: int = 0
+    quiet: int = 0
 
 
 class Window:
@@ -117,6 +136,7 @@ class Growth:
         self._due, self._credit, self._closely = 0.0, CREDIT, 0
         self._lately = 0.0
         self._loads: dict[int, int] = {}  # thread that loads a package -> what was in use before
+        self._loaded = 0  # bytes, by which packages were loaded since the last look at RSS
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
 
     def ended(self, name: str, shared: bool) -> None:
@@ -128,8 +148,10 @@ class Growth:
         return now >= self._due and bool(self._ended) and not self._loads
 
     def peaked(self, grown: int) -> None:
-        """RSS was so much larger (bytes) when the last request ended, before giving back."""
-        if grown > 0 and self._ended:
+        """RSS was so much larger (bytes) when the last request ended, before giving back. Beside
+        others nobody can tell whose that was."""
+        grown, self._loaded = grown - self._loaded, 0
+        if grown > 0 and self._ended and not self._ended[-1][1]:
             route = self._in_room(self._ended[-1][0])
             route.worst = max(route.worst, grown)
 
@@ -140,7 +162,7 @@ class Growth:
         growth = 0 if self._before is None else size - self._before
         self._before = size
         self._rest(began, growth)
-        units: dict[str, float] = {}
+        asked: dict[str, int] = {}
         while self._ended:
             name, shared = self._ended.popleft()
             route = self.routes.get(name) or self._in_room(name)
@@ -148,13 +170,19 @@ class Growth:
             route.units += 1
             if shared:
                 route.shared += 1
-            units[name] = units.get(name, 0) + 1
+            asked[name] = asked.get(name, 0) + 1
+        units: dict[str, float] = {**asked}
         if growth > 0:
             self._grew(growth, units, seconds)
-        elif growth and units:
-            each = growth / sum(units.values())
-            for name, count in units.items():
+        elif growth:
+            # Whoever was there has dropped that; where nobody was, a thread of the app has.
+            fallen = units or {NO_REQUEST: 1}
+            each = growth / sum(fallen.values())
+            for name, count in fallen.items():
                 self._in_room(name).grown += each * count
+        for name, count in asked.items():
+            if (found := self.routes.get(name)) is not None:
+                found.asked(count)
 
     @property
     def loading(self) -> bool:
@@ -168,8 +196,11 @@ class Growth:
 
     def load_ends(self) -> None:
         before = self._loads.pop(get_ident(), None)
-        if before is not None and self._before is not None:
-            self._before += self.size() - before
+        if before is not None:
+            grown = self.size() - before
+            self._loaded += max(0, grown)
+            if self._before is not None:
+                self._before += grown
 
     def rebase(self) -> None:
         """What has come, or gone, since the last time was no request's doing, and is forgotten."""
@@ -179,20 +210,28 @@ class Growth:
         """What came since the last time, by route. Thread-safe, for one who takes."""
         bookings = []
         for route in list(self.routes.values()):
-            before, now = route.told, (route.requests, route.shared, int(route.grown))
+            before = route.told
+            now = (route.requests, route.shared, int(route.grown), route.rises)
             if now != before:
                 route.told = now
-                requests, shared, grown = (a - b for a, b in zip(now, before, strict=True))
-                bookings.append(Booking(route.name, requests, shared, grown, route.worst))
+                requests, shared, grown, rises = (a - b for a, b in zip(now, before, strict=True))
+                bookings.append(
+                    Booking(
+                        *(route.name, requests, shared, grown, route.worst),
+                        *(rises, route.quiet if rises > 0 else 0),
+                    )
+                )
         return bookings
 
-    def given_up(self) -> list[Booking]:
-        """The process ends, and all that its routes hold goes with it."""
-        return [
-            Booking(route.name, 0, 0, -route.told[2], 0)
-            for route in list(self.routes.values())
-            if route.told[2]
-        ]
+    def held(self, most: int) -> dict[str, int]:
+        """What each route has left in this process and nobody has dropped (bytes, above 0).
+
+        All together that is not more than what is left of all growth, nor than `most`: where one
+        route has dropped what others had left, or memory was never touched. Thread-safe.
+        """
+        grown = [(route.name, int(route.grown)) for route in list(self.routes.values())]
+        left = min(most, sum(size for _, size in grown))
+        return scaled({name: size for name, size in grown if size > 0}, left)
 
     # --- In between
 
@@ -246,6 +285,12 @@ class Growth:
             for name in [name for name in window.booked if name not in self.routes]:
                 window.booked.pop(name)
                 window.units.pop(name, None)
+
+
+def scaled(parts: dict[str, int], most: int) -> dict[str, int]:
+    """The same shares of at most so much; those above 0."""
+    share = min(1.0, max(0, most) / (sum(parts.values()) or 1))
+    return {name: int(size * share) for name, size in parts.items() if int(size * share) > 0}
 
 
 def top(routes: dict[str, Route]) -> Route | None:
