@@ -167,7 +167,8 @@ def served(
     tuned: bool = True,
 ) -> Iterator[Served]:
     """Gunicorn in a new container, answering already: with our config and the environment of
-    `lowmem-wsgi run` (where it is `tuned`), or as it comes. `env` is for both, `LOWMEM_*` does nothing to the latter."""
+    `lowmem-wsgi run` (where it is `tuned`), or as it comes. `env` is for both, `LOWMEM_*` does
+    nothing to the latter."""
     environ: dict[str, Any] = {"XDG_RUNTIME_DIR": str(directory), **(env or {})}
     how: dict[str, Any] = {"workers": workers}
     if side == OURS:

@@ -56,8 +56,8 @@ def closed(document: Document) -> Iterable[Finding]:
     """Everything is answered 503."""
     if document["closed"]:
         said = "Everything is answered 503: memory has been at critical for too long"
-        own = next((worker for worker in document["workers"] if worker.get("this")), {})
-        if own.get("state") == "retiring":
+        states = [worker["state"] for worker in document["workers"] if worker["this"]]
+        if "retiring" in states:
             said += ", and this worker is being replaced."
         elif not document["replaceable"]:
             said += ", and nothing replaces this worker: restart it."
@@ -132,8 +132,10 @@ def does_not_fit(document: Document) -> Iterable[Finding]:
     """More workers than there is room for, as large as they are without a request."""
     workers = [worker for worker in _workers(document) if worker["state"] == "ready"]
     grown = [flight["grown_bytes"] for worker in workers for flight in worker["in_flight"]]
-    if len(workers) < 2 or max(grown, default=0) >= PAYS or [*leaks(document), *outside(document)]:
+    if len(workers) < 2 or max(grown, default=0) >= PAYS or [*outside(document)]:
         return  # that is why
+    if any(not _is_full(row) for row in _growing(document)) and [*leaks(document)]:
+        return
     each = [worker["pss_bytes"] or worker["rss_bytes"] or 0 for worker in workers]
     warn = document["thresholds"]["warn_bytes"]
     if sum(each) < warn:
@@ -176,15 +178,10 @@ def born_large(document: Document) -> Iterable[Finding]:
 
 def leaks(document: Document) -> Iterable[Finding]:
     """Routes keep what they take: now, or in workers that were replaced meanwhile."""
-    limit, rows = _limit(document) * LEAK_SHARE, [
-        row
-        for row in _real(document["routes"])
-        if row["requests"] >= LEAK_REQUESTS and row["rises"] >= LEAK_RISES
-    ]
-    # Growth that is seen while a request is in flight may be its own, until it ends.
-    unsure = sum(
-        max((f["grown_bytes"] for f in worker["in_flight"] if f["seconds"] >= LONG), default=0)
-        for worker in document["workers"]
+    limit, rows, unsure = (
+        _limit(document) * LEAK_SHARE,
+        _growing(document),
+        _unsure(document),
     )
     sure = sum(row["grown_bytes"] for row in rows) - unsure
     grown, requests = (sum(row[key] for row in rows) for key in ("grown_bytes", "requests"))
@@ -212,13 +209,38 @@ def leaks(document: Document) -> Iterable[Finding]:
         yield Finding(named[0]["grown_bytes"], _leak(document, named[0]))
 
 
+def _growing(document: Document) -> list[dict[str, Any]]:
+    """The routes that have grown time and again: once in each worker is what a route loads."""
+    here = len(_workers(document))
+    return [
+        row
+        for row in _real(document["routes"])
+        if row["requests"] >= LEAK_REQUESTS
+        and row["rises"] >= LEAK_RISES * (here + row["replaced_workers"])
+    ]
+
+
+def _is_full(row: dict[str, Any]) -> bool:
+    """Whether the route has stopped to grow."""
+    quiet = row["quiet_requests"]
+    return bool(quiet >= max(QUIET, row["requests"] - quiet))
+
+
+def _unsure(document: Document) -> int:
+    """Growth (bytes) that was seen while a request is in flight: it may be that one's, until it
+    ends."""
+    return sum(
+        max((f["grown_bytes"] for f in worker["in_flight"] if f["seconds"] >= LONG), default=0)
+        for worker in document["workers"]
+    )
+
+
 def _leak(document: Document, row: dict[str, Any]) -> str:
     size, requests = format_size(row["grown_bytes"]), row["requests"]
-    before, quiet = requests - row["quiet_requests"], row["quiet_requests"]
-    if quiet >= max(QUIET, before):
+    if _is_full(row):
         return (
-            f"{row['route']} grew {size}{_where(document, [row])}, but not in its last {quiet} "
-            "requests: a cache that is full, it seems, and no leak."
+            f"{row['route']} grew {size}{_where(document, [row])}, but not in its last "
+            f"{row['quiet_requests']} requests: a cache that is full, it seems, and no leak."
         )
     if not row["replaced_workers"]:
         return (
@@ -240,7 +262,7 @@ def _where(document: Document, rows: list[dict[str, Any]]) -> str:
     held = sum(row["held_bytes"] for row in rows)
     if not workers:
         return ", and it is still held"
-    return f", in workers that were replaced and, {_now(document, held)}"
+    return f", {_now(document, held)} and the rest in workers that were replaced"
 
 
 def _now(document: Document, held: int) -> str:
@@ -251,7 +273,7 @@ def _now(document: Document, held: int) -> str:
 def outside(document: Document) -> Iterable[Finding]:
     """Memory grew while nobody asked for anything."""
     row = next((row for row in document["routes"] if row["route"] == NO_REQUEST), None)
-    if row is None or row["grown_bytes"] < _limit(document) * LEAK_SHARE:
+    if row is None or row["grown_bytes"] - _unsure(document) < _limit(document) * LEAK_SHARE:
         return
     if row["grown_bytes"] < sum(row["grown_bytes"] for row in document["routes"]) * OUTSIDE_SHARE:
         return  # a share of what the routes keep may be booked here

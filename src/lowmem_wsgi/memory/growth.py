@@ -161,7 +161,6 @@ class Growth:
         size, seconds = self.size(), began - self._weighed_at
         growth = 0 if self._before is None else size - self._before
         self._before = size
-        self._rest(began, growth)
         asked: dict[str, int] = {}
         while self._ended:
             name, shared = self._ended.popleft()
@@ -172,6 +171,8 @@ class Growth:
                 route.shared += 1
             asked[name] = asked.get(name, 0) + 1
         units: dict[str, float] = {**asked}
+        outside = self.routes.get(NO_REQUEST) or self._in_room(NO_REQUEST)
+        outside.units += seconds
         if growth > 0:
             self._grew(growth, units, seconds)
         elif growth:
@@ -183,6 +184,7 @@ class Growth:
         for name, count in asked.items():
             if (found := self.routes.get(name)) is not None:
                 found.asked(count)
+        self._rest(began, growth)
 
     @property
     def loading(self) -> bool:
@@ -201,6 +203,16 @@ class Growth:
             self._loaded += max(0, grown)
             if self._before is not None:
                 self._before += grown
+
+    @property
+    def closely(self) -> bool:
+        """Whether each request is weighed by itself: memory has grown lately."""
+        return self._closely > 0 and self._credit > 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether some have ended that were not weighed."""
+        return bool(self._ended)
 
     def rebase(self) -> None:
         """What has come, or gone, since the last time was no request's doing, and is forgotten."""
@@ -246,8 +258,6 @@ class Growth:
         self._weighed_at, self._due = ended, ended + (0.0 if closely else max(cost / DUTY, LEAST))
 
     def _grew(self, growth: int, units: dict[str, float], seconds: float) -> None:
-        outside = self.routes.get(NO_REQUEST) or self._in_room(NO_REQUEST)
-        outside.units += seconds
         units[NO_REQUEST] = seconds
         window = Window(units, dict.fromkeys(units, 0.0))
         self._share(window, growth)
@@ -257,14 +267,27 @@ class Growth:
                 self._share(earlier, sum(earlier.booked.values()))
 
     def _share(self, window: Window, growth: float) -> None:
-        """By what is known now, and in place of what was booked before."""
+        """By what is known now, and in place of what was booked before. Outside of requests as much
+        has come as comes there in that time; the rest is the requests'."""
         routes = [self.routes[name] for name in window.units if name in self.routes]
-        routes = routes or [self._in_room(OTHER)]
-        weights = [route.rate() * window.units.get(route.name, 1.0) for route in routes]
+        outside = [route for route in routes if route.name == NO_REQUEST]
+        inside = [route for route in routes if route.name != NO_REQUEST] or [self._in_room(OTHER)]
+        if len(window.units) > 1:
+            for route in outside:
+                part = min(growth, route.rate() * window.units[NO_REQUEST])
+                growth -= part
+                self._book(window, route, part)
+        elif outside:
+            inside = outside
+        weights = [route.rate() * window.units.get(route.name, 1.0) for route in inside]
         share = growth / (sum(weights) or 1.0)
-        for route, weight in zip(routes, weights, strict=True):
-            route.grown += share * weight - window.booked.get(route.name, 0.0)
-            window.booked[route.name] = share * weight
+        for route, weight in zip(inside, weights, strict=True):
+            self._book(window, route, share * weight)
+
+    @staticmethod
+    def _book(window: Window, route: Route, part: float) -> None:
+        route.grown += part - window.booked.get(route.name, 0.0)
+        window.booked[route.name] = part
 
     def _in_room(self, name: str) -> Route:
         """The route's own place; where there is none left, the least of the others gives up its."""

@@ -76,6 +76,7 @@ class Crew:
     ) -> None:
         self._recycling = rules.recycle
         self._engine = engine
+        self._growth = engine.collector.growth
         self._now = now
         self._find = find
         self.heavy: Callable[[], str] = str  # the heavy modules it has loaded, for the log
@@ -97,6 +98,8 @@ class Crew:
 
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`."""
+        if self._growth.closely:
+            self._engine.collector.before_request()
         return self.slot.began(method, path) if self.slot is not None else -1
 
     def ended(self, place: int) -> None:
@@ -198,7 +201,9 @@ class Crew:
             new = {name: value - self._counted.get(name, 0) for name, value in counts.items()}
             self._counted = counts
             growth, slot = self._engine.collector.growth, self.slot
-            held = slot and (slot.index, growth.held(self._rss() - slot.born_rss))
+            held = None
+            if slot is not None:
+                held = slot.index, growth.held(self._rss() - slot.born_rss)
             board().ledger.add(new, growth.take(), held)
         finally:
             self._telling.release()

@@ -178,11 +178,11 @@ class Ledger:
 
     def _book(self, bookings: list[Booking]) -> None:
         routes = self.routes()
-        for name, requests, shared, grown, worst, rises, quiet in bookings:
-            before = routes.get(name, Tally(0, 0, 0, 0))
-            quiet = quiet if rises > 0 else before.quiet + requests
-            new = Tally(requests, shared, grown, worst, 0, 0, max(0, rises))
-            routes[name] = _sum(before, new)._replace(quiet=quiet)
+        for new in bookings:
+            before = routes.get(new.route, Tally(0, 0, 0, 0))
+            quiet = new.quiet if new.rises > 0 else before.quiet + new.requests
+            came = Tally(*new[1:5], rises=max(0, new.rises))
+            routes[new.route] = _sum(before, came)._replace(quiet=quiet)
         while len(routes) > ROUTES:
             others = [name for name in routes if name != OTHER]
             least = min(others, key=lambda name: _weight(routes[name]))
