@@ -305,7 +305,7 @@ def fragmented(document: Document) -> Iterable[Finding]:
         yield Finding(
             each,
             f"Trimming returns {format_size(each)} a time: requests free that, and the C library "
-            "keeps it until then. Set MALLOC_ARENA_MAX=1, or start with lowmem-wsgi run.",
+            "keeps it until then (set MALLOC_ARENA_MAX=1, or start with lowmem-wsgi run).",
         )
 
 

@@ -38,7 +38,7 @@ PRIOR, PRIOR_OUTSIDE = 4 * KB, 64
 # So many windows in which several routes grew are shared anew with each that comes.
 WINDOWS = 64
 # A route has risen where it has grown by so much (bytes), and such a share of what it had.
-RISE, RISE_SHARE = 64 * KB, 1 / 64
+RISE, RISE_SHARE = 64 * KB, 1 / 8
 # A route that has been asked for so often, or has grown so much (bytes), does not give way to one
 # that has not.
 OFTEN, MUCH = 10, MB
