@@ -245,13 +245,13 @@ CASES: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
     "leaks, and it cannot be told where": (
         {"routes": [{**route(f"GET /{name}", 40, 30, 1), "shared": 0.9} for name in "ab"]},
         "Memory grew 60 MB over 80 requests of GET /a and GET /b, and it is still held; they "
-        "overlap too much to tell which of them keep it.",
+        "overlap too much to tell which of them keep it, or a thread of the app beside them.",
         [],
     ),
     "leaks, beside others that do not": (
         {"routes": [{**LEAK, "shared": 0.9}, {**route("GET /", 900, 9, 1), "shared": 0.9}]},
         "GET /export grew 180 MB over 40 requests, 4.5 MB each, and it is still held: a leak "
-        "there, or a cache that fills.",
+        "there, a cache that fills, or a thread of the app beside it.",
         [],
     ),
     "outside": (

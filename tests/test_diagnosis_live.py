@@ -49,7 +49,7 @@ def status(server: Server) -> dict[str, Any]:
     reply = server.get("/api/memory-status?format=json", Authorization="Bearer t")
     assert reply.status == 200, reply.text
     found: dict[str, Any] = json.loads(reply.body)
-    assert all(row["grown_bytes"] >= row["held_bytes"] >= 0 for row in found["routes"])
+    assert all(row["grown_bytes"] >= 0 for row in found["routes"])
     return found
 
 
@@ -77,7 +77,7 @@ def test_a_leak_is_told_of_after_the_worker_that_held_it_was_replaced(tmp_path: 
         wait_for(told, lambda: f"the leak to be told of: {said}")
         found = re.match(
             rf"GET /history grew {SIZE} in 1 worker that was replaced, and [\d.]+ \w+ in the "
-            "present one: a leak there, or a cache that fills",
+            "present one: a leak there, ",
             said,
         )
         assert found, said

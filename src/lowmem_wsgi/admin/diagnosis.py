@@ -194,19 +194,23 @@ def leaks(document: Document) -> Iterable[Finding]:
         return
     rows.sort(key=lambda row: -row["grown_bytes"])
     named = [row for row in rows if row["grown_bytes"] >= rows[0]["grown_bytes"] * NAMED_SHARE]
-    rest = [row for row in _real(document["routes"]) if row not in named]
-    others = sum(row["grown_bytes"] for row in rest) / (sum(row["requests"] for row in rest) or 1)
-    if any(row["grown_bytes"] / row["requests"] < others * CLEARLY for row in named):
-        named = rows
+    named = next((few for few in (rows[:1], named) if _stand_out(document, few)), rows)
     if len(named) > 1:
         yield Finding(
             grown,
             f"Memory grew {format_size(grown)} over {requests} requests of "
             f"{_list([row['route'] for row in named], most=3)}{_where(document, named)}; they "
-            "overlap too much to tell which of them keep it.",
+            "overlap too much to tell which of them keep it, or a thread of the app beside them.",
         )
     else:
         yield Finding(named[0]["grown_bytes"], _leak(document, named[0]))
+
+
+def _stand_out(document: Document, rows: list[dict[str, Any]]) -> bool:
+    """Whether each of these clearly leaves more behind than the other routes, by request."""
+    rest = [row for row in _real(document["routes"]) if row not in rows]
+    others = sum(row["grown_bytes"] for row in rest) / (sum(row["requests"] for row in rest) or 1)
+    return all(row["grown_bytes"] / row["requests"] >= others * CLEARLY for row in rows)
 
 
 def _growing(document: Document) -> list[dict[str, Any]]:
@@ -242,17 +246,20 @@ def _leak(document: Document, row: dict[str, Any]) -> str:
             f"{row['route']} grew {size}{_where(document, [row])}, but not in its last "
             f"{row['quiet_requests']} requests: a cache that is full, it seems, and no leak."
         )
+    # Where there is never a moment without a request, what a thread takes comes during one.
+    beside = row["shared"] >= BESIDE
+    cause = "a leak there, a cache that fills, or a thread of the app beside it"
+    cause = cause if beside else "a leak there, or a cache that fills"
     if not row["replaced_workers"]:
         return (
             f"{row['route']} grew {size} over {requests} requests, "
-            f"{format_size(row['grown_bytes'] / requests)} each, and it is still held: a leak "
-            "there, or a cache that fills."
+            f"{format_size(row['grown_bytes'] / requests)} each, and it is still held: {cause}."
         )
     gone = row["grown_bytes"] - row["held_bytes"]
     return (
         f"{row['route']} grew {format_size(gone)} in {_count(row['replaced_workers'], 'worker')} "
         f"that {_was(row['replaced_workers'])} replaced, and {_now(document, row['held_bytes'])}: "
-        "a leak there, or a cache that fills."
+        f"{cause}."
     )
 
 

@@ -25,8 +25,9 @@ REQUESTS = ("uploads_rejected", "sessions_expired", "shed", "out_of_memory")
 STEPS = ("trim", "caches", "callback", "purge", "collect")
 DEATHS = {"OOM kill": "deaths_oom", "timeout": "deaths_timeout", "crash": "deaths_crash"}
 
-# What each process holds is read at most each so many seconds.
-KEEP = 5.0
+# What each process holds is read at most each so many seconds; where what is used has changed by
+# such a share of the limit since, each so many.
+KEEP, CHANGED, KEEP_CHANGED = 5.0, 0.1, 1.0
 # A share of the limit: where the container uses so much more than the processes hold together, it
 # is looked at more closely, and once more after so long (seconds), in which a worker that ends is
 # gone, and what a request took is given back.
@@ -170,7 +171,8 @@ def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     return rows, outside
 
 
-_last: dict[frozenset[int], tuple[float, dict[int, Figures], dict[str, Any] | None]] = {}
+# The processes -> when and at what usage they were read, what they held, and what was outside.
+_last: dict[frozenset[int], tuple[float, int, dict[int, Figures], dict[str, Any] | None]] = {}
 
 
 def _weights(
@@ -178,18 +180,19 @@ def _weights(
 ) -> tuple[dict[int, Figures], dict[str, Any] | None]:
     """What each process holds, and `outside`, all of one moment. Remembered for some seconds, as
     walking the page table of a large process takes some milliseconds."""
-    now, found = time.monotonic(), _last.get(pids)
-    if found is None or now - found[0] >= KEEP:
+    now, usage, found = time.monotonic(), _usage(lowmem), _last.get(pids)
+    changed = found is not None and abs(usage.used - found[1]) >= CHANGED * usage.limit
+    if found is None or now - found[0] >= (KEEP_CHANGED if changed else KEEP):
         figures, outside = _moment(lowmem, pids)
         if outside is not None and outside["bytes"] >= MUCH * outside["limit_bytes"]:
             time.sleep(AGAIN)
             figures, again = _moment(lowmem, pids)
             least = again and min(outside, again, key=lambda each: int(each["bytes"]))
             outside = least and _besides(lowmem, least, pids)
-        found = (now, figures, outside)
+        found = now, usage.used, figures, outside
         _last.clear()
         _last[pids] = found
-    return found[1], found[2]
+    return found[2], found[3]
 
 
 def _moment(

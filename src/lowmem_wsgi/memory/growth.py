@@ -32,6 +32,8 @@ NO_REQUEST = "(no request)"
 DUTY, LEAST, GROWS, CLOSELY, CREDIT = 1 / 100, 0.0005, MB, 32, 0.5
 # What came lately: of what came before a weighing, so much counts after it.
 FADES = 0.98
+# After so many requests in a row that ran beside no other, nobody is taken to be about to end.
+APART = 8
 # Before anything is known, a request is taken to leave so much behind (bytes), and so is a second
 # in which nobody asks.
 PRIOR, PRIOR_OUTSIDE = 4 * KB, 64
@@ -135,6 +137,7 @@ class Growth:
         self._weighed_at = self._now()
         self._due, self._credit, self._closely = 0.0, CREDIT, 0
         self._lately = 0.0
+        self._apart = 0  # requests in a row that ran beside no other
         self._loads: dict[int, int] = {}  # thread that loads a package -> what was in use before
         self._loaded = 0  # bytes, by which packages were loaded since the last look at RSS
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
@@ -161,12 +164,14 @@ class Growth:
         size, seconds = self.size(), began - self._weighed_at
         growth = 0 if self._before is None else size - self._before
         self._before = size
+        self._rest(began, growth)
         asked: dict[str, int] = {}
         while self._ended:
             name, shared = self._ended.popleft()
             route = self.routes.get(name) or self._in_room(name)
             route.requests += 1
             route.units += 1
+            self._apart = 0 if shared else self._apart + 1
             if shared:
                 route.shared += 1
             asked[name] = asked.get(name, 0) + 1
@@ -184,7 +189,6 @@ class Growth:
         for name, count in asked.items():
             if (found := self.routes.get(name)) is not None:
                 found.asked(count)
-        self._rest(began, growth)
 
     @property
     def loading(self) -> bool:
@@ -206,8 +210,9 @@ class Growth:
 
     @property
     def closely(self) -> bool:
-        """Whether each request is weighed by itself: memory has grown lately."""
-        return self._closely > 0 and self._credit > 0
+        """Whether each request is weighed by itself: memory has grown lately, and none of the last
+        ones ran beside others."""
+        return self._closely > 0 and self._credit > 0 and self._apart >= APART
 
     @property
     def pending(self) -> bool:
