@@ -122,7 +122,7 @@ def test_a_leak_is_not_lost_where_the_status_is_asked_for_beside_others(tmp_path
 def test_a_thread_that_grows_is_not_blamed_on_the_requests_beside_it(tmp_path: Path) -> None:
     with site(tmp_path) as server:
         assert server.get("/thread?mb=60&every=0.05").status == 200
-        with crowd(server.port, 1, "/", most=250) as asking:
+        with crowd(server.port, 1, "/", most=250, pause=0.01) as asking:
             pass
         assert not asking.failed
         wait_for(lambda: grown(status(server), "(no request)") > 40, "the growth to be told of")
