@@ -121,10 +121,11 @@ class Ledger:
 
     def routes(self) -> dict[str, Tally]:
         found = {}
-        for index in range(ROUTES):
-            name, *tally = ROUTE.unpack_from(self._map, self._row(index))
-            if name[:1] != b"\0":
-                found[_text(name)] = Tally(*tally)
+        start = self._at + ROUTES_AT
+        for name, *tally in ROUTE.iter_unpack(self._map[start : start + ROUTES * ROUTE.size]):
+            if name[:1] == b"\0":
+                break
+            found[_text(name)] = Tally(*tally)
         return found
 
     def growth(self, alive: Mapping[int, bool]) -> dict[str, Growth]:
@@ -191,10 +192,7 @@ class Ledger:
 
     def _write(self, routes: dict[str, Tally]) -> None:
         rows = [ROUTE.pack(name.encode("utf-8", "replace"), *routes[name]) for name in routes]
-        put(self._map, self._row(0), b"".join(rows).ljust(ROUTES * ROUTE.size, b"\0"))
-
-    def _row(self, index: int) -> int:
-        return self._at + ROUTES_AT + index * ROUTE.size
+        put(self._map, self._at + ROUTES_AT, b"".join(rows).ljust(ROUTES * ROUTE.size, b"\0"))
 
     # --- The last hour
 
