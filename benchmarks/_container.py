@@ -165,14 +165,16 @@ def served(
     kind: str = "gthread",
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    tuned: bool = True,
 ) -> Iterator[Served]:
     """Gunicorn in a new container, answering already: with our config and the environment of
-    `lowmem-wsgi run`, or as it comes. `env` is for both, `LOWMEM_*` does nothing to the latter."""
+    `lowmem-wsgi run` (where it is `tuned`), or as it comes. `env` is for both, `LOWMEM_*` does
+    nothing to the latter."""
     environ: dict[str, Any] = {"XDG_RUNTIME_DIR": str(directory), **(env or {})}
     how: dict[str, Any] = {"workers": workers}
     if side == OURS:
         how = {"config": "python:lowmem_wsgi.gunicorn"}
-        environ |= {**TUNED, "WEB_CONCURRENCY": str(workers)}
+        environ |= {**(TUNED if tuned else {}), "WEB_CONCURRENCY": str(workers)}
         if kind == "sync":  # which it stays only without threads
             options = [*options, "-k", "sync", "--threads", "1"]
     for name in TUNED:  # from the benchmark's own environment

@@ -58,7 +58,7 @@ def at_rest(**changes: Any) -> dict[str, Any]:
         "recycles": {"count": 0, "last_at": None},
         "deaths": {"count": 0, "OOM kill": 0, "timeout": 0, "crash": 0},
         "last_death": None,
-        "diagnosis": "Steady; 61 MB of 512 at rest, worst request +22 MB at POST /import.",
+        "diagnosis": "Nothing stands out: 61 MB of 512 MB, worst request +22 MB at POST /import.",
         "version": "0.1.0",
         "history": {"interval_seconds": 10, "points": points, "events": []},
         **changes,

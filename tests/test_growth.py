@@ -162,15 +162,47 @@ def test_take_gives_what_is_new_and_nothing_twice(site: Site) -> None:
     assert second["GET /x"].grown == pytest.approx(3 * MB, rel=0.01)
 
 
-def test_a_process_that_ends_gives_up_what_it_was_told_to_hold(site: Site) -> None:
-    site.ask("GET /x", keep=2)
-    taken = {booking.route: booking.grown for booking in site.book.take()}
-    site.ask("GET /x", keep=5)  # not told yet
-    given_up = {booking.route: booking for booking in site.book.given_up()}
-    assert {name: -booking.grown for name, booking in given_up.items()} == {
-        name: grown for name, grown in taken.items() if grown
-    }
-    assert given_up["GET /x"].requests == 0
+def test_what_a_process_holds_is_not_more_than_it_has_grown_by(site: Site) -> None:
+    site.ask("GET /fill", keep=40)
+    site.ask("GET /leak", keep=20)
+    held = site.book.held(100 * MB)
+    assert held["GET /fill"] == pytest.approx(40 * MB, rel=0.1)
+    assert held["GET /leak"] == pytest.approx(20 * MB, rel=0.1)
+    assert sum(held.values()) == pytest.approx(60 * MB, abs=9)
+    assert sum(site.book.held(30 * MB).values()) == pytest.approx(30 * MB, abs=2)
+    assert site.book.held(-MB) == {}
+    site.ask("POST /clear", keep=-39)
+    held = site.book.held(100 * MB)
+    assert sum(held.values()) == pytest.approx(21 * MB, abs=9)
+    assert all(size > 0 for size in held.values())
+
+
+def test_what_is_dropped_while_nobody_asks_is_not_held(site: Site) -> None:
+    """By a thread that empties a cache."""
+    site.ask("GET /fill", keep=40)
+    site.clock.now += 1
+    site.used -= 38 * MB
+    site.book.weigh()
+    assert sum(site.book.held(100 * MB).values()) == pytest.approx(2 * MB, abs=2)
+
+
+def test_how_often_a_route_rose_and_what_came_since_tells_a_leak_from_a_cache(site: Site) -> None:
+    for _ in range(20):
+        site.ask("GET /leak", keep=1)
+        site.ask("GET /import", keep=30 if site.book.routes.get("GET /import") is None else 0)
+    found = {booking.route: booking for booking in site.book.take()}
+    assert found["GET /leak"].rises > 10
+    assert found["GET /leak"].quiet < 3
+    assert (found["GET /import"].rises, found["GET /import"].quiet) == (1, 19)
+
+
+def test_the_worst_request_is_not_one_that_ran_beside_others(site: Site) -> None:
+    site.book.ended("GET /", True)
+    site.book.peaked(90 * MB)
+    assert all(route.worst == 0 for route in site.book.routes.values())
+    site.book.ended("GET /frame", False)
+    site.book.peaked(90 * MB)
+    assert site.book.routes["GET /frame"].worst == 90 * MB
 
 
 def test_a_hundred_routes_are_told_apart_and_the_least_give_way(site: Site) -> None:

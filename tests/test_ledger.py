@@ -10,7 +10,7 @@ import pytest
 from fakes import MB, Clock
 from forks import together
 from lowmem_wsgi.memory.growth import OTHER, Booking
-from lowmem_wsgi.workers.ledger import EVENTS, EVERY, POINTS, ROUTES, SIZE, Ledger
+from lowmem_wsgi.workers.ledger import EVENTS, EVERY, HELDS, POINTS, ROUTES, SIZE, Ledger
 from lowmem_wsgi.workers.scoreboard import LEDGER_AT, Board
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -55,13 +55,14 @@ def test_workers_that_add_at_once_lose_nothing(board: Board) -> None:
 
     together(4, add)
     assert board.ledger.counts()["requests"] == 400
-    assert board.ledger.routes()["GET /"] == (400, 0, 4000, 10)
+    assert board.ledger.routes()["GET /"][:4] == (400, 0, 4000, 10)
 
 
 def test_routes_add_up_and_the_worst_is_kept(ledger: Ledger) -> None:
     ledger.add({}, [Booking("GET /é", 2, 1, 5 * MB, 4 * MB), Booking("GET /b", 1, 0, -MB, 0)])
     ledger.add({}, [Booking("GET /é", 1, 0, -2 * MB, 3 * MB)])
-    assert ledger.routes() == {"GET /é": (3, 1, 3 * MB, 4 * MB), "GET /b": (1, 0, -MB, 0)}
+    routes = {name: tally[:4] for name, tally in ledger.routes().items()}
+    assert routes == {"GET /é": (3, 1, 3 * MB, 4 * MB), "GET /b": (1, 0, -MB, 0)}
 
 
 def test_of_many_routes_the_least_are_counted_together(ledger: Ledger) -> None:
@@ -70,10 +71,40 @@ def test_of_many_routes_the_least_are_counted_together(ledger: Ledger) -> None:
         ledger.add({}, [Booking(f"GET /{number}", 1, 0, number, number)])
     routes = ledger.routes()
     assert len(routes) == ROUTES
-    assert routes["GET /leak"][2] == 50 * MB
-    assert sum(tally[0] for tally in routes.values()) == 301
-    assert sum(tally[2] for tally in routes.values()) == 50 * MB + sum(range(300))
-    assert routes[OTHER][0] == 301 - (ROUTES - 1)
+    assert routes["GET /leak"].grown == 50 * MB
+    assert sum(tally.requests for tally in routes.values()) == 301
+    assert sum(tally.grown for tally in routes.values()) == 50 * MB + sum(range(300))
+    assert routes[OTHER].requests == 301 - (ROUTES - 1)
+
+
+def test_what_a_worker_held_is_kept_once_when_that_is_gone(ledger: Ledger) -> None:
+    ledger.add({}, [Booking("GET /leak", 40, 0, 80 * MB, 0)], (3, {"GET /leak": 80 * MB}))
+    assert ledger.growth({3: True})["GET /leak"].held == 80 * MB
+    # It has died, and nobody has buried it yet; then somebody does, and somebody else.
+    for _ in range(3):
+        found = ledger.growth({3: False})["GET /leak"]
+        assert (found.held, found.tally.gone, found.tally.workers) == (0, 80 * MB, 1)
+        ledger.ended(3)
+    ledger.add({}, (), (3, {"GET /leak": 10 * MB}))  # the next in its place
+    found = ledger.growth({3: True})["GET /leak"]
+    assert (found.held, found.tally.gone, found.tally.workers) == (10 * MB, 80 * MB, 1)
+
+
+def test_what_a_request_took_that_did_not_end_is_nobodys_leak(ledger: Ledger) -> None:
+    ledger.add({}, (), (0, {"GET /": 300 * MB, "GET /leak": 100 * MB}))
+    ledger.ended(0, eaten=300 * MB)
+    gone = {name: growth.tally.gone for name, growth in ledger.growth({}).items()}
+    assert gone == {"GET /": 75 * MB, "GET /leak": 25 * MB}
+
+
+def test_of_what_a_worker_holds_the_least_is_told_together(ledger: Ledger) -> None:
+    ledger.add({}, (), (0, {f"GET /{number}": number * MB for number in range(1, 31)}))
+    held = ledger.held(0)
+    assert len(held) == HELDS
+    assert held["GET /30"] == 30 * MB
+    assert sum(held.values()) == sum(range(31)) * MB
+    ledger.add({}, (), (0, {}))
+    assert ledger.held(0) == {}
 
 
 def test_the_most_of_each_ten_seconds_of_an_hour_is_kept(board: Board, clock: Clock) -> None:

@@ -39,7 +39,7 @@ def document() -> dict[str, Any]:
 
 
 def with_routes(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    row = {"requests": 3, "grown_bytes": -5, "worst_bytes": 7, "shared": 0.5}
+    row = {"requests": 3, "grown_bytes": 5, "held_bytes": 4, "worst_bytes": 7, "shared": 0.5}
     return {**document, "routes": [{"route": name, **row} for name in names]}
 
 
@@ -66,7 +66,7 @@ def test_the_openmetrics_parser_reads_it_whole(document: dict[str, Any], names: 
     assert found[("lowmem_requests_total",)] == 1
     assert found[("lowmem_level", ("lowmem_level", "ok"))] in (0, 1)
     for name in names:
-        assert found[("lowmem_route_growth_bytes", ("route", name))] == -5
+        assert found[("lowmem_route_growth_bytes", ("route", name))] == 5
 
 
 def test_the_parser_of_the_older_format_reads_it_as_well(document: dict[str, Any]) -> None:

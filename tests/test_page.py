@@ -287,7 +287,7 @@ def test_a_contrast_that_is_too_low_is_found(visit: Visit) -> None:
     page = visit.open()
     page.evaluate("document.getElementById('diagnosis').style.color = '#999'")
     (found,) = page.evaluate(TOO_FAINT)["faint"]
-    assert "Steady" in found[0]
+    assert "Nothing stands out" in found[0]
 
 
 def test_the_level_the_figures_and_the_diagnosis_come_first(visit: Visit, site: Site) -> None:

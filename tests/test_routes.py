@@ -65,7 +65,7 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
     assert {key: set(value) for key, value in answer.items() if isinstance(value, dict)} == {
         "memory": {
             *("used_bytes", "limit_bytes", "percent", "source"),
-            *("rss_bytes", "uss_bytes", "peak_bytes", "processes_bytes"),
+            *("rss_bytes", "uss_bytes", "peak_bytes", "processes_bytes", "outside"),
         },
         "thresholds": {"warn_bytes", "critical_bytes"},
         "gc": {
@@ -91,7 +91,7 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
     (worker,) = answer["workers"]
     assert set(worker) == {
         *("pid", "role", "state", "this", "age_seconds", "requests", "in_flight"),
-        *("born_bytes", "rss_bytes", "uss_bytes", "pss_bytes"),
+        *("born_bytes", "held_bytes", "rss_bytes", "uss_bytes", "pss_bytes"),
     }
     assert 0 < worker["uss_bytes"] <= worker["rss_bytes"]
 

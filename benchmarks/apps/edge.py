@@ -30,10 +30,8 @@ def small_dicts() -> object:
 
 def late_import() -> object:
     """Fill the container but for 50 MB, load a large package there, and go on growing."""
-    found = []
     usage = Memory().read()
-    for _ in range((usage.limit - usage.used) // MB - 90):
-        found.append(touched(MB))
+    found = [touched(MB) for _ in range((usage.limit - usage.used) // MB - 90)]
     import matplotlib.pyplot  # noqa: F401
 
     return found, bytearrays()

@@ -1,13 +1,14 @@
 """What is eating it, in a sentence or two, from what was measured.
 
-Each finding is a pure function of the status document: a sentence where it applies, else None. The
-first ones matter most, and MOST of them are told.
+Each finding is a pure function of the status document: sentences, each with the bytes it is about,
+or none. The largest MOST are told. A sentence says what its figures show and no more: one that
+may be wrong is worse than none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from ..memory.growth import NO_REQUEST, OTHER
 from ..settings import MB, format_size
@@ -16,10 +17,20 @@ Document = dict[str, Any]
 MOST = 3
 
 # What a sentence needs to be true, as shares of the limit: what workers were born with; what one
-# route keeps; what a single request may add; what others in the container hold.
-BORN_SHARE, LEAK_SHARE, WORST_SHARE, OTHERS_SHARE = 0.5, 0.05, 0.2, 0.25
-# A leak is seen in so many requests, and in each so many times what those of other routes keep.
-LEAK_REQUESTS, CLEARLY = 10, 3
+# route keeps; what a single request may add; what others in the container hold, and each of them.
+BORN_SHARE, LEAK_SHARE, WORST_SHARE, OTHERS_SHARE, PART_SHARE = 0.5, 0.05, 0.2, 0.25, 0.1
+# A leak is seen in so many requests, and it has grown so often; and by each request of it so many
+# times what is left by those of other routes.
+LEAK_REQUESTS, LEAK_RISES, CLEARLY = 10, 3, 3
+# A route has stopped to grow after so many requests, and as many as it had before.
+QUIET = 20
+# Of what one route has grown by, a second one is named from this share on; routes whose requests
+# mostly (this share) ran beside others are not told apart by less.
+NAMED_SHARE, BESIDE = 1 / 4, 0.2
+# Of all growth, so much is seen to come while nobody asks.
+OUTSIDE_SHARE = 1 / 4
+# What ran for less than this (seconds) was not yet weighed beside others.
+LONG = 0.5
 # A death is news for so long (seconds).
 RECENT = 3600.0
 # Giving back pays, time and again (bytes each time, times), while the passes find next to nothing
@@ -27,75 +38,133 @@ RECENT = 3600.0
 PAYS, TIMES, NOTHING = 16 * MB, 5, 20
 
 
+class Finding(NamedTuple):
+    """`about` so many bytes."""
+
+    about: float
+    said: str
+
+
 def diagnose(document: Document) -> str:
-    """The sentences that apply, the most important first."""
-    found = [sentence for finding in FINDINGS if (sentence := finding(document)) is not None]
-    return " ".join(found[:MOST] or [steady(document)])
+    """What applies, the largest first."""
+    found = [finding for find in FINDINGS for finding in find(document)]
+    found = sorted(found, key=lambda finding: -finding.about) or full(document)
+    return " ".join(finding.said for finding in found[:MOST]) or steady(document)
 
 
-def died(document: Document) -> str | None:
-    """A worker was killed for memory, in the last hour: by what, and what would have helped."""
-    death = document["last_death"]
-    if not death or death["cause"] != "OOM kill" or not -60 < _ago(document, death) < RECENT:
-        return None
-    said = f"Worker {death['pid']} was killed by the kernel at {format_size(death['rss_bytes'])}"
-    largest = max(death["in_flight"], key=lambda flight: flight["grown_bytes"], default=None)
-    if largest is None:
-        return f"{said}, with nothing in flight."
-    said += f", grown by {format_size(largest['grown_bytes'])} in {largest['route']}"
-    if document["ceiling"] is None:
-        return f"{said}; LOWMEM_CEILING is off, which would have answered that with 503."
-    return f"{said}: offload that, or read and write in pieces."
-
-
-def closed(document: Document) -> str | None:
+def closed(document: Document) -> Iterable[Finding]:
     """Everything is answered 503."""
-    if not document["closed"]:
-        return None
-    way = "is being replaced" if document["replaceable"] else "cannot be replaced by its server"
-    return (
-        "Everything is answered 503: memory has been at critical for too long, and this worker "
-        f"{way}" + ("." if document["replaceable"] else ": restart it.")
-    )
+    if document["closed"]:
+        said = "Everything is answered 503: memory has been at critical for too long"
+        states = [worker["state"] for worker in document["workers"] if worker["this"]]
+        if "retiring" in states:
+            said += ", and this worker is being replaced."
+        elif not document["replaceable"]:
+            said += ", and nothing replaces this worker: restart it."
+        else:
+            said += "."
+        yield Finding(float("inf"), said)
 
 
-def eating_now(document: Document) -> str | None:
+def ran_out(document: Document) -> Iterable[Finding]:
+    """Requests asked for more memory than there was."""
+    count = document["requests"]["out_of_memory"]
+    if count:
+        yield Finding(
+            _limit(document),
+            f"{_requests(count)} asked for more memory than there was, since the start: the log "
+            "has the routes.",
+        )
+
+
+def died(document: Document) -> Iterable[Finding]:
+    """A worker died, in the last hour: of what, and in the middle of what."""
+    death = document["last_death"]
+    if not death or not -60 < _ago(document, death) < RECENT:
+        return
+    size, flights = death["rss_bytes"], death["in_flight"]
+    if death["cause"] != "OOM kill":
+        said = f"Worker {death['pid']} died at {format_size(size)} ({death['cause']})"
+        yield Finding(size, f"{said}, with {_routes(flights) or 'nothing'} in flight.")
+        return
+    said = f"Worker {death['pid']} was killed by the kernel at {format_size(size)}"
+    grown = max((flight["grown_bytes"] for flight in flights), default=0)
+    eaters = [flight for flight in flights if flight["grown_bytes"] >= grown / 2]
+    if grown < _limit(document) * LEAK_SHARE:
+        said += f", with {_routes(flights) or 'nothing'} in flight."
+    elif len(eaters) > 1:
+        said += f"; it grew by {format_size(grown)} while {_routes(eaters)} were in flight."
+    else:
+        said += f", grown by {format_size(grown)} in {eaters[0]['route']}"
+        said += (
+            "; LOWMEM_CEILING is off, which would have answered that with 503."
+            if document["ceiling"] is None
+            else ": offload that, or read and write in pieces."
+        )
+    yield Finding(size, said)
+
+
+def eating_now(document: Document) -> Iterable[Finding]:
     """A request in flight has most of what has grown."""
-    flights = [flight for worker in document["workers"] for flight in worker["in_flight"]]
-    largest = max(flights, key=lambda flight: flight["grown_bytes"], default=None)
-    if largest is None or largest["grown_bytes"] < _limit(document) * WORST_SHARE:
-        return None
-    return (
-        f"{largest['route']} has been running for {largest['seconds']:.1f} s, and its worker has "
-        f"grown {format_size(largest['grown_bytes'])} meanwhile."
-    )
+    for worker in document["workers"]:
+        flights = worker["in_flight"]
+        grown = max((flight["grown_bytes"] for flight in flights), default=0)
+        if grown < _limit(document) * WORST_SHARE:
+            continue
+        eaters = [flight for flight in flights if flight["grown_bytes"] >= grown / 2]
+        kept = worker.get("held_bytes") or 0
+        if len(eaters) > 1:
+            said = (
+                f"{_routes(eaters)} are running, and their worker has grown "
+                f"{format_size(grown)} meanwhile"
+            )
+        else:
+            said = (
+                f"{eaters[0]['route']} has been running for {eaters[0]['seconds']:.1f} s, and its "
+                f"worker has grown {format_size(grown)} meanwhile"
+            )
+        if kept >= grown / 4:
+            said += "; other requests that ended beside it may be what keeps that"
+        yield Finding(grown, f"{said}.")
 
 
-def does_not_fit(document: Document) -> str | None:
-    """More workers than there is room for."""
-    workers = _workers(document)
-    if leaks(document) is not None:
-        return None  # that is why
+def does_not_fit(document: Document) -> Iterable[Finding]:
+    """More workers than there is room for, as large as they are without a request."""
+    workers = [worker for worker in _workers(document) if worker["state"] == "ready"]
+    grown = [flight["grown_bytes"] for worker in workers for flight in worker["in_flight"]]
+    if len(workers) < 2 or max(grown, default=0) >= PAYS or [*outside(document)]:
+        return  # that is why
+    if any(not _is_full(row) for row in _growing(document)) and [*leaks(document)]:
+        return
     each = [worker["pss_bytes"] or worker["rss_bytes"] or 0 for worker in workers]
-    if len(workers) < 2 or sum(each) < document["thresholds"]["warn_bytes"]:
-        return None
-    mean = sum(each) / len(each)
-    room = max(1, int(document["thresholds"]["warn_bytes"] // max(each)))
-    if room >= len(workers):
-        return None
-    return (
-        f"{len(workers)} workers × {format_size(mean)} do not fit in "
-        f"{format_size(_limit(document))}: set WEB_CONCURRENCY={room}."
+    warn = document["thresholds"]["warn_bytes"]
+    if sum(each) < warn:
+        return
+    own = max(worker["uss_bytes"] or size for worker, size in zip(workers, each, strict=True))
+    # What they share, and the master, is there once, however many they are.
+    shared = sum(
+        size - (worker["uss_bytes"] or size) for worker, size in zip(workers, each, strict=True)
     )
+    room = max(1, int((warn - shared) // max(1, own)))
+    if room < len(workers):
+        yield Finding(
+            sum(each),
+            f"{len(workers)} workers × {format_size(sum(each) / len(each))} do not fit in the "
+            f"{format_size(warn)} up to warn: set WEB_CONCURRENCY={room}.",
+        )
 
 
-def born_large(document: Document) -> str | None:
+def born_large(document: Document) -> Iterable[Finding]:
     """Start-up alone takes much of the limit."""
     born = max((worker["born_bytes"] or 0 for worker in _workers(document)), default=0)
     share = born / _limit(document)
     if share < BORN_SHARE:
-        return None
-    heavy = [row for row in document.get("heavy") or () if (row.get("cost_bytes") or 0) > 0]
+        return
+    heavy = [
+        row
+        for row in document.get("heavy") or ()
+        if (row.get("cost_bytes") or 0) > 0 and not row.get("route") and not row.get("late")
+    ]
     told = ""
     if heavy:
         cost = sum(row["cost_bytes"] for row in heavy)
@@ -104,114 +173,212 @@ def born_large(document: Document) -> str | None:
             f": {names} {'are' if len(heavy) > 1 else 'is'} {format_size(cost)} of it, "
             "see LOWMEM_LAZY_HEAVY"
         )
-    return f"Start-up alone takes {100 * share:.0f} % of the limit{told}."
+    yield Finding(born, f"Start-up alone takes {100 * share:.0f} % of the limit{told}.")
 
 
-def leaks(document: Document) -> str | None:
-    """A route keeps what it takes."""
-    limit, rows = _limit(document) * LEAK_SHARE, document["routes"]
-    outside = next((row for row in rows if row["route"] == NO_REQUEST), None)
-    if outside is not None and outside["grown_bytes"] >= limit:
-        return (
-            f"Memory grew {format_size(outside['grown_bytes'])} outside of any request: a thread "
-            "of the app keeps it."
+def leaks(document: Document) -> Iterable[Finding]:
+    """Routes keep what they take: now, or in workers that were replaced meanwhile."""
+    limit, rows, unsure = (
+        _limit(document) * LEAK_SHARE,
+        _growing(document),
+        _unsure(document),
+    )
+    sure = sum(row["grown_bytes"] for row in rows) - unsure
+    grown, requests = (sum(row[key] for row in rows) for key in ("grown_bytes", "requests"))
+    if sure < limit:
+        return
+    if not any(row["shared"] >= BESIDE for row in rows):
+        for row in rows:
+            if row["grown_bytes"] - unsure >= limit:
+                yield Finding(row["grown_bytes"], _leak(document, row))
+        return
+    rows.sort(key=lambda row: -row["grown_bytes"])
+    named = [row for row in rows if row["grown_bytes"] >= rows[0]["grown_bytes"] * NAMED_SHARE]
+    named = next((few for few in (rows[:1], named) if _stand_out(document, few)), rows)
+    if len(named) > 1:
+        yield Finding(
+            grown,
+            f"Memory grew {format_size(grown)} over {requests} requests of "
+            f"{_list([row['route'] for row in named], most=3)}{_where(document, named)}; they "
+            "overlap too much to tell which of them keep it, or a thread of the app beside them.",
         )
-    real = _real(rows)
-    grown, requests = (sum(row[key] for row in real) for key in ("grown_bytes", "requests"))
-    if grown < limit:
-        return None
-    row = max(real, key=lambda row: row["grown_bytes"])
-    others = max(0, grown - row["grown_bytes"]) / max(1, requests - row["requests"])
-    if row["requests"] < LEAK_REQUESTS:
-        return None  # a cache that fills, or what it loads
-    if row["grown_bytes"] / row["requests"] < others * CLEARLY:
-        return (
-            f"Memory grew {format_size(grown)} over {requests} requests and is still held; they "
-            "overlap too much to tell which route keeps it."
-        )
-    return (
-        f"{row['route']} grew {format_size(row['grown_bytes'])} over {row['requests']} requests, "
-        f"{format_size(row['grown_bytes'] / row['requests'])} each, and it is still held: a leak "
-        "there, or a cache without a limit."
+    else:
+        yield Finding(named[0]["grown_bytes"], _leak(document, named[0]))
+
+
+def _stand_out(document: Document, rows: list[dict[str, Any]]) -> bool:
+    """Whether each of these clearly leaves more behind than the other routes, by request."""
+    rest = [row for row in _real(document["routes"]) if row not in rows]
+    others = sum(row["grown_bytes"] for row in rest) / (sum(row["requests"] for row in rest) or 1)
+    return all(row["grown_bytes"] / row["requests"] >= others * CLEARLY for row in rows)
+
+
+def _growing(document: Document) -> list[dict[str, Any]]:
+    """The routes that have grown time and again: once in each worker is what a route loads."""
+    here = len(_workers(document))
+    return [
+        row
+        for row in _real(document["routes"])
+        if row["requests"] >= LEAK_REQUESTS
+        and row["rises"] >= LEAK_RISES * (here + row["replaced_workers"])
+    ]
+
+
+def _is_full(row: dict[str, Any]) -> bool:
+    """Whether the route has stopped to grow."""
+    quiet = row["quiet_requests"]
+    return bool(quiet >= max(QUIET, row["requests"] - quiet))
+
+
+def _unsure(document: Document) -> int:
+    """Growth (bytes) that was seen while a request is in flight: it may be that one's, until it
+    ends."""
+    return sum(
+        max((f["grown_bytes"] for f in worker["in_flight"] if f["seconds"] >= LONG), default=0)
+        for worker in document["workers"]
     )
 
 
-def fragmented(document: Document) -> str | None:
+def _leak(document: Document, row: dict[str, Any]) -> str:
+    size, requests = format_size(row["grown_bytes"]), row["requests"]
+    if _is_full(row):
+        return (
+            f"{row['route']} grew {size}{_where(document, [row])}, but not in its last "
+            f"{row['quiet_requests']} requests: a cache that is full, it seems, and no leak."
+        )
+    # Where there is never a moment without a request, what a thread takes comes during one.
+    beside = row["shared"] >= BESIDE
+    cause = "a leak there, a cache that fills, or a thread of the app beside it"
+    cause = cause if beside else "a leak there, or a cache that fills"
+    if not row["replaced_workers"]:
+        return (
+            f"{row['route']} grew {size} over {requests} requests, "
+            f"{format_size(row['grown_bytes'] / requests)} each, and it is still held: {cause}."
+        )
+    gone = row["grown_bytes"] - row["held_bytes"]
+    return (
+        f"{row['route']} grew {format_size(gone)} in {_count(row['replaced_workers'], 'worker')} "
+        f"that {_was(row['replaced_workers'])} replaced, and {_now(document, row['held_bytes'])}: "
+        f"{cause}."
+    )
+
+
+def _where(document: Document, rows: list[dict[str, Any]]) -> str:
+    """In which workers."""
+    workers = max(row["replaced_workers"] for row in rows)
+    held = sum(row["held_bytes"] for row in rows)
+    if not workers:
+        return ", and it is still held"
+    return f", {_now(document, held)} and the rest in workers that were replaced"
+
+
+def _now(document: Document, held: int) -> str:
+    count = len(_workers(document))
+    return f"{format_size(held)} in the {'present one' if count == 1 else f'{count} there are'}"
+
+
+def outside(document: Document) -> Iterable[Finding]:
+    """Memory grew while nobody asked for anything."""
+    row = next((row for row in document["routes"] if row["route"] == NO_REQUEST), None)
+    if row is None or row["grown_bytes"] - _unsure(document) < _limit(document) * LEAK_SHARE:
+        return
+    if row["grown_bytes"] < sum(row["grown_bytes"] for row in document["routes"]) * OUTSIDE_SHARE:
+        return  # a share of what the routes keep may be booked here
+    count, grown = document["requests"]["out_of_memory"], format_size(row["grown_bytes"])
+    if count:
+        said = (
+            f"Memory grew {grown} that no request is known to keep: a thread of the app, or what "
+            f"the {_requests(count)} that ran out of memory left behind."
+        )
+    else:
+        said = f"Memory grew {grown} outside of any request: a thread of the app keeps it."
+        if row["replaced_workers"]:
+            said = (
+                f"Memory grew {grown} outside of any request, "
+                f"{_now(document, row['held_bytes'])}, the rest in workers that were replaced: a "
+                "thread of the app keeps it."
+            )
+    yield Finding(row["grown_bytes"], said)
+
+
+def fragmented(document: Document) -> Iterable[Finding]:
     """Freed memory stays in the heap until it is given back."""
     gc = document["gc"]
     if gc["gave_back"] < TIMES or not gc["runs"]:
-        return None
+        return
     each = gc["freed_bytes"] / max(gc["gave_back"], 1)
     arenas = document["allocator"]["MALLOC_ARENA_MAX"]
-    if each < PAYS or gc["collected"] > NOTHING * gc["runs"] or arenas is not None:
-        return None
-    return (
-        f"Passes free next to nothing, trimming returns {format_size(each)} a time: "
-        "fragmentation. Set MALLOC_ARENA_MAX=1, or start with lowmem-wsgi run."
+    if each >= PAYS and gc["collected"] <= NOTHING * gc["runs"] and arenas is None:
+        yield Finding(
+            each,
+            f"Trimming returns {format_size(each)} a time: requests free that, and the C library "
+            "keeps it until then (set MALLOC_ARENA_MAX=1, or start with lowmem-wsgi run).",
+        )
+
+
+def held_by_others(document: Document) -> Iterable[Finding]:
+    """The container holds much that is in none of our processes, by figures of one moment."""
+    found = document["memory"].get("outside")
+    if not found or found["processes"] is None:
+        return
+    rest, limit = found["bytes"], _limit(document)
+    if rest < limit * OTHERS_SHARE:
+        return
+    others = found["processes"]
+    parts = [
+        (found["shmem_bytes"], "in a tmpfs such as /dev/shm, or in shared memory"),
+        (found["cache_bytes"], "files in the page cache, in active use"),
+        (found["kernel_bytes"], "the kernel's own"),
+        (found["processes_bytes"], f"in {_count(others, 'other process', 'other processes')}"),
+    ]
+    told = [
+        f"{format_size(size)} {what}"
+        for size, what in sorted(parts, key=lambda part: -(part[0] or 0))
+        if (size or 0) >= limit * PART_SHARE
+    ]
+    said = (
+        f"{format_size(rest)} of the container's {format_size(found['used_bytes'])} are in none "
+        "of these processes"
     )
+    yield Finding(rest, f"{said}: {_list(told)}." if told else f"{said}.")
 
 
-def held_by_others(document: Document) -> str | None:
-    """The container holds much that is in none of our processes."""
-    memory = document["memory"]
-    known = memory["processes_bytes"]
-    if known is None or not str(memory["source"]).startswith("cgroup"):
-        return None
-    rest = memory["used_bytes"] - known
-    if rest < _limit(document) * OTHERS_SHARE:
-        return None
-    return (
-        f"{format_size(rest)} of the container's {format_size(memory['used_bytes'])} are in none "
-        "of these processes: another process, or files in a tmpfs such as /dev/shm."
-    )
-
-
-def one_request(document: Document) -> str | None:
+def one_request(document: Document) -> Iterable[Finding]:
     """A single request takes a large share, and gives it back."""
     row = max(_real(document["routes"]), key=lambda row: row["worst_bytes"], default=None)
-    if row is None or row["worst_bytes"] < _limit(document) * WORST_SHARE:
-        return None
-    return (
-        f"One request of {row['route']} took {format_size(row['worst_bytes'])}: read and write "
-        "in pieces there, or offload it."
-    )
+    if row is not None and row["worst_bytes"] >= _limit(document) * WORST_SHARE:
+        yield Finding(
+            row["worst_bytes"],
+            f"One request of {row['route']} took {format_size(row['worst_bytes'])}: read and write "
+            "in pieces there, or offload it.",
+        )
 
 
-def full(document: Document) -> str | None:
+def full(document: Document) -> list[Finding]:
     """Away from ok, and nothing above says why."""
     if document["status"] == "ok":
-        return None
+        return []
     memory, gone = document["memory"], document["cleanups"]["last_freed_bytes"]
     freed = "" if gone is None else f"; the last cleanup freed {format_size(max(0, gone))}"
-    return (
-        f"{format_size(memory['used_bytes'])} of {format_size(memory['limit_bytes'])} are in "
-        f"use{freed}."
-    )
+    used, limit = (format_size(memory[name]) for name in ("used_bytes", "limit_bytes"))
+    return [Finding(memory["used_bytes"], f"{used} of {limit} are in use{freed}.")]
 
 
-FINDINGS: tuple[Callable[[Document], str | None], ...] = (
-    closed,
-    eating_now,
-    died,
-    does_not_fit,
-    leaks,
-    born_large,
-    held_by_others,
-    one_request,
-    fragmented,
-    full,
+FINDINGS: tuple[Callable[[Document], Iterable[Finding]], ...] = (
+    *(closed, ran_out, eating_now, died, does_not_fit, leaks, outside, born_large),
+    *(held_by_others, one_request, fragmented),
 )
 
 
 def steady(document: Document) -> str:
-    """Nothing is wrong: how much there is, and the most that a request took."""
+    """Nothing stands out: how much there is, and the most that a request took."""
     memory = document["memory"]
     used, limit = (format_size(memory[name]) for name in ("used_bytes", "limit_bytes"))
     row = max(_real(document["routes"]), key=lambda row: row["worst_bytes"], default=None)
     if row is None or row["worst_bytes"] < MB:
-        return f"Steady: {used} of {limit}."
+        return f"Nothing stands out: {used} of {limit}."
     worst = format_size(row["worst_bytes"])
-    return f"Steady: {used} of {limit}, worst request +{worst} at {row['route']}."
+    return f"Nothing stands out: {used} of {limit}, worst request +{worst} at {row['route']}."
 
 
 def _real(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -231,5 +398,23 @@ def _workers(document: Document) -> list[dict[str, Any]]:
     return [worker for worker in document["workers"] if worker["role"] == "worker"]
 
 
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _routes(flights: list[dict[str, Any]]) -> str:
+    return _list([*dict.fromkeys(flight["route"] for flight in flights)], most=3)
+
+
+def _requests(count: int) -> str:
+    return _count(count, "request")
+
+
+def _count(count: int, what: str, more: str = "") -> str:
+    return f"{count} {what if count == 1 else more or what + 's'}"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _list(names: list[str], most: int | None = None) -> str:
+    if most is not None and len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return ", ".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"

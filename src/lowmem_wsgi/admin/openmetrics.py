@@ -234,8 +234,15 @@ FAMILIES = (
     Family(
         "lowmem_route_growth_bytes",
         "gauge",
-        "Memory that a route's requests have left behind; it falls where they free some.",
+        "Memory that a route's requests have left behind, in workers that are gone as well.",
         _of_routes("grown_bytes"),
+        "bytes",
+    ),
+    Family(
+        "lowmem_route_held_bytes",
+        "gauge",
+        "Of that, what the workers there are hold; it falls where they free some.",
+        _of_routes("held_bytes"),
         "bytes",
     ),
     Family(

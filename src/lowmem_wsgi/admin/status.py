@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..memory.governor import CRITICAL, OK, WARN
 from ..memory.growth import OTHER
-from ..memory.processes import Remembered, process_age, process_figures
+from ..memory.processes import Figures, Remembered, process_age, process_figures, sizes_of
 from ..memory.reading import Usage
 from .diagnosis import diagnose
 
@@ -25,7 +25,13 @@ REQUESTS = ("uploads_rejected", "sessions_expired", "shed", "out_of_memory")
 STEPS = ("trim", "caches", "callback", "purge", "collect")
 DEATHS = {"OOM kill": "deaths_oom", "timeout": "deaths_timeout", "crash": "deaths_crash"}
 
-_weights = Remembered(process_figures)
+# What each process holds is read at most each so many seconds; where what is used has changed by
+# such a share of the limit since, each so many.
+KEEP, CHANGED, KEEP_CHANGED = 5.0, 0.1, 1.0
+# A share of the limit: where the container uses so much more than the processes hold together, it
+# is looked at more closely, and once more after so long (seconds), in which a worker that ends is
+# gone, and what a request took is given back.
+MUCH, AGAIN = 0.15, 0.1
 _frozen = Remembered[None, int](lambda _: gc.get_freeze_count())  # which counts them one by one
 
 
@@ -60,7 +66,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
     now = _usage(lowmem)
     warn, critical = lowmem.engine.monitor.thresholds
     counts = {name: _number(value) for name, value in lowmem.crew.counts().items()}
-    workers = _workers(lowmem)
+    workers, outside = _workers(lowmem)
     own = next(worker for worker in workers if worker["this"])
     peak = own.pop("peak_bytes")
     document: dict[str, Any] = {
@@ -72,6 +78,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
             "uss_bytes": own["uss_bytes"],
             "peak_bytes": peak,
             "processes_bytes": _sum(worker["pss_bytes"] for worker in workers),
+            "outside": outside,
         },
         "thresholds": {"warn_bytes": warn, "critical_bytes": critical},
         "gc": _gc(lowmem, counts),
@@ -139,24 +146,97 @@ def _cleanups(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _workers(lowmem: LowMemory) -> list[dict[str, Any]]:
-    """Each worker of the site, and its master; the one that answers in any case."""
+def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Each worker of the site, and its master; the one that answers in any case. And what the
+    container holds besides them."""
     now = time.monotonic()
     seen = {found.pid: found for found in lowmem.crew.alive()}
     own, server = os.getpid(), lowmem.crew.server
     others = [] if server is None or server.master == own else [server.master]
-    weights = _weights.get({own, *seen, *others})
+    weights, outside = _weights(lowmem, frozenset({own, *seen, *others}))
+    held = {found.pid: lowmem.crew.ledger.held(found.place) for found in seen.values()}
     rows = [_worker(pid, seen.get(pid), lowmem, now) for pid in sorted({own, *seen})]
     rows += [
         {"pid": pid, "role": "master", "state": "ready", "this": False, "in_flight": []}
         | {"age_seconds": process_age(pid), "requests": None, "born_bytes": None}
+        | {"held_bytes": None}
         for pid in others
     ]
     for row in rows:
+        if row["pid"] in held:
+            row["held_bytes"] = sum(held[row["pid"]].values())
         row.update(weights[row["pid"]])
         if not row["this"]:
             del row["peak_bytes"]
-    return rows
+    return rows, outside
+
+
+# The processes -> when and at what usage they were read, what they held, and what was outside.
+_last: dict[frozenset[int], tuple[float, int, dict[int, Figures], dict[str, Any] | None]] = {}
+
+
+def _weights(
+    lowmem: LowMemory, pids: frozenset[int]
+) -> tuple[dict[int, Figures], dict[str, Any] | None]:
+    """What each process holds, and `outside`, all of one moment. Remembered for some seconds, as
+    walking the page table of a large process takes some milliseconds."""
+    now, usage, found = time.monotonic(), _usage(lowmem), _last.get(pids)
+    changed = found is not None and abs(usage.used - found[1]) >= CHANGED * usage.limit
+    if found is None or now - found[0] >= (KEEP_CHANGED if changed else KEEP):
+        figures, outside = _moment(lowmem, pids)
+        if outside is not None and outside["bytes"] >= MUCH * outside["limit_bytes"]:
+            time.sleep(AGAIN)
+            figures, again = _moment(lowmem, pids)
+            least = again and min(outside, again, key=lambda each: int(each["bytes"]))
+            outside = least and _besides(lowmem, least, pids)
+        found = now, usage.used, figures, outside
+        _last.clear()
+        _last[pids] = found
+    return found[2], found[3]
+
+
+def _moment(
+    lowmem: LowMemory, pids: frozenset[int]
+) -> tuple[dict[int, Figures], dict[str, Any] | None]:
+    """Read the container before the processes, and after them. Of both the lesser counts."""
+    memory = lowmem.engine.memory
+    before = memory.glance()
+    figures = {pid: process_figures(pid) for pid in pids}
+    after = memory.glance()
+    known = [each["pss_bytes"] for each in figures.values()]
+    if not after.source.startswith("cgroup") or None in known:
+        return figures, None
+    used = min(before.used, after.used)
+    rest = max(0, used - sum(size or 0 for size in known))
+    return figures, {
+        "bytes": rest,
+        "used_bytes": used,
+        "limit_bytes": after.limit,
+        **dict.fromkeys(("shmem_bytes", "cache_bytes", "kernel_bytes")),
+        **memory.parts(),
+        "processes_bytes": None,
+        "processes": None,
+    }
+
+
+def _besides(
+    lowmem: LowMemory, outside: dict[str, Any], pids: frozenset[int]
+) -> dict[str, Any] | None:
+    """With the container's other processes. A worker that starts has no place on the page yet, and
+    is not outside all the same."""
+    others = sizes_of(set(lowmem.engine.memory.pids()) - pids)
+    if others is None:
+        return None
+    server = lowmem.crew.server
+    master = 0 if server is None else server.master
+    ours = [size for parent, size in others.values() if parent == master]
+    strangers = [size for parent, size in others.values() if parent != master]
+    return {
+        **outside,
+        "bytes": max(0, outside["bytes"] - sum(ours)),
+        "processes_bytes": sum(strangers),
+        "processes": len(strangers),
+    }
 
 
 def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[str, Any]:
@@ -167,6 +247,7 @@ def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[
             "age_seconds": process_age(),
             "requests": total,
             "born_bytes": None,
+            "held_bytes": None,
             "in_flight": [],
         }
     return row | {
@@ -189,12 +270,16 @@ def _routes(lowmem: LowMemory) -> list[dict[str, Any]]:
     rows = [
         {
             "route": name,
-            "requests": requests,
-            "grown_bytes": grown,
-            "worst_bytes": worst,
-            "shared": round(shared / requests, 3) if requests else 0.0,
+            "requests": tally.requests,
+            "grown_bytes": tally.gone + held,
+            "held_bytes": held,
+            "replaced_workers": tally.workers,
+            "rises": tally.rises,
+            "quiet_requests": tally.quiet,
+            "worst_bytes": tally.worst,
+            "shared": round(tally.shared / tally.requests, 3) if tally.requests else 0.0,
         }
-        for name, (requests, shared, grown, worst) in lowmem.crew.ledger.routes().items()
+        for name, (tally, held) in lowmem.crew.growth().items()
     ]
     return sorted(rows, key=lambda row: (row["route"] == OTHER, -row["grown_bytes"], row["route"]))
 

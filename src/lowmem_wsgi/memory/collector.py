@@ -152,9 +152,15 @@ class Collector:
         if not self.in_flight():
             self._unless_busy(self._weigh)
 
+    def before_request(self) -> None:
+        """A request begins. While memory grows, what came up to now is not booked to that."""
+        if self.growth.closely and self.in_flight() < 2:
+            self._unless_busy(self._weigh)
+
     def rebase(self) -> None:
-        """What has changed since the last time is no request's doing."""
-        self._unless_busy(self._rebase)
+        """What has changed since the last time is no request's doing; where there were none."""
+        if not self.in_flight() and not self.growth.pending:
+            self._unless_busy(self._rebase)
 
     def _rebase(self) -> None:
         self._find_measure()

@@ -32,11 +32,15 @@ NO_REQUEST = "(no request)"
 DUTY, LEAST, GROWS, CLOSELY, CREDIT = 1 / 100, 0.0005, MB, 32, 0.5
 # What came lately: of what came before a weighing, so much counts after it.
 FADES = 0.98
+# After so many requests in a row that ran beside no other, nobody is taken to be about to end.
+APART = 8
 # Before anything is known, a request is taken to leave so much behind (bytes), and so is a second
 # in which nobody asks.
 PRIOR, PRIOR_OUTSIDE = 4 * KB, 64
 # So many windows in which several routes grew are shared anew with each that comes.
 WINDOWS = 64
+# A route has risen where it has grown by so much (bytes), and such a share of what it had.
+RISE, RISE_SHARE = 64 * KB, 1 / 8
 # A route that has been asked for so often, or has grown so much (bytes), does not give way to one
 # that has not.
 OFTEN, MUCH = 10, MB
@@ -45,7 +49,10 @@ OFTEN, MUCH = 10, MB
 class Route:
     """What is known of one. Bytes and counts."""
 
-    __slots__ = ("grown", "name", "requests", "shared", "told", "units", "worst")
+    __slots__ = (
+        *("grown", "name", "peak", "quiet", "requests", "rises", "shared", "told", "units"),
+        "worst",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,7 +61,9 @@ class Route:
         self.grown = 0.0  # fell, where negative
         self.worst = 0  # by which RSS was larger when a single request ended
         self.units = 0.0  # requests, or seconds for what is none
-        self.told = (0, 0, 0)  # of the first three, what `take` has given out
+        # The most that it had grown by, how often that rose, and its requests since.
+        self.peak, self.rises, self.quiet = 0.0, 0, 0
+        self.told = (0, 0, 0, 0)  # of requests, shared, grown and rises, what `take` has given out
 
     def add(self, other: Route) -> None:
         self.requests += other.requests
@@ -62,7 +71,16 @@ class Route:
         self.grown += other.grown
         self.worst = max(self.worst, other.worst)
         self.units += other.units
+        self.peak += other.peak
+        self.rises += other.rises
         self.told = tuple(map(sum, zip(self.told, other.told, strict=True)))  # type: ignore[assignment]
+
+    def asked(self, count: int) -> None:
+        """So many of its requests were weighed."""
+        self.quiet += count
+        if self.grown >= self.peak + max(RISE, self.peak * RISE_SHARE):
+            self.peak, self.quiet = self.grown, 0
+            self.rises += 1
 
     def rate(self) -> float:
         """Bytes that a request (or a second) of it leaves behind, as far as is known; above 0."""
@@ -76,13 +94,16 @@ class Route:
 
 
 class Booking(NamedTuple):
-    """What came to a route since it was last asked; `worst` of all time."""
+    """What came to a route since it was last asked; `worst` of all time, `quiet` the requests since
+    it last rose, where it rose."""
 
     route: str
     requests: int
     shared: int
     grown: int
     worst: int
+    rises: int = 0
+    quiet: int = 0
 
 
 class Window:
@@ -116,7 +137,9 @@ class Growth:
         self._weighed_at = self._now()
         self._due, self._credit, self._closely = 0.0, CREDIT, 0
         self._lately = 0.0
+        self._apart = 0  # requests in a row that ran beside no other
         self._loads: dict[int, int] = {}  # thread that loads a package -> what was in use before
+        self._loaded = 0  # bytes, by which packages were loaded since the last look at RSS
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
 
     def ended(self, name: str, shared: bool) -> None:
@@ -128,8 +151,10 @@ class Growth:
         return now >= self._due and bool(self._ended) and not self._loads
 
     def peaked(self, grown: int) -> None:
-        """RSS was so much larger (bytes) when the last request ended, before giving back."""
-        if grown > 0 and self._ended:
+        """RSS was so much larger (bytes) when the last request ended, before giving back. Beside
+        others nobody can tell whose that was."""
+        grown, self._loaded = grown - self._loaded, 0
+        if grown > 0 and self._ended and not self._ended[-1][1]:
             route = self._in_room(self._ended[-1][0])
             route.worst = max(route.worst, grown)
 
@@ -140,21 +165,30 @@ class Growth:
         growth = 0 if self._before is None else size - self._before
         self._before = size
         self._rest(began, growth)
-        units: dict[str, float] = {}
+        asked: dict[str, int] = {}
         while self._ended:
             name, shared = self._ended.popleft()
             route = self.routes.get(name) or self._in_room(name)
             route.requests += 1
             route.units += 1
+            self._apart = 0 if shared else self._apart + 1
             if shared:
                 route.shared += 1
-            units[name] = units.get(name, 0) + 1
+            asked[name] = asked.get(name, 0) + 1
+        units: dict[str, float] = {**asked}
+        outside = self.routes.get(NO_REQUEST) or self._in_room(NO_REQUEST)
+        outside.units += seconds
         if growth > 0:
             self._grew(growth, units, seconds)
-        elif growth and units:
-            each = growth / sum(units.values())
-            for name, count in units.items():
+        elif growth:
+            # Whoever was there has dropped that; where nobody was, a thread of the app has.
+            fallen = units or {NO_REQUEST: 1}
+            each = growth / sum(fallen.values())
+            for name, count in fallen.items():
                 self._in_room(name).grown += each * count
+        for name, count in asked.items():
+            if (found := self.routes.get(name)) is not None:
+                found.asked(count)
 
     @property
     def loading(self) -> bool:
@@ -168,8 +202,22 @@ class Growth:
 
     def load_ends(self) -> None:
         before = self._loads.pop(get_ident(), None)
-        if before is not None and self._before is not None:
-            self._before += self.size() - before
+        if before is not None:
+            grown = self.size() - before
+            self._loaded += max(0, grown)
+            if self._before is not None:
+                self._before += grown
+
+    @property
+    def closely(self) -> bool:
+        """Whether each request is weighed by itself: memory has grown lately, and none of the last
+        ones ran beside others."""
+        return self._closely > 0 and self._credit > 0 and self._apart >= APART
+
+    @property
+    def pending(self) -> bool:
+        """Whether some have ended that were not weighed."""
+        return bool(self._ended)
 
     def rebase(self) -> None:
         """What has come, or gone, since the last time was no request's doing, and is forgotten."""
@@ -179,20 +227,28 @@ class Growth:
         """What came since the last time, by route. Thread-safe, for one who takes."""
         bookings = []
         for route in list(self.routes.values()):
-            before, now = route.told, (route.requests, route.shared, int(route.grown))
+            before = route.told
+            now = (route.requests, route.shared, int(route.grown), route.rises)
             if now != before:
                 route.told = now
-                requests, shared, grown = (a - b for a, b in zip(now, before, strict=True))
-                bookings.append(Booking(route.name, requests, shared, grown, route.worst))
+                requests, shared, grown, rises = (a - b for a, b in zip(now, before, strict=True))
+                bookings.append(
+                    Booking(
+                        *(route.name, requests, shared, grown, route.worst),
+                        *(rises, route.quiet if rises > 0 else 0),
+                    )
+                )
         return bookings
 
-    def given_up(self) -> list[Booking]:
-        """The process ends, and all that its routes hold goes with it."""
-        return [
-            Booking(route.name, 0, 0, -route.told[2], 0)
-            for route in list(self.routes.values())
-            if route.told[2]
-        ]
+    def held(self, most: int) -> dict[str, int]:
+        """What each route has left in this process and nobody has dropped (bytes, above 0).
+
+        All together that is not more than what is left of all growth, nor than `most`: where one
+        route has dropped what others had left, or memory was never touched. Thread-safe.
+        """
+        grown = [(route.name, int(route.grown)) for route in list(self.routes.values())]
+        left = min(most, sum(size for _, size in grown))
+        return scaled({name: size for name, size in grown if size > 0}, left)
 
     # --- In between
 
@@ -207,8 +263,6 @@ class Growth:
         self._weighed_at, self._due = ended, ended + (0.0 if closely else max(cost / DUTY, LEAST))
 
     def _grew(self, growth: int, units: dict[str, float], seconds: float) -> None:
-        outside = self.routes.get(NO_REQUEST) or self._in_room(NO_REQUEST)
-        outside.units += seconds
         units[NO_REQUEST] = seconds
         window = Window(units, dict.fromkeys(units, 0.0))
         self._share(window, growth)
@@ -218,14 +272,27 @@ class Growth:
                 self._share(earlier, sum(earlier.booked.values()))
 
     def _share(self, window: Window, growth: float) -> None:
-        """By what is known now, and in place of what was booked before."""
+        """By what is known now, and in place of what was booked before. Outside of requests as much
+        has come as comes there in that time; the rest is the requests'."""
         routes = [self.routes[name] for name in window.units if name in self.routes]
-        routes = routes or [self._in_room(OTHER)]
-        weights = [route.rate() * window.units.get(route.name, 1.0) for route in routes]
+        outside = [route for route in routes if route.name == NO_REQUEST]
+        inside = [route for route in routes if route.name != NO_REQUEST] or [self._in_room(OTHER)]
+        if len(window.units) > 1:
+            for route in outside:
+                part = min(growth, route.rate() * window.units[NO_REQUEST])
+                growth -= part
+                self._book(window, route, part)
+        elif outside:
+            inside = outside
+        weights = [route.rate() * window.units.get(route.name, 1.0) for route in inside]
         share = growth / (sum(weights) or 1.0)
-        for route, weight in zip(routes, weights, strict=True):
-            route.grown += share * weight - window.booked.get(route.name, 0.0)
-            window.booked[route.name] = share * weight
+        for route, weight in zip(inside, weights, strict=True):
+            self._book(window, route, share * weight)
+
+    @staticmethod
+    def _book(window: Window, route: Route, part: float) -> None:
+        route.grown += part - window.booked.get(route.name, 0.0)
+        window.booked[route.name] = part
 
     def _in_room(self, name: str) -> Route:
         """The route's own place; where there is none left, the least of the others gives up its."""
@@ -246,6 +313,12 @@ class Growth:
             for name in [name for name in window.booked if name not in self.routes]:
                 window.booked.pop(name)
                 window.units.pop(name, None)
+
+
+def scaled(parts: dict[str, int], most: int) -> dict[str, int]:
+    """The same shares of at most so much; those above 0."""
+    share = min(1.0, max(0, most) / (sum(parts.values()) or 1))
+    return {name: int(size * share) for name, size in parts.items() if int(size * share) > 0}
 
 
 def top(routes: dict[str, Route]) -> Route | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
-from .reading import status_bytes
+from .reading import read_text, status_bytes
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -43,6 +43,19 @@ def process_figures(pid: int | None = None) -> Figures:
     except (psutil.Error, OSError, AttributeError):
         pass
     return figures
+
+
+def sizes_of(pids: Collection[int]) -> dict[int, tuple[int, int]] | None:
+    """The parent of each of these processes, and what it holds: its PSS, or RSS where that of
+    others is not told. None where one is ending: what it held is being given back."""
+    found = {}
+    for pid in pids:
+        stat = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        rss = status_bytes("VmRSS:", str(pid))
+        if not stat or stat[0] in "ZX" or not rss:
+            return None
+        found[pid] = (int(stat[1]), process_figures(pid)["pss_bytes"] or rss)
+    return found
 
 
 class Remembered(Generic[K, V]):

@@ -210,6 +210,25 @@ class Container:
                 return _stat(f"{directory}/{name}", "oom_kill")
         return None
 
+    def parts(self) -> dict[str, int]:
+        """Of what `read` has last counted as used, what is no process's, in bytes: `shmem_bytes`
+        (files in a tmpfs, and shared memory, some of which a process may have mapped),
+        `cache_bytes` (files in the page cache that are in active use), `kernel_bytes`. Nothing
+        where that is not told."""
+        if self._last is None:
+            return {}
+        version, text = self._last[0], self._last[3].read()
+        return {
+            part: sum(_value(text, key) for key in keys) for part, keys in _PARTS[version].items()
+        }
+
+    def pids(self) -> list[int]:
+        """The processes in the cgroup that was read last, without those of cgroups below it."""
+        if self._kept is None:
+            return []
+        text = read_text(f"{self._kept[1]}/cgroup.procs")
+        return sorted({int(word) for word in text.split() if word.isdigit()})
+
     def pressure(self) -> float | None:
         """Percent of the last ten seconds in which some task waited for memory (v2's PSI)."""
         for version, directory in self._cgroups[:1]:
@@ -240,6 +259,15 @@ _LIMITS = {1: _limit_v1, 2: _limit_v2}
 # first.
 _FILES = {1: ("memory.usage_in_bytes", "memory.stat"), 2: ("memory.current", "memory.stat")}
 _CACHE = {1: "total_inactive_file", 2: "inactive_file"}
+_PARTS: dict[int, dict[str, tuple[str, ...]]] = {
+    1: {"shmem_bytes": ("total_shmem",), "cache_bytes": ("total_active_file",)},
+    2: {
+        "shmem_bytes": ("shmem",),
+        "cache_bytes": ("active_file",),
+        # `kernel`, their sum, came with Linux 5.18.
+        "kernel_bytes": ("slab_unreclaimable", "kernel_stack", "pagetables", "percpu", "sock"),
+    },
+}
 
 
 def _used(version: int, usage: str, stat: str) -> int | None:
@@ -358,6 +386,14 @@ class Memory:
         if self._limit is not None and self._limit < usage.limit:
             usage.limit = self._limit
         return usage
+
+    def parts(self) -> dict[str, int]:
+        """What is used of the container and no process's: see Container.parts."""
+        return self._container.parts()
+
+    def pids(self) -> list[int]:
+        """The processes of the container; none where there is none."""
+        return self._container.pids()
 
     def kills(self) -> int | None:
         """How many processes of the container the OOM killer has taken; None where none is told."""

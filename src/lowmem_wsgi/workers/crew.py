@@ -18,7 +18,7 @@ from ..memory.growth import top
 from ..memory.reading import OwnRss, Usage, own_uss, process_seconds
 from ..settings import Settings, format_size
 from . import deaths
-from .ledger import COUNTS, Ledger
+from .ledger import COUNTS, Growth, Ledger
 from .page import board, board_of
 from .recycle import (
     IN_VAIN_SO_FAR,
@@ -76,6 +76,7 @@ class Crew:
     ) -> None:
         self._recycling = rules.recycle
         self._engine = engine
+        self._growth = engine.collector.growth
         self._now = now
         self._find = find
         self.heavy: Callable[[], str] = str  # the heavy modules it has loaded, for the log
@@ -99,6 +100,8 @@ class Crew:
 
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`."""
+        if self._growth.closely:
+            self._engine.collector.before_request()
         return self.slot.began(method, path) if self.slot is not None else -1
 
     def ended(self, place: int) -> None:
@@ -139,8 +142,6 @@ class Crew:
         """The process ends as it should."""
         if self.slot is not None and self.slot.pid == os.getpid():
             self.tell()
-            # What its routes hold goes with it.
-            board().ledger.add({}, self._engine.collector.growth.given_up())
             self.slot.enter(self.slot.state | GONE)
 
     def give_up(self) -> None:
@@ -156,7 +157,7 @@ class Crew:
 
     def after_fork(self) -> None:
         """In a new child: the place is the parent's."""
-        board().threads = threading.RLock()
+        board().after_fork()
         self._rss.reopen()
         self._forget()
 
@@ -203,7 +204,11 @@ class Crew:
             counts = self._engine.counts()
             new = {name: value - self._counted.get(name, 0) for name, value in counts.items()}
             self._counted = counts
-            board().ledger.add(new, self._engine.collector.growth.take())
+            growth, slot = self._engine.collector.growth, self.slot
+            held = None
+            if slot is not None:
+                held = slot.index, growth.held(self._rss() - slot.born_rss)
+            board().ledger.add(new, growth.take(), held)
         finally:
             self._telling.release()
 
@@ -222,6 +227,11 @@ class Crew:
     def alive(self) -> list[Seen]:
         """The workers of the site, as they are on the page."""
         return [seen for seen in board().workers() if is_alive(seen.pid)]
+
+    def growth(self) -> dict[str, Growth]:
+        """By route, what the workers of this site have grown by: those there are, and those there
+        were."""
+        return board().growth()
 
     def last_death(self) -> dict[str, Any] | None:
         """Of a worker of this site: what, of what, in the middle of what (see deaths.describe)."""
@@ -398,7 +408,7 @@ class Crew:
             if is_alive(seen.pid):
                 continue
             if self.server is None:  # some child of some process, that went as it pleased
-                page.free(seen.place)
+                page.bury(seen)
                 continue
             why = deaths.cause(
                 timed_out=False,
@@ -410,7 +420,7 @@ class Crew:
                 if again is None or again.pid != seen.pid:
                     continue  # another was faster
                 if why is None:
-                    page.free(seen.place)
+                    page.bury(seen)
                 else:
                     deaths.report(page, seen, why)
         if kills is not None:

@@ -40,19 +40,10 @@ def report(board: Board, seen: Seen, why: str, *, now: float | None = None) -> d
     death = describe(seen, why, time.monotonic() if now is None else now)
     board.add_death({**death, "at": time.time()})
     board.ledger.add({COUNTED[why]: 1})
-    board.ledger.scale(_left(board, seen))
     board.ledger.event("death", death["rss_bytes"], why)
-    board.free(seen.place)
+    board.bury(seen)
     log.logger.error("💀 %s", sentence(death))
     return death
-
-
-def _left(board: Board, dead: Seen) -> float:
-    """The share of what the site's workers have grown by that is left without this one."""
-    alive = [seen for seen in board.workers() if seen.pid != dead.pid]
-    left = sum(max(0, seen.rss - seen.born_rss) for seen in alive)
-    gone = max(0, dead.rss - dead.born_rss)
-    return left / (left + gone) if left + gone else 1.0
 
 
 def describe(seen: Seen, why: str, now: float) -> dict[str, Any]:

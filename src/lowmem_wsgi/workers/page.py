@@ -88,7 +88,7 @@ def buried(pid: int, *, timed_out: bool) -> bool:
         page.released(time.monotonic())
     peak = _new_peak()
     if why is None:
-        page.free(seen.place)
+        page.bury(seen)
     else:
         usage = Container().read() if why == deaths.OOM_KILL else None
         deaths.report(page, deaths.completed(seen, peak, usage.limit if usage else 0), why)

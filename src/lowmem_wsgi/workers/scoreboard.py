@@ -52,7 +52,8 @@ REQUESTS_AT = POINTS_AT + POINTS * POINT.size
 SLOT_SIZE = REQUESTS_AT + REQUESTS * REQUEST.size
 SLOTS_AT = 1024
 LEDGER_AT = SLOTS_AT + SLOTS * SLOT_SIZE
-SIZE = LEDGER_AT + ledger.SIZE  # 82 KB, of which a few pages are touched
+SIZE = LEDGER_AT + ledger.SIZE + SLOTS * ledger.HELD_SIZE  # 150 KB; a few pages are touched
+PID = struct.Struct("<I")
 NOBODY, NO_PID = bytes(8), bytes(4)
 
 # A worker that takes longer to end (seconds) is kept by a slow request.
@@ -112,6 +113,7 @@ class Board:
         """`file`: descriptor of an empty file, or of one that another worker has begun."""
         self.made_by = os.getpid()
         self.threads = threading.RLock()  # anew after a fork
+        self._locks = 0
         self._file = file
         if os.fstat(file).st_size < SIZE:
             os.ftruncate(file, SIZE)
@@ -149,11 +151,19 @@ class Board:
             return
         # The kernel's lock is the process's: it does not keep its threads apart.
         with self.threads:
-            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, ALL)
+            self._locks += 1
             try:
+                if self._locks == 1:
+                    fcntl.lockf(self._file, fcntl.LOCK_EX, 1, ALL)
                 yield
             finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, ALL)
+                self._locks -= 1
+                if not self._locks:
+                    fcntl.lockf(self._file, fcntl.LOCK_UN, 1, ALL)
+
+    def after_fork(self) -> None:
+        """In a new child: the parent's locks are the parent's."""
+        self.threads, self._locks = threading.RLock(), 0
 
     def take_turn(self) -> bool:
         """Be the one worker that is replaced. The kernel takes the turn back from who dies."""
@@ -230,7 +240,7 @@ class Board:
         """Set some of FIELDS: those alone, as another may be setting others."""
         for field, value in values.items():
             at, kind = FIELDS[field]
-            struct.pack_into(kind, self.map, at, value)
+            ledger.put(self.map, at, struct.pack(kind, value))
 
     def _get(self, field: str) -> int:
         at, kind = FIELDS[field]
@@ -269,9 +279,24 @@ class Board:
         )
 
     def free(self, index: int) -> None:
-        """Nobody has the slot any more."""
+        """Nobody has the slot any more. What its worker held is forgotten."""
         at = SLOTS_AT + index * SLOT_SIZE
         self.map[at : at + SLOT_SIZE] = bytes(SLOT_SIZE)
+        self.ledger.add({}, (), (index, {}))
+
+    def bury(self, seen: Seen) -> None:
+        """The worker is gone: keep by how much each route had grown in it, and free its place."""
+        eaten = max((seen.rss - flight.rss for flight in seen.flights), default=0)
+        self.ledger.ended(seen.place, eaten=eaten)
+        self.free(seen.place)
+
+    def growth(self) -> dict[str, ledger.Growth]:
+        """By route, what this site's workers have grown by, before and now."""
+        pids = {place: self._pid(place) for place in self.taken()}
+        return self.ledger.growth({place: is_alive(pid) for place, pid in pids.items()})
+
+    def _pid(self, place: int) -> int:
+        return int(PID.unpack_from(self.map, SLOTS_AT + place * SLOT_SIZE)[0])
 
 
 class Slot:
@@ -293,6 +318,7 @@ class Slot:
         self.rss = rss
         self.requests = 0
         self._write(self.born)
+        ledger.put(self._map, self._at, PID.pack(self.pid))  # last: from now on it is read
 
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`. -1 where there is no room."""
@@ -330,7 +356,8 @@ class Slot:
         if now - self._pointed >= APART:
             self._point = (self._point + 1) % POINTS
             self._pointed = now
-        POINT.pack_into(self._map, self._at + POINTS_AT + self._point * POINT.size, now, rss, used)
+        at = self._at + POINTS_AT + self._point * POINT.size
+        ledger.put(self._map, at, POINT.pack(now, rss, used))
         self._write(now)
 
     def enter(self, state: int) -> None:
@@ -338,11 +365,9 @@ class Slot:
         self._write(self._now())
 
     def _write(self, now: float) -> None:
-        SLOT.pack_into(
-            self._map,
-            self._at,
-            *(self.pid, self.state, self.born, now, self.born_rss, self.rss, self.requests),
-        )
+        figures = (self.state, self.born, now, self.born_rss, self.rss, self.requests)
+        # The pid stays as it is. Who reads nobody's there would take the place.
+        ledger.put(self._map, self._at + PID.size, SLOT.pack(self.pid, *figures)[PID.size :])
 
 
 def claim(board: Board, rss: int, *, now: Callable[[], float] = time.monotonic) -> Slot | None:
@@ -351,7 +376,7 @@ def claim(board: Board, rss: int, *, now: Callable[[], float] = time.monotonic) 
         for index in board.taken():
             seen = board.read(index)
             if seen is not None and seen.pid == os.getpid():  # of a process before that had the pid
-                board.free(index)
+                board.bury(seen)
         for index in range(SLOTS):
             if board.read(index) is None:
                 return Slot(board, index, rss, now=now)
