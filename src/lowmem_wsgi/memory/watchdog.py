@@ -11,8 +11,6 @@ very loop that it is to interrupt. So it logs nothing and waits for no lock of P
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from ..settings import MB
@@ -118,6 +116,8 @@ class Watchdog:
         try:
             while post is self._post:
                 self._watch(post)
+                if post is not self._post:  # stopped: nobody will wake this thread again
+                    break
                 self._relax()
                 self._interrupt.forget()
                 self.asleep = True

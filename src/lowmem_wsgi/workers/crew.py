@@ -122,7 +122,8 @@ class Crew:
         self.slot = claim(page, self._rss(), now=self._now)
         self._newborn = own_uss()
         forked = page.made_by != os.getpid()
-        self._started_in = process_seconds() if fresh else FORKED_START if forked else USUAL_START
+        usual = FORKED_START if forked else USUAL_START
+        self._started_in = (process_seconds() if fresh else 0.0) or usual
         self._engine.ceiling.workers = self.count
         self._engine.monitor.follow("The black box", self.look)
         if not page.master:
