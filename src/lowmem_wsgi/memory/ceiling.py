@@ -266,6 +266,7 @@ class Ceiling:
 
                 resource.setrlimit(resource.RLIMIT_DATA, self._before)
             self._before = self.limit = self.left = self.room = None
+            self.usage = None
             self._in_force = self._raised = None
 
     def _set(self, limit: int) -> None:
