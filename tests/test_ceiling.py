@@ -233,6 +233,7 @@ def test_a_limit_of_the_container_that_is_lifted_takes_the_ceiling_with_it(
     site.ceiling.arm()
     assert limits.now == before
     assert (site.ceiling.limit, site.ceiling.left, site.ceiling.room) == (None, None, None)
+    assert site.ceiling.usage is None  # so nobody blames a ceiling that is not there
     site.ceiling.open_reserve()  # there is none
     assert limits.now == before
     site.usage.source = "cgroup v2"
