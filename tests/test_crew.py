@@ -26,7 +26,15 @@ from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.workers import crew as module
 from lowmem_wsgi.workers import deaths, page, servers
 from lowmem_wsgi.workers.crew import Crew, start_threads
-from lowmem_wsgi.workers.recycle import IN_VAIN, LASTED, LEAD, OLD, PATIENCE
+from lowmem_wsgi.workers.recycle import (
+    GIVEN_BACK,
+    IN_VAIN,
+    LASTED,
+    LEAST_LEAD,
+    OLD,
+    PATIENCE,
+    lead,
+)
 from lowmem_wsgi.workers.scoreboard import (
     GONE,
     READY,
@@ -85,8 +93,11 @@ class Engine:
         self.workers: Callable[[], int] = int
         self.acting = True
         self.thresholds = (WARN_AT, CRITICAL_AT)
-        self.left: int | None = None
+        self.room: int | None = None
+        self.holes = 0
         self.hits = 0
+        self.hit_at: float | None = None
+        self.clock = clock
         self.kills = lambda: kills
 
     def follow(self, name: str, follower: object) -> None:
@@ -106,6 +117,11 @@ class Engine:
     def met_by_all(self) -> bool:
         return self.hits > 1
 
+    def hit_since(self) -> float | None:
+        if self.hit_at is None:
+            return 0.0 if self.hits else None
+        return self.clock.now - self.hit_at
+
 
 class Worker:
     """A worker of a server that replaces it, beside what else the site uses."""
@@ -119,8 +135,12 @@ class Worker:
         size: int = 1,
         served: bool = True,
         kills: int | None = None,
+        release: float = LEAST_LEAD / 2,
+        started: bool = True,
         **settings: Any,
     ) -> None:
+        """`release`: seconds that a worker before it has taken to be gone; 0 where there was none
+        yet."""
         self.clock = clock or Clock()
         self.process = Process(rss * MB)
         self.rest = rest
@@ -135,8 +155,10 @@ class Worker:
         )
         self.crew._rss = Rss(self.process)  # type: ignore[assignment]
         self.governor = Governor(WARN_AT, CRITICAL_AT)
-        self.crew.start()
+        if started:
+            self.crew.start()
         self.crew._newborn = 20 * MB
+        self.board.change(release=int(release * 1e6))
 
     @property
     def board(self) -> Board:
@@ -161,9 +183,9 @@ class Worker:
             self.process.rss += int(grow * MB / 10)
             self.look()
 
-    def look(self) -> float | None:
+    def look(self) -> None:
         used = self.process.rss + self.rest * MB
-        return self.crew.look(Usage(used, LIMIT, "cgroup v2"), self.governor.observe(used))
+        self.crew.look(Usage(used, LIMIT, "cgroup v2"), self.governor.observe(used))
 
     def gone(self) -> None:
         """As after its end in order, seen by its master."""
@@ -202,7 +224,59 @@ def test_a_worker_that_leaks_is_replaced_once_and_says_so(
 def test_one_that_leaks_fast_is_replaced_shortly_before_critical() -> None:
     worker = Worker()
     worker.live(60, grow=20, until=lambda: worker.replaced)
-    assert CRITICAL_AT - LEAD * 20 * MB <= worker.process.rss < CRITICAL_AT
+    assert CRITICAL_AT - LEAST_LEAD * 20 * MB <= worker.process.rss < CRITICAL_AT
+
+
+@pytest.mark.parametrize("release", [0.0, 0.3, 1.0, 5.0])
+def test_it_is_replaced_the_sooner_the_longer_a_worker_takes_here_to_be_gone(
+    release: float,
+) -> None:
+    """At a tenth of a processor that is ten times as long. Before any has gone, as long as a worker
+    takes to start."""
+    worker = Worker(release=release)
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
+    assert before == pytest.approx(lead(release or module.USUAL_START), abs=0.11)
+
+
+@pytest.mark.parametrize("age", [0.02, 0.5, 5.0])
+def test_before_a_worker_has_gone_a_fresh_ones_start_says_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, age: float
+) -> None:
+    """Measured in a worker that is started before its first request."""
+    monkeypatch.setattr(module, "process_seconds", lambda: age)
+    worker = Worker(release=0.0, started=False)
+    worker.crew.start(fresh=True)
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
+    assert before == pytest.approx(lead(min(age, module.USUAL_START)), abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("age", "forked", "started_in"),
+    [(0.7, False, 0.7), (0.7, True, 0.7), (0.0, False, 1.0), (0.0, True, 0.1)],
+)
+def test_what_a_start_takes_is_measured_where_the_system_tells(
+    monkeypatch: pytest.MonkeyPatch, age: float, forked: bool, started_in: float
+) -> None:
+    """A worker is replaced at critical when it is as old as that."""
+    monkeypatch.setattr(module, "process_seconds", lambda: age)
+    if forked:
+        page.board().made_by = NEIGHBOUR
+    worker = Worker(started=False)
+    worker.crew.start(fresh=True)
+    worker.process.rss = 470 * MB
+    worker.live(started_in - 0.15)
+    assert worker.replaced == []
+    worker.live(0.3)
+    assert worker.replaced == [False]
+
+
+def test_it_is_noted_when_a_worker_was_told_to_end() -> None:
+    worker = Worker()
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    worker.board.released(worker.clock.now + 1.5)
+    assert worker.board.release == pytest.approx(1.5, abs=1e-5)
 
 
 def test_a_slow_leak_is_seen_to_at_warn_when_it_has_lasted() -> None:
@@ -258,7 +332,7 @@ def test_a_worker_that_is_born_too_big_is_told_of_once_and_never_replaced(
 def test_a_worker_is_not_replaced_before_it_is_so_old_that_it_was_worth_its_start() -> None:
     worker = Worker()
     worker.process.rss = 470 * MB
-    worker.live(2 * module.USUAL_START - 0.2)
+    worker.live(module.USUAL_START - 0.2)
     assert worker.level == CRITICAL
     assert worker.replaced == []
     worker.live(0.4)
@@ -269,7 +343,7 @@ def test_one_that_was_forked_of_a_loaded_master_is_worth_it_sooner() -> None:
     page.board().made_by = NEIGHBOUR
     worker = Worker()
     worker.process.rss = 470 * MB
-    worker.live(0.5)
+    worker.live(3 * module.FORKED_START)
     assert worker.replaced == [False]
 
 
@@ -301,18 +375,19 @@ def test_a_busy_worker_is_replaced_at_once_where_there_is_no_time() -> None:
     assert worker.process.rss <= CRITICAL_AT
 
 
-def test_the_request_that_holds_what_has_grown_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_request_that_holds_what_has_grown_is_waited_for() -> None:
     worker = Worker()
     worker.live(5)
     worker.process.rss = 460 * MB
-    monkeypatch.setattr(worker.engine.interrupt, "look", lambda: None)
-    monkeypatch.setattr(worker.engine.interrupt, "knows", lambda: True)
     worker.engine.interrupt.suspect = "request"
     worker.live(PATIENCE - 0.5)
     assert worker.replaced == []
-    worker.engine.interrupt.suspect = None
+    # What it certainly holds is waited for as long as it is in flight.
+    worker.engine.interrupt.grown = 300 * MB
+    worker.live(10 * PATIENCE)
+    assert worker.level == CRITICAL
+    assert worker.replaced == []
+    worker.engine.interrupt.suspect, worker.engine.interrupt.grown = None, 0
     worker.live(0.1)
     assert worker.replaced == [False]
 
@@ -329,13 +404,29 @@ def test_who_meets_the_ceiling_alone_is_waited_for_and_who_all_meet_is_not() -> 
     assert worker.replaced == [False]
 
 
-def test_it_looks_again_soon_when_it_has_yet_to_see_who_computes() -> None:
+@pytest.mark.parametrize(("holds", "replaced"), [(200, [False]), (100, [])])
+def test_one_whose_ceiling_was_met_while_it_holds_much_is_replaced_at_any_level(
+    holes_or_not: bool, holds: int, replaced: list[bool]
+) -> None:
+    """A leak, what a caught MemoryError left behind, or holes: a fresh one has the room."""
     worker = Worker()
-    assert worker.look() is None
-    worker.process.rss = 460 * MB
-    assert worker.look() == module.LOOK_AGAIN
-    worker.clock.now += module.LOOK_AGAIN
-    assert worker.look() is None
+    if not holes_or_not:
+        worker.process.rss += holds * MB
+    worker.live(20)
+    worker.engine.holes = holds * MB if holes_or_not else 0
+    worker.live(20)
+    assert worker.replaced == []
+    worker.engine.hit_at = worker.clock.now
+    worker.live(GIVEN_BACK - 0.15)
+    assert worker.replaced == []
+    worker.live(0.3)
+    assert worker.level == OK
+    assert worker.replaced == replaced
+
+
+@pytest.fixture(params=[False, True], ids=["in use", "holes"])
+def holes_or_not(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 def test_a_worker_that_all_requests_find_full_is_replaced_whatever_the_level() -> None:
@@ -369,15 +460,15 @@ def test_one_that_a_slow_request_would_keep_is_replaced_while_there_is_room_for_
 def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
     worker = Worker(rest=0)
     worker.live(5)
-    worker.engine.left = 60 * MB
+    worker.engine.room = 60 * MB
     for _ in range(100):
         if worker.replaced:
             break
         worker.live(0.1, grow=50)
-        worker.engine.left -= 5 * MB
+        worker.engine.room -= 5 * MB
     assert worker.level == OK
     assert worker.replaced == [False]
-    assert 0 < worker.engine.left < 20 * MB
+    assert 0 < worker.engine.room < 20 * MB
 
 
 # --- How it is replaced
@@ -994,6 +1085,38 @@ def test_a_master_hears_whether_another_was_started_in_its_place(
     assert page.buried(pid, timed_out=False) is replaced
     assert lines(caplog) == []
     assert page.board().workers() == []
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("state", "leaves", "measured"),
+    [
+        (RETIRING, True, True),
+        (REPLACED, True, True),
+        (RETIRING, False, False),  # killed in the middle of what it was finishing
+        (READY, True, False),  # its server ends, or its time was up
+    ],
+)
+def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
+    kills: list[int | None],
+    monkeypatch: pytest.MonkeyPatch,
+    state: int,
+    leaves: bool,
+    measured: bool,
+) -> None:
+    page.lay_out()
+
+    def ends(crew: Crew) -> None:
+        assert crew.slot is not None
+        page.board().retires(5000.0)
+        crew.slot.enter(state)
+        if leaves:
+            crew.leave()
+
+    pid = forked_worker(ends)
+    monkeypatch.setattr(page.time, "monotonic", lambda: 5000.75)
+    page.buried(pid, timed_out=False)
+    assert page.board().release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
 
 
 def test_a_worker_that_is_not_on_the_page_is_none_of_it(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fakes import MB, Clock, Process
+from forks import asked
 from live import wait_for
 from lowmem_wsgi import LowMemory, log, on_pressure
 from lowmem_wsgi.memory import engine, pressure
@@ -23,7 +24,7 @@ from lowmem_wsgi.memory.collector import Collector
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.monitor import CONFIRM, REST, SHORTEST, Monitor, next_look
 from lowmem_wsgi.memory.purge import purge
-from lowmem_wsgi.memory.reading import Memory
+from lowmem_wsgi.memory.reading import Memory, Usage
 from lowmem_wsgi.settings import Settings
 from wsgi import call, make_environ
 
@@ -493,6 +494,26 @@ def test_thresholds_that_do_not_fit_the_limit_found_give_way_with_a_warning(
     assert "LOWMEM_CRITICAL_AT (450 MB) do not fit the limit of 256 MB" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("error", "pause", "lines"),
+    [(None, REST, 0), (MemoryError(), SHORTEST, 0), (OSError(), REST, 1)],
+)
+def test_a_follower_that_has_no_memory_is_told_again_soon_and_one_that_fails_is_logged(
+    caplog: pytest.LogCaptureFixture, error: Exception | None, pause: float, lines: int
+) -> None:
+    site, told = Site(), []
+
+    def follower(usage: Usage, level: str) -> None:
+        if error is not None:
+            raise error
+
+    site.monitor.follow("The one", follower)
+    site.monitor.follow("The other", lambda usage, level: told.append((usage.used, level)))
+    assert site.monitor.tick() == pytest.approx(min(pause, next_look(300 * MB, 0)))
+    assert told == [(100 * MB, OK)]
+    assert len(caplog.records) == lines
+
+
 def test_what_breaks_in_a_tick_is_logged_once_and_the_thread_goes_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -673,3 +694,128 @@ assert any(t.name == "lowmem-monitor" for t in threading.enumerate())
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- The engine's watchdog, and what loads heavy packages
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+
+
+@on_linux
+def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_ends_it() -> None:
+    seen: list[bool] = []
+    go_on = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(watchdog.asleep)
+        assert go_on.wait(30)
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    wrapped = LowMemory(app, ceiling="on", memory_limit="64GB")
+    watchdog = wrapped.engine.watchdog
+    assert watchdog._post is None
+    go_on.set()
+    for _ in range(3):
+        assert call(wrapped, make_environ()).body == b"ok"
+        wait_for(lambda: watchdog.asleep, "it to sleep")
+        assert watchdog._post is not None
+    # It is woken by what comes while it sleeps, and stays awake for as long as that takes.
+    go_on.clear()
+    thread = threading.Thread(target=call, args=(wrapped, make_environ()))
+    thread.start()
+    looks: list[int] = []
+    watchdog._look, look = lambda: looks.append(1) or look(), watchdog._look  # type: ignore
+    wait_for(lambda: len(looks) >= 3, "some looks")
+    assert not watchdog.asleep
+    go_on.set()
+    thread.join(30)
+    wait_for(lambda: watchdog.asleep, "it to sleep")
+    assert seen[1:] == [False] * 3
+    wrapped.close()
+    assert watchdog._post is None
+
+
+def test_without_a_ceiling_there_is_no_watchdog() -> None:
+    wrapped = LowMemory(ok, ceiling="off")
+    call(wrapped, make_environ())
+    assert (wrapped.engine.watchdog._post, wrapped.engine.watchdog.asleep) == (None, False)
+
+
+@on_linux
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_has_a_watchdog_of_its_own() -> None:
+    wrapped = LowMemory(ok, ceiling="on", memory_limit="64GB")
+    call(wrapped, make_environ())
+    watchdog = wrapped.engine.watchdog
+    wait_for(lambda: watchdog.asleep, "it to sleep")
+
+    def begins_anew() -> bool:
+        before = (watchdog._post, watchdog.asleep)
+        call(wrapped, make_environ())
+        wait_for(lambda: watchdog.asleep, "the child's to sleep")
+        return before == (None, False) and watchdog._post is not None
+
+    assert asked(begins_anew)
+    wrapped.close()
+
+
+def test_a_watchdog_that_cannot_be_started_is_tried_again_by_the_monitor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapped = LowMemory(ok)
+    tried: list[bool] = []
+
+    def start() -> None:
+        tried.append(True)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(wrapped.engine.watchdog, "start", start)
+    assert call(wrapped, make_environ()).body == b"ok"
+    wait_for(lambda: len(tried) >= 2, "another try")
+    wrapped.close()
+    assert not caplog.records
+
+
+class Loads:
+    """As much of a ceiling, or of the routes' growth, as is told of loads."""
+
+    def __init__(self, begins: Exception | None = None, ends: Exception | None = None) -> None:
+        self.open = 0
+        self._begins, self._ends = begins, ends
+
+    def load_begins(self) -> None:
+        self.open = 1
+        if self._begins is not None:
+            raise self._begins
+
+    def load_ends(self) -> None:
+        self.open = 0
+        if self._ends is not None:
+            raise self._ends
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "growth", "begins"),
+    [
+        (Loads(), Loads(), True),
+        (Loads(begins=MemoryError()), Loads(), False),
+        (Loads(), Loads(begins=MemoryError()), False),
+        (Loads(ends=MemoryError()), Loads(), True),
+    ],
+)
+def test_a_load_leaves_nothing_open_however_it_ends(
+    monkeypatch: pytest.MonkeyPatch, ceiling: Loads, growth: Loads, begins: bool
+) -> None:
+    found = engine.Engine(Settings.load({}, {}))
+    monkeypatch.setattr(found, "ceiling", ceiling)
+    monkeypatch.setattr(found.collector, "growth", growth)
+    if begins:
+        found.load_begins()
+        assert (ceiling.open, growth.open) == (1, 1)
+        with contextlib.suppress(MemoryError):
+            found.load_ends()
+    else:
+        with pytest.raises(MemoryError):
+            found.load_begins()
+    assert (ceiling.open, growth.open) == (0, 0)

@@ -17,6 +17,7 @@ import forks
 from lowmem_wsgi import LowMemory, log
 from lowmem_wsgi.heavy import watch
 from lowmem_wsgi.heavy.watch import WATCH, Watch
+from wsgi import call, make_environ
 
 MB = 1024 * 1024
 
@@ -176,6 +177,78 @@ def test_what_fails_to_load_is_not_told_and_can_be_tried_again(
     assert seen.loaded()[0]["cost_bytes"] == 3 * MB
 
 
+class Told:
+    """Who is told when a load begins and ends."""
+
+    def __init__(self, seen: Watch) -> None:
+        self.calls: list[str] = []
+        self.error: Exception | None = None
+        seen.begins, seen.ends = self.begins, self.ends
+
+    def begins(self) -> None:
+        self.calls.append("begins")
+        if self.error is not None:
+            raise self.error
+
+    def ends(self) -> None:
+        self.calls.append("ends")
+        if self.error is not None and not isinstance(self.error, MemoryError):
+            raise self.error
+
+
+def test_a_load_begins_and_ends_once_whatever_it_loads_itself(
+    seen: Watch, write: Callable[[str, str], None]
+) -> None:
+    told = Told(seen)
+    write("fatter", "import fat, slim\nsys.told.calls.append('fatter')")
+    write("fat", "sys.told.calls.append('fat')")
+    write("slim", "")
+    sys.told = told  # type: ignore[attr-defined]
+    try:
+        importlib.import_module("fatter")
+    finally:
+        del sys.told  # type: ignore[attr-defined]
+    assert told.calls == ["begins", "fat", "fatter", "ends"]
+    importlib.import_module("slim")
+    assert len(told.calls) == 4
+
+
+def test_a_load_that_fails_ends_as_well(seen: Watch, write: Callable[[str, str], None]) -> None:
+    told = Told(seen)
+    write("fat", "1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module("fat")
+    assert told.calls == ["begins", "ends"]
+
+
+def test_a_load_that_there_is_no_memory_for_does_not_begin_and_can_be_tried_again(
+    seen: Watch, write: Callable[[str, str], None]
+) -> None:
+    told = Told(seen)
+    told.error = MemoryError("too little memory left")
+    write("fat", "sys.machine.load(3)")
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="too little memory left"):
+            importlib.import_module("fat")
+        assert "fat" not in sys.modules
+        assert (seen.loading(), seen.loaded()) == ([], [])
+    assert told.calls == ["begins", "begins"]
+    told.error = None
+    importlib.import_module("fat")
+    assert seen.loaded()[0]["cost_bytes"] == 3 * MB
+
+
+def test_who_is_told_and_fails_otherwise_breaks_no_import(
+    seen: Watch, write: Callable[[str, str], None]
+) -> None:
+    told = Told(seen)
+    told.error = ZeroDivisionError("oh")
+    write("fat", "")
+    importlib.import_module("fat")
+    assert told.calls == ["begins", "ends"]
+    assert [row["module"] for row in seen.loaded()] == ["fat"]
+
+
 def test_memory_that_shrinks_meanwhile_is_no_cost_below_zero(
     seen: Watch, write: Callable[[str, str], None]
 ) -> None:
@@ -255,3 +328,33 @@ def test_late_imports_that_are_asked_for_too_late_are_told(
         app.start()
         app.close()
     assert "nothing imported late: that takes our Gunicorn config" in caplog.text
+
+
+def test_a_request_that_loads_what_there_is_no_room_for_is_503_and_the_next_may_have_it(
+    machine: Machine, write: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("fat", "sys.machine.load(30)")
+
+    def report(environ: Any, start_response: Any) -> list[bytes]:
+        importlib.import_module("fat")
+        return hello(environ, start_response)
+
+    app = LowMemory(report, heavy_modules="fat")
+    app.start()
+    room: list[bool] = []
+
+    def load_begins() -> None:
+        if not room:
+            raise MemoryError("too little memory left to load a heavy package")
+
+    monkeypatch.setattr(app.engine.ceiling, "load_begins", load_begins)
+    try:
+        reply = call(app, make_environ("/report"))
+        assert reply.code == 503
+        assert reply.header("Retry-After") == "2"
+        room.append(True)
+        assert call(app, make_environ("/report")).body == b"hello"
+        assert not app.engine.collector.growth.loading
+    finally:
+        app.close()
+        sys.modules.pop("fat", None)

@@ -1,27 +1,23 @@
-"""What happens near the ceiling: who is interrupted, who stands by, and what still comes in."""
+"""Who is interrupted near the ceiling: the request that has been computing while memory grew."""
 
 from __future__ import annotations
 
-import logging
+import importlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fakes import MB, Clock
+from forks import asked
 from live import wait_for
 from lowmem_wsgi.memory import interrupt as module
-from lowmem_wsgi.memory.ceiling import Ceiling
-from lowmem_wsgi.memory.governor import CRITICAL, LEVELS, OK, WARN
-from lowmem_wsgi.memory.intake import PATIENCE, SMALL, Intake
 from lowmem_wsgi.memory.interrupt import AGAIN, LEAST, SHARE, Interrupt, processor_seconds
-from lowmem_wsgi.memory.reading import Usage
-from lowmem_wsgi.memory.sentry import AT, AT_LEAST, FAST, NEAR, OFTEN, PROMPTLY, SELDOM, Sentry
 
 # --- The suspect, over threads of a test's own
 
@@ -32,27 +28,42 @@ class Threads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         self.clock = Clock()
         self.struck: list[int] = []
+        self.taken_back: list[int] = []
         self.possible = True
+        self.meanwhile: Callable[[], object] = bool  # as it strikes
+        self.of_all = 50.0  # processor seconds of the process
+        self.size = 100 * MB
         self.work = {name: 100 + number for number, name in enumerate(names)}
         self.spent: dict[int | None, float] = {ident + 1000: 5.0 for ident in self.work.values()}
         # Idents are not what the system calls them.
         known = [_Thread(ident, ident + 1000) for ident in self.work.values()]
         monkeypatch.setattr(module.threading, "enumerate", lambda: known)
         monkeypatch.setattr(module, "_raise_in", self._raise_in)
-        self.interrupt = Interrupt(lambda: self.work, now=self.clock, spent=self.spent.get)
+        self.interrupt = Interrupt(
+            lambda: self.work,
+            now=self.clock,
+            spent=self.spent.get,
+            spent_by_all=lambda: self.of_all,
+        )
 
-    def pass_by(self, seconds: float, **shares: float) -> object:
-        """So much time goes by, of which each has had its share of the processor; the suspect."""
-        self.interrupt.look()
+    def look(self) -> bool:
+        return self.interrupt.look(self.size)
+
+    def pass_by(self, seconds: float, rest: float = 0.0, **shares: float) -> object:
+        """So much time goes by, of which each has had its share of the processor, and the rest of
+        the process has had its own; the suspect."""
+        self.look()
         self.clock.now += seconds
+        self.of_all += (rest + sum(shares.values())) * seconds
         for name, share in shares.items():
             self.spent[self.work[name] + 1000] += share * seconds
-        self.interrupt.look()
+        self.look()
         return self.interrupt.suspect
 
     def _raise_in(self, ident: int, kind: type[BaseException] | None) -> bool:
+        (self.taken_back if kind is None else self.struck).append(ident)
         if kind is not None:
-            self.struck.append(ident)
+            self.meanwhile()
         return self.possible
 
 
@@ -74,10 +85,16 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Threads]:
     [
         ({}, None),
         ({"one": 1.0}, "one"),
-        ({"two": 1.1 * SHARE}, "two"),
-        ({"two": 0.9 * SHARE}, None),
+        ({"two": 1.1 * SHARE, "rest": 1 - 1.1 * SHARE}, "two"),
+        ({"two": 0.9 * SHARE, "rest": 1 - 0.9 * SHARE}, None),
         ({"one": 0.3, "two": 0.6}, "two"),
         ({"one": 0.6, "two": 0.3}, "one"),
+        # Two have each too little of it, and together enough.
+        ({"one": 0.8 * SHARE, "two": 0.7 * SHARE, "rest": 1 - 1.5 * SHARE}, None),
+        # In a container with a tenth of a processor, or with four.
+        ({"two": 0.1}, "two"),
+        ({"two": 0.02, "one": 0.01, "rest": 0.07}, "two"),
+        ({"two": 0.5, "rest": 3.5}, None),
     ],
 )
 def test_the_suspect_is_who_computes_most_and_nobody_who_waits(
@@ -94,6 +111,55 @@ def test_what_a_thread_has_spent_before_does_not_make_it_one(
     assert site.pass_by(0.1, new=0.5) == "new"
 
 
+def test_it_is_told_by_how_much_the_process_has_grown_since_the_suspect_came(
+    threads: Callable[..., Threads],
+) -> None:
+    site = threads("waits", "computes")
+    site.look()
+    site.size += 100 * MB  # before the suspect was seen to compute, while it was there
+    site.pass_by(0.1, computes=1.0)
+    assert (site.interrupt.suspect, site.interrupt.grown) == ("computes", 100 * MB)
+    site.size += 5 * MB
+    site.look()
+    assert site.interrupt.grown == 105 * MB
+    site.size -= 150 * MB
+    site.look()
+    assert site.interrupt.grown == -45 * MB
+
+
+def test_what_had_come_before_the_suspect_is_not_its_doing(
+    threads: Callable[..., Threads],
+) -> None:
+    site = threads("old", "new")
+    new = {"new": site.work.pop("new")}
+    site.pass_by(1.0, old=0.1)
+    site.size += 100 * MB
+    site.work |= new
+    site.pass_by(0.1, new=1.0, old=0.1)
+    assert site.interrupt.suspect == "old"  # so far it has had more time
+    site.pass_by(0.1, new=1.0)
+    assert (site.interrupt.suspect, site.interrupt.grown) == ("new", 0)
+
+
+def test_without_a_suspect_nobody_has_grown(threads: Callable[..., Threads]) -> None:
+    site = threads("one")
+    site.pass_by(0.1, one=1.0)
+    site.size += 50 * MB
+    site.look()
+    assert site.interrupt.grown == 50 * MB
+    site.pass_by(10, rest=1.0)
+    assert (site.interrupt.suspect, site.interrupt.grown) == (None, 0)
+
+
+def test_it_is_told_whether_anything_is_in_flight(threads: Callable[..., Threads]) -> None:
+    site = threads("one")
+    assert site.look() is True
+    del site.spent[1100]  # of which the system tells nothing
+    assert site.look() is True
+    site.work = {}
+    assert site.look() is False
+
+
 def test_nobody_is_suspected_at_first_sight(threads: Callable[..., Threads]) -> None:
     site = threads("one")
     assert site.pass_by(LEAST / 2, one=1.0) is None
@@ -105,14 +171,14 @@ def test_a_request_that_comes_to_rest_is_a_suspect_no_longer(
 ) -> None:
     site = threads("one")
     assert site.pass_by(0.1, one=1.0) == "one"
-    assert site.pass_by(0.9, one=0.0) is None
+    assert site.pass_by(0.9, one=0.0, rest=1.0) is None
 
 
 def test_the_next_request_in_the_same_thread_begins_anew(threads: Callable[..., Threads]) -> None:
     site = threads("first")
     assert site.pass_by(1.0, first=1.0) == "first"
     site.work = {"second": site.work["first"]}
-    site.interrupt.look()
+    site.look()
     assert site.interrupt.suspect is None
 
 
@@ -123,14 +189,14 @@ def test_a_thread_that_the_system_tells_nothing_of_is_no_suspect(
     del site.spent[1100]
     assert site.pass_by(0.1, here=0.5) == "here"
     del site.spent[1101]
-    site.interrupt.look()
+    site.look()
     assert site.interrupt.suspect is None
     assert not site.interrupt.strike()
 
 
-def test_greenlets_that_are_no_threads_are_no_suspects(threads: Callable[..., Threads]) -> None:
+def test_work_without_a_thread_is_no_suspect(threads: Callable[..., Threads]) -> None:
     site = threads("one")
-    site.work = {"greenlet": 139876543210}
+    site.work = {"other": 139876543210}
     assert site.pass_by(0.1) is None
     assert not site.interrupt.strike()
 
@@ -168,6 +234,16 @@ def test_a_request_that_has_ended_meanwhile_is_not_struck(threads: Callable[...,
     assert site.struck == []
 
 
+def test_a_request_that_ends_as_it_is_struck_leaves_the_error_to_nobody(
+    threads: Callable[..., Threads],
+) -> None:
+    site = threads("one")
+    site.pass_by(0.1, one=1.0)
+    site.meanwhile = lambda: site.work.clear()
+    assert not site.interrupt.strike()
+    assert (site.struck, site.taken_back) == ([100], [100])
+
+
 def test_who_cannot_be_struck_was_not(threads: Callable[..., Threads]) -> None:
     site = threads("one")
     site.pass_by(0.1, one=1.0)
@@ -175,20 +251,22 @@ def test_who_cannot_be_struck_was_not(threads: Callable[..., Threads]) -> None:
     assert not site.interrupt.strike()
 
 
-def test_all_is_forgotten_when_memory_is_well_again(threads: Callable[..., Threads]) -> None:
+def test_all_is_forgotten_when_nothing_is_in_flight(threads: Callable[..., Threads]) -> None:
     site = threads("one")
-    assert not site.interrupt.knows()
-    site.interrupt.look()
-    assert not site.interrupt.knows()
+    site.size += 20 * MB
     site.pass_by(2 * LEAST, one=1.0)
-    assert site.interrupt.knows()
+    site.size += 20 * MB
+    site.look()
+    assert site.interrupt.grown == 20 * MB
     assert site.interrupt.strike()
     site.interrupt.forget()
-    assert not site.interrupt.knows()
-    assert site.interrupt.suspect is None
+    assert (site.interrupt.suspect, site.interrupt.grown) == (None, 0)
     assert not site.interrupt.strike()
     # What was seen before counts no more.
     assert site.pass_by(LEAST / 2, one=1.0) is None
+    # Nor whom it has struck.
+    assert site.pass_by(LEAST, one=1.0) == "one"
+    assert site.interrupt.strike()
 
 
 # --- Real threads
@@ -232,29 +310,242 @@ class Loop:
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="a clock for each thread")
 
 
+def suspected(interrupt: Interrupt) -> object:
+    """The suspect, when there is one."""
+
+    def found() -> bool:
+        interrupt.look()
+        return interrupt.suspect is not None
+
+    wait_for(found, "a suspect")
+    return interrupt.suspect
+
+
+@pytest.fixture
+def busy(quick_switches: None) -> Iterator[Loop]:
+    found = Loop()
+    yield found
+    found.end()
+
+
+def ident_of(thread: threading.Thread) -> int:
+    assert thread.ident is not None
+    return thread.ident
+
+
 @on_linux
-def test_a_loop_gets_the_memory_error_and_who_waits_does_not(quick_switches: None) -> None:
-    busy, waiting = Loop(), threading.Event()
+def test_a_loop_gets_the_memory_error_and_who_waits_does_not(busy: Loop) -> None:
+    waiting = threading.Event()
     waiter = threading.Thread(target=waiting.wait, daemon=True)
     waiter.start()
-    work = {"waits": waiter.ident or 0, "computes": busy.thread.ident or 0}
+    work = {"waits": ident_of(waiter), "computes": ident_of(busy.thread)}
     try:
         interrupt = Interrupt(lambda: work)
-
-        def suspected() -> bool:
-            interrupt.look()
-            return interrupt.suspect is not None
-
-        wait_for(suspected, "a suspect")
-        assert interrupt.suspect == "computes"
+        assert suspected(interrupt) == "computes"
         assert interrupt.strike()
         wait_for(lambda: busy.caught, "the loop to be interrupted")
         assert [type(error) for error in busy.caught] == [MemoryError]
         assert busy.thread.is_alive()
     finally:
-        busy.end()
         waiting.set()
         waiter.join(10)
+
+
+def somewhere_else() -> None: ...
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("inside", "struck"),
+    [
+        ([], True),
+        ([Loop._compute.__code__], True),
+        ([somewhere_else.__code__, Loop._run.__code__], True),
+        ([somewhere_else.__code__], False),
+    ],
+)
+def test_a_thread_is_struck_only_inside_an_app(
+    busy: Loop, inside: list[CodeType], struck: bool
+) -> None:
+    """Before and after it, the error would end the server's thread."""
+    interrupt = Interrupt(lambda: {"it": ident_of(busy.thread)}, inside)
+    assert suspected(interrupt) == "it"
+    assert interrupt.strike() is struck
+    if struck:
+        wait_for(lambda: busy.caught, "the loop to be interrupted")
+    else:
+        assert busy.caught == []
+
+
+@pytest.fixture
+def imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Import a module that does something."""
+    (tmp_path / "imports_and_works.py").write_text("import sys\nsys.work()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def do(work: Callable[[], object]) -> None:
+        monkeypatch.setattr(sys, "work", work, raising=False)
+        importlib.import_module("imports_and_works")
+
+    yield do
+    sys.modules.pop("imports_and_works", None)
+
+
+class Importing(Loop):
+    """A request that is in the middle of an import."""
+
+    def __init__(self, do: Callable[[Callable[[], object]], None]) -> None:
+        self._import = do
+        super().__init__()
+
+    def _compute(self) -> None:
+        self._import(super()._compute)
+
+
+@on_linux
+@pytest.mark.parametrize("inside", [(), (Importing._compute.__code__,)])
+def test_a_thread_that_imports_is_spared_as_long_as_that_is_wanted(
+    quick_switches: None,
+    imported: Callable[[Callable[[], object]], None],
+    inside: tuple[CodeType, ...],
+) -> None:
+    importing = Importing(imported)
+    try:
+        interrupt = Interrupt(lambda: {"it": ident_of(importing.thread)}, inside)
+        wait_for(lambda: "imports_and_works" in sys.modules, "the import")
+        assert suspected(interrupt) == "it"
+        assert not interrupt.strike(spare_imports=True)
+        assert importing.caught == []
+        assert interrupt.strike()
+        wait_for(lambda: importing.caught, "it to be interrupted")
+    finally:
+        importing.end()
+
+
+@on_linux
+def test_an_app_that_a_module_serves_as_it_is_imported_is_not_spared(
+    quick_switches: None, imported: Callable[[Callable[[], object]], None]
+) -> None:
+    """`import site` that runs a server: no request of its own imports anything."""
+    serving = Importing(imported)
+    try:
+        wait_for(lambda: "imports_and_works" in sys.modules, "the import")
+        inside = [Loop._compute.__code__]
+        interrupt = Interrupt(lambda: {"it": ident_of(serving.thread)}, inside)
+        assert suspected(interrupt) == "it"
+        wait_for(lambda: interrupt.strike(spare_imports=True), "it to be struck")
+        wait_for(lambda: serving.caught, "it to be interrupted")
+    finally:
+        serving.end()
+
+
+@on_linux
+def test_a_main_thread_that_is_another_than_the_processs_first_is_told_as_any(
+    busy: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Python is embedded (mod_wsgi), it is the thread that has imported `threading`."""
+    monkeypatch.setattr(module.threading, "main_thread", lambda: busy.thread)
+    interrupt = Interrupt(lambda: {"it": ident_of(busy.thread)})
+    assert interrupt._native_ids()[busy.thread.ident] == busy.thread.native_id
+    assert suspected(interrupt) == "it"
+
+
+@on_linux
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_the_main_thread_of_a_forked_worker_is_suspected_as_any() -> None:
+    def suspects_itself() -> bool:
+        interrupt = Interrupt(lambda: {"it": threading.get_ident()})
+        end = time.monotonic() + 10
+        while interrupt.suspect is None and time.monotonic() < end:
+            interrupt.look()
+        return interrupt.suspect == "it"
+
+    assert asked(suspects_itself)
+    # Also where the thread that forks is not the main one, and will be.
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(asked(suspects_itself)))
+    thread.start()
+    thread.join(30)
+    assert found == [True]
+
+
+# --- Greenlets: all in one thread of the system's
+
+
+@pytest.fixture
+def greenlets(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    monkeypatch.setattr(module, "_has_greenlets", lambda: True)
+    site = Threads(monkeypatch)
+    site.spent[threading.get_native_id()] = 5.0
+    inside = [inside_the_app.__code__]
+    site.interrupt = Interrupt(
+        lambda: site.work,
+        inside,
+        now=site.clock,
+        spent=site.spent.get,
+        spent_by_all=lambda: site.of_all,
+    )
+    site.interrupt.begin()
+    return site
+
+
+def inside_the_app(do: Callable[[], object]) -> object:
+    return do()
+
+
+def computes(site: Threads) -> object:
+    """The one thread has computed for a while, all the process's time; the suspect."""
+    site.look()
+    site.clock.now += 0.1
+    site.of_all += 0.1
+    site.spent[threading.get_native_id()] += 0.1
+    site.look()
+    return site.interrupt.suspect
+
+
+def test_the_greenlet_that_runs_is_the_suspect(greenlets: Threads) -> None:
+    greenlets.work = {"waits": 139876543210, "runs": 139876543211}
+
+    def app() -> None:
+        assert computes(greenlets) is not None
+        assert greenlets.interrupt.strike()
+
+    inside_the_app(app)
+    assert greenlets.struck == [threading.get_ident()]
+
+
+def test_greenlets_that_wait_are_no_suspects(greenlets: Threads) -> None:
+    """The loop computes, or what is no app's; or nothing is in flight at all."""
+    greenlets.work = {"waits": 139876543210}
+    assert computes(greenlets) is None
+    assert greenlets.look() is False
+    assert not greenlets.interrupt.strike()
+    greenlets.work = {}
+    assert inside_the_app(lambda: computes(greenlets)) is None
+    assert greenlets.struck == []
+
+
+def test_the_greenlet_that_runs_next_is_another(greenlets: Threads) -> None:
+    greenlets.work = {"first": 139876543210, "second": 139876543211}
+    assert inside_the_app(lambda: computes(greenlets)) is not None
+    both: list[object] = []
+    # Nested, so that both are there, as both are where they are switched.
+    inside_the_app(
+        lambda: both.extend(
+            [computes(greenlets), inside_the_app(lambda: (greenlets.look(), suspect(greenlets))[1])]
+        )
+    )
+    assert both[0] is not None
+    assert both[1] is None
+
+
+def suspect(site: Threads) -> object:
+    return site.interrupt.suspect
+
+
+# --- What the system tells
 
 
 @on_linux
@@ -290,343 +581,3 @@ def test_a_thread_that_is_gone_cannot_be_interrupted() -> None:
     ident = thread.ident or 0
     thread.join()
     assert not module._raise_in(ident, MemoryError)
-
-
-# --- The sentry
-
-
-class Post:
-    """A sentry, over a ceiling that a test moves."""
-
-    def __init__(self, wanted: bool = True) -> None:
-        self.needed = False
-        self.looks = 0
-        self.strikes = 0
-        self.struck = True
-        self.forgot = 0
-        self.left: int | None = 200 * MB
-        self.wanted = wanted
-        self.trouble: Exception | None = None
-        self.interval = 0.0
-        self.clock = Clock()
-        self.sentry = Sentry(self, self, lambda: self.needed, now=self.clock)  # type: ignore[arg-type]
-
-    # As a ceiling
-
-    def possible(self) -> bool:
-        return self.wanted
-
-    def keep(self) -> None:
-        self.looks += 1
-        self.interval = sys.getswitchinterval()
-        if self.trouble is not None:
-            raise self.trouble
-
-    # As an interrupt
-
-    def look(self) -> None:
-        pass
-
-    def strike(self) -> bool:
-        self.strikes += 1
-        return self.struck
-
-    def forget(self) -> None:
-        self.forgot += 1
-
-
-@pytest.fixture
-def post() -> Iterator[Post]:
-    found = Post()
-    yield found
-    found.needed = False
-    found.sentry.stop()
-    wait_for(lambda: sentries() == 0, "the sentry to end")
-
-
-def sentries() -> int:
-    return sum(thread.name == "lowmem-sentry" for thread in threading.enumerate())
-
-
-@pytest.mark.parametrize(
-    ("left", "pause"),
-    [
-        (None, SELDOM),
-        (NEAR + 1, SELDOM),
-        (NEAR, OFTEN),
-        (AT, OFTEN),
-        (0, OFTEN),
-        (-5 * MB, OFTEN),
-    ],
-)
-def test_it_looks_often_near_the_ceiling(left: int | None, pause: float) -> None:
-    post = Post()
-    post.left = left
-    assert post.sentry.look() == pause
-    assert post.looks == 1
-
-
-@pytest.mark.parametrize(
-    ("left", "strikes"), [(None, 0), (NEAR, 0), (AT + 1, 0), (AT, 1), (0, 1), (-MB, 1)]
-)
-def test_it_interrupts_at_the_ceiling_only(
-    left: int | None, strikes: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    post = Post()
-    post.left = left
-    post.sentry.look()
-    assert post.strikes == strikes
-    assert len(caplog.records) == strikes
-    assert "LOWMEM_CEILING" in caplog.text or not strikes
-
-
-def test_nothing_is_said_where_nobody_was_interrupted(caplog: pytest.LogCaptureFixture) -> None:
-    post = Post()
-    post.left, post.struck = 0, False
-    post.sentry.look()
-    assert post.strikes == 1
-    assert not caplog.records
-
-
-def test_it_stands_by_while_it_is_needed_and_comes_again_when_called(post: Post) -> None:
-    post.sentry.start()
-    post.sentry.start()
-    assert sentries() == 1
-    for _ in range(2):
-        assert post.looks == 0
-        post.needed = True
-        post.sentry.call()
-        post.clock.now += AT_LEAST
-        wait_for(lambda: post.looks >= 3, "some looks")
-        forgot = post.forgot
-        post.needed = False
-        wait_for(lambda forgot=forgot: post.forgot > forgot, "it to be done")
-        post.looks = 0
-    assert sentries() == 1
-
-
-def test_a_call_that_turns_out_not_to_be_needed_is_over_soon(post: Post) -> None:
-    post.sentry.start()
-    post.sentry.call()
-    wait_for(lambda: post.looks >= 3, "some looks")
-    assert post.forgot == 0
-    post.clock.now += AT_LEAST
-    wait_for(lambda: post.forgot == 1, "it to be done")
-
-
-def test_it_waits_for_nobody_while_it_is_at_work_and_not_longer(post: Post) -> None:
-    usual = sys.getswitchinterval()
-    post.sentry.start()
-    assert sys.getswitchinterval() == usual
-    post.sentry.call()
-    wait_for(lambda: post.looks, "a look")
-    assert post.interval == pytest.approx(PROMPTLY)
-    post.clock.now += AT_LEAST
-    wait_for(lambda: post.forgot, "it to be done")
-    assert sys.getswitchinterval() == usual
-
-
-def test_an_interval_that_is_shorter_already_is_kept(quick_switches: None, post: Post) -> None:
-    sys.setswitchinterval(PROMPTLY / 10)
-    post.sentry.start()
-    post.sentry.call()
-    wait_for(lambda: post.looks, "a look")
-    assert post.interval == pytest.approx(PROMPTLY / 10, abs=2e-6)
-
-
-def test_neither_a_child_nor_a_new_start_keeps_the_short_interval(
-    quick_switches: None, post: Post
-) -> None:
-    sys.setswitchinterval(0.005)
-    post.needed = True
-    for _ in range(3):
-        post.sentry.start()
-        post.sentry.call()
-        looks = post.looks
-        wait_for(lambda looks=looks: post.looks > looks, "a look")
-        post.sentry.stop()  # and the next begins while this one is still there
-    wait_for(lambda: sentries() == 0, "them to end")
-    assert sys.getswitchinterval() == pytest.approx(0.005)
-    post.sentry._hurry()
-    assert sys.getswitchinterval() == pytest.approx(PROMPTLY)
-    post.sentry.after_fork()
-    assert sys.getswitchinterval() == pytest.approx(0.005)
-
-
-@pytest.mark.parametrize(
-    ("readings", "called"),
-    [
-        ([200, 200, 190], False),
-        ([200, 200 - FAST // MB + 1], False),
-        ([200, 200 - FAST // MB], True),
-        ([200, 250, 240], False),
-        ([100, None, 100, 90], False),
-        ([10], False),
-    ],
-)
-def test_it_is_called_where_what_is_left_falls_fast(
-    readings: list[int | None], called: bool
-) -> None:
-    post = Post()
-    for reading in readings:
-        post.left = None if reading is None else reading * MB
-        post.sentry.watch()
-    assert post.sentry._called.is_set() is called
-
-
-def test_without_a_ceiling_there_is_no_sentry() -> None:
-    post = Post(wanted=False)
-    post.sentry.start()
-    post.sentry.call()
-    assert sentries() == 0
-    assert not post.sentry._running
-
-
-def test_where_no_limit_is_enforced_there_is_no_sentry() -> None:
-    ceiling = Ceiling(None, lambda: Usage(100 * MB, 512 * MB, "process"))
-    sentry = Sentry(ceiling, Interrupt(), lambda: True)
-    sentry.start()
-    assert sentries() == 0
-
-
-def test_it_ends_when_it_is_stopped_also_in_the_middle_of_it(post: Post) -> None:
-    post.needed = True
-    post.sentry.start()
-    post.sentry.call()
-    wait_for(lambda: post.looks > 0, "a look")
-    post.sentry.stop()
-    wait_for(lambda: sentries() == 0, "the sentry to end")
-
-
-def test_stopped_and_started_again_it_is_one(post: Post) -> None:
-    post.needed = True
-    for _ in range(20):
-        post.sentry.start()
-        post.sentry.call()
-        post.sentry.stop()
-    post.sentry.start()
-    wait_for(lambda: sentries() == 1, "those that were stopped to end")
-
-
-def test_trouble_is_logged_once_and_the_next_call_is_answered(
-    post: Post, caplog: pytest.LogCaptureFixture
-) -> None:
-    post.trouble = ZeroDivisionError("oh")
-    post.needed = True
-    post.sentry.start()
-    for times in (1, 2, 3):
-        post.sentry.call()
-        wait_for(lambda times=times: post.forgot == times, "it to fail")
-    assert post.looks == 3
-    assert sys.getswitchinterval() > PROMPTLY
-    (record,) = caplog.records
-    assert (record.levelno, record.getMessage()[:10]) == (logging.ERROR, "The sentry")
-    post.trouble = None
-    post.sentry.call()
-    wait_for(lambda: post.looks > 4, "it to stand by again")
-
-
-def test_where_no_thread_can_be_had_it_says_so_and_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, post: Post
-) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="new thread"):
-            post.sentry.start()
-    post.sentry.start()
-    assert sentries() == 1
-
-
-def test_in_a_new_child_it_starts_anew(post: Post) -> None:
-    """Here the thread is still there, and ends by itself: it is not the one that is called."""
-    post.sentry.start()
-    before = post.sentry._called
-    post.sentry.after_fork()
-    before.set()
-    wait_for(lambda: sentries() == 0, "the parent's to end")
-    post.sentry.start()
-    assert sentries() == 1
-
-
-# --- The intake
-
-CRITICAL_AT = 450 * MB
-
-
-class Door:
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.intake = Intake(now=self.clock)
-
-    def look(self, used_mb: float, level: str, after: float = 0.0) -> Intake:
-        self.clock.now += after
-        usage = Usage(int(used_mb * MB), 512 * MB, "cgroup v2")
-        self.intake.look(usage, level, CRITICAL_AT)
-        return self.intake
-
-
-def test_at_first_and_while_memory_is_ok_anything_comes_in() -> None:
-    door = Door()
-    assert (door.intake.closed, door.intake.largest) == (False, None)
-    door.look(449, OK)
-    assert (door.intake.closed, door.intake.largest) == (False, None)
-
-
-@pytest.mark.parametrize(
-    ("used", "largest"), [(50, 50 * MB), (410, 5 * MB), (442, MB), (450, SMALL), (600, SMALL)]
-)
-def test_at_warn_a_body_that_takes_up_what_room_there_is_does_not(used: int, largest: int) -> None:
-    assert Door().look(used, WARN).largest == largest
-
-
-@given(st.lists(st.integers(0, 1 << 40), min_size=2), st.sampled_from([WARN, CRITICAL]))
-def test_what_comes_in_shrinks_as_memory_rises_but_small_bodies_always_do(
-    readings: list[int], level: str
-) -> None:
-    intake, found = Intake(), []
-    for used in sorted(readings):
-        intake.look(Usage(used, 512 * MB, ""), level, CRITICAL_AT)
-        found.append(intake.largest or 0)
-    assert found == sorted(found, reverse=True)
-    assert min(found) >= SMALL
-
-
-def test_it_closes_when_critical_has_lasted_and_not_before() -> None:
-    door = Door()
-    assert not door.look(460, CRITICAL).closed
-    assert not door.look(460, CRITICAL, after=PATIENCE - 0.1).closed
-    assert door.look(460, CRITICAL, after=0.1).closed
-    assert door.look(500, CRITICAL, after=100).closed
-
-
-def test_it_opens_with_the_first_reading_that_is_not_critical() -> None:
-    door = Door()
-    door.look(460, CRITICAL)
-    assert door.look(460, CRITICAL, after=PATIENCE).closed
-    assert not door.look(420, WARN).closed
-    assert not door.look(460, CRITICAL, after=PATIENCE).closed
-    assert door.look(460, CRITICAL, after=PATIENCE).closed
-
-
-@given(st.lists(st.tuples(st.sampled_from(LEVELS), st.floats(0, 10)), max_size=30))
-def test_it_is_closed_only_after_an_unbroken_time_at_critical(
-    looks: list[tuple[str, float]],
-) -> None:
-    door, since = Door(), None
-    for level, after in looks:
-        closed = door.look(460, level, after).closed
-        since = None if level != CRITICAL else door.clock.now if since is None else since
-        assert closed is (since is not None and door.clock.now - since >= PATIENCE)
-        assert not closed or door.intake.largest is not None
-
-
-def test_a_new_child_is_open() -> None:
-    door = Door()
-    door.look(460, CRITICAL)
-    door.look(460, CRITICAL, after=PATIENCE)
-    door.intake.forget()
-    assert (door.intake.closed, door.intake.largest) == (False, None)
-    assert not door.look(460, CRITICAL).closed

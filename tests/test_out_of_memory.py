@@ -373,6 +373,16 @@ def test_it_counts_as_a_meeting_with_the_ceiling() -> None:
         (RuntimeError("dictionary changed size during iteration"), False),
         (RecursionError("maximum recursion depth exceeded"), False),
         (ValueError("can't start new thread"), False),
+        # Of a library that is loaded: ld.so's words, and NumPy's of one half loaded before.
+        (ImportError("libx.so.1: failed to map segment from shared object"), True),
+        (ImportError("libx.so.1: cannot map zero-fill pages"), True),
+        (ImportError("libx.so.1: cannot allocate memory in static TLS block"), True),
+        (ImportError("x.so: Cannot allocate memory"), True),
+        (ImportError("cannot load module more than once per process"), True),
+        (ImportError("cannot import name 'x' from 'y'"), False),
+        (ImportError(), False),
+        (ModuleNotFoundError("No module named 'failed'"), False),
+        (OSError("libx.so.1: failed to map segment from shared object"), False),
         (OSError(12, "Cannot allocate memory"), False),
         (KeyboardInterrupt(), False),
     ],
@@ -410,10 +420,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_log_names_the_ceiling_where_it_is_in_force(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "lowmem_wsgi")
     wrapped = LowMemory(plain, ceiling="off")  # so that nothing but this sets it
-    wrapped.engine.ceiling.limit = 400 * MB
+    wrapped.engine.ceiling.usage = Usage(400 * MB, 512 * MB, "cgroup v2")
     call(wrapped, make_environ("/fail"))
     (line,) = lines(caplog)
-    for part in ("503", "GET /fail", "MemoryError", "400 MB", "setting: LOWMEM_CEILING"):
+    figures = "at 400 MB of 512 MB (setting: LOWMEM_CEILING)"
+    for part in ("503", "GET /fail", "MemoryError", figures):
         assert part in line
 
 

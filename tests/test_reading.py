@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_wsgi.memory.reading import Container, Memory, read_machine
+from forks import asked
+from lowmem_wsgi.memory.reading import Container, Memory, process_seconds, read_machine
 
 MB = 1024 * 1024
 NO_LIMIT_V1 = 9223372036854771712
@@ -368,3 +371,50 @@ def test_the_machine_is_read_here() -> None:
         import psutil
 
         assert abs(usage.limit - psutil.virtual_memory().total) < MB
+
+
+# --- How old a process is
+
+
+def aged(root: Path, stat: str) -> float:
+    (root / "self").mkdir(exist_ok=True)
+    (root / "self" / "stat").write_text(stat)
+    return process_seconds(str(root))
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux's clock")
+@pytest.mark.parametrize("name", ["python", "a) R (b 9", ") ) )"])
+def test_a_process_is_as_old_as_its_start_is_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Field 22 of its stat, in ticks since the boot; the second may hold anything (proc(5))."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = " ".join(str(number) for number in range(4, 22))
+    stat = f"7 ({name}) S {fields} {1000 * ticks} 23 24\n"
+    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 1012.5}.__getitem__)
+    assert aged(tmp_path, stat) == pytest.approx(12.5)
+    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 999.9}.__getitem__)
+    assert aged(tmp_path, stat) == 0.0
+
+
+@pytest.mark.parametrize("stat", ["", "7 (a", "7 (a) S 1 2", "garbage", ") " + "x " * 30])
+def test_where_that_is_not_told_it_is_no_seconds_old(tmp_path: Path, stat: str) -> None:
+    assert aged(tmp_path, stat) == 0.0
+    assert process_seconds(str(tmp_path / "nowhere")) == 0.0
+
+
+def test_a_system_without_that_clock_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    assert process_seconds() == 0.0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's /proc")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_is_younger_than_its_parent() -> None:
+    before = time.monotonic()
+    own = process_seconds()
+    assert 0 < own < time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert asked(lambda: process_seconds() <= time.monotonic() - before + 0.05)
+    assert process_seconds() >= own

@@ -12,22 +12,25 @@ from fakes import MB
 from lowmem_wsgi.memory.ceiling import RESERVE_SHARE
 from lowmem_wsgi.memory.governor import CRITICAL, LEVELS, OK, WARN
 from lowmem_wsgi.workers.recycle import (
+    AHEAD,
+    GIVEN_BACK,
     IN_VAIN,
     IN_VAIN_SO_FAR,
     LASTED,
-    LEAD,
+    LEAST_LEAD,
+    MOST_LEAD,
+    MUCH,
     OFTEN,
     OLD,
     PATIENCE,
     REASONS,
     ROOM,
     SLOWLY,
-    START_SHARE,
     TOO_LARGE,
     WORTH,
     Situation,
     fits,
-    may_press,
+    lead,
     reason_to_wait,
 )
 
@@ -97,6 +100,10 @@ def test_a_worker_that_has_grown_is_replaced(situation: Situation) -> None:
         # What is left to wait for at warn is over by then.
         ({"suspect": True}, None),
         ({"hit": True}, None),
+        # But not for a request that holds half of what has come.
+        ({"held": 150 * MB - 1}, None),
+        ({"held": 150 * MB}, OF_REQUEST),
+        ({"held": 150 * MB, "suspect": True, "lasted": 1000.0}, OF_REQUEST),
     ],
 )
 def test_at_warn(changes: dict[str, Any], expected: str | None) -> None:
@@ -110,12 +117,17 @@ def test_at_warn(changes: dict[str, Any], expected: str | None) -> None:
         ({"in_vain": IN_VAIN}, IN_VAIN_SO_FAR),
         ({"others": (351 * MB,)}, OF_ANOTHER),
         ({"others": (350 * MB,)}, None),
-        ({"age": 0.05 / START_SHARE - 0.01}, OF_YOUTH),
-        ({"age": 0.05 / START_SHARE}, None),
-        ({"started_in": 1.0, "age": 1.0 / START_SHARE - 0.01}, OF_YOUTH),
-        ({"started_in": 1.0, "age": 1.0 / START_SHARE}, None),
+        ({"age": 0.04}, OF_YOUTH),
+        ({"age": 0.05}, None),
+        ({"started_in": 7.0, "age": 6.9}, OF_YOUTH),
+        ({"started_in": 7.0, "age": 7.0}, None),
         ({"suspect": True}, OF_REQUEST),
         ({"suspect": True, "lasted": PATIENCE}, None),
+        ({"held": 175 * MB - 1}, None),
+        ({"held": 175 * MB}, OF_REQUEST),
+        ({"held": 400 * MB, "lasted": 1000.0}, OF_REQUEST),
+        ({"held": 400 * MB, "full": True}, OF_REQUEST),
+        ({"held": -MB}, None),  # it has given back
         ({"hit": True}, OF_GIVING_BACK),
         ({"hit": True, "lasted": PATIENCE}, None),
         ({"idle": False}, OF_TIME),
@@ -140,13 +152,29 @@ NEARLY = AT_WARN._replace(level=OK, used=300 * MB, lasted=0.0, age=1.0, rss=250 
         ({"level": WARN}, False),
         ({"level": CRITICAL}, False),  # the level lags behind
         ({"used": CRITICAL_AT}, True),
-        # It would be there before a fresh worker is.
+        # It would be there before a fresh worker is, however long that takes here.
         ({"growth": 599.0 * MB}, False),
         ({"growth": 600.0 * MB}, True),
+        ({"growth": 37.0 * MB, "lead": MOST_LEAD}, False),
+        ({"growth": 37.5 * MB, "lead": MOST_LEAD}, True),
+        ({"used": CRITICAL_AT, "growth": -1.0 * MB}, False),  # it falls
         # It is at its own ceiling, or nearly.
         ({"full": True}, True),
-        ({"left": LEAD + 0.01}, False),
-        ({"left": LEAD}, True),
+        ({"left": LEAST_LEAD + 0.01}, False),
+        ({"left": LEAST_LEAD}, True),
+        ({"left": 2.01, "lead": 2.0}, False),
+        ({"left": 2.0, "lead": 2.0}, True),
+        # Its ceiling was met while it holds much, and what was freed is given back.
+        ({"hit_since": GIVEN_BACK}, True),
+        ({"hit_since": GIVEN_BACK - 0.01}, False),
+        ({"hit_since": GIVEN_BACK, "rss": 50 * MB + int(MUCH * LIMIT)}, False),
+        ({"hit_since": GIVEN_BACK, "rss": 50 * MB + int(MUCH * LIMIT) + 1}, True),
+        ({"hit": True}, False),
+        # Or where it is full of holes, which are no use for anything new.
+        ({"hit_since": GIVEN_BACK, "rss": 60 * MB, "holes": 110 * MB}, True),
+        ({"hit_since": GIVEN_BACK, "rss": 40 * MB, "holes": 110 * MB}, True),
+        ({"hit_since": GIVEN_BACK, "rss": 60 * MB, "holes": 102 * MB}, False),
+        ({"hit_since": None, "rss": 60 * MB, "holes": 300 * MB}, False),
         # A slow request would keep it, and what it holds, beside a fresh one.
         ({"slow": True, "rate": OFTEN, "growth": 15.0 * MB}, True),
         ({"slow": False, "rate": OFTEN, "growth": 15.0 * MB}, False),
@@ -166,24 +194,60 @@ def test_it_is_pressed_at_critical_or_where_that_comes_before_a_fresh_worker_cou
 
 
 def test_the_figures_above_are_what_they_seem() -> None:
-    """SLOWLY and LEAD are seconds: 150 MB are left there."""
-    assert (NEARLY.critical - NEARLY.used, SLOWLY, LEAD) == (150 * MB, 10.0, 0.25)
+    """SLOWLY and the leads are seconds: 150 MB are left there."""
+    assert (NEARLY.critical - NEARLY.used, SLOWLY) == (150 * MB, 10.0)
+    assert (NEARLY.lead, LEAST_LEAD, MOST_LEAD) == (0.25, 0.25, 4.0)
+    assert pytest.approx(102.4 * MB) == MUCH * LIMIT
 
 
 @pytest.mark.parametrize(
-    ("used", "growth", "expected"),
+    ("rss", "holes", "hit_since", "saved"),
     [
-        (440 * MB, 0.0, False),
-        (450 * MB, 0.0, True),
-        (450 * MB, -40.0 * MB, False),
-        (440 * MB, 40.0 * MB, True),
-        (440 * MB, 39.0 * MB, False),
+        (150, 0, None, 100),
+        (150, 300, None, 100),
+        (150, 300, 0.0, 300),
+        (150, 30, 5.0, 100),
+        (30, 0, 5.0, 0),
+        (30, 0, None, 0),
     ],
 )
-def test_it_may_press_where_critical_is_a_start_away(
-    used: int, growth: float, expected: bool
+def test_what_a_fresh_worker_would_not_take(
+    rss: int, holes: int, hit_since: float | None, saved: int
 ) -> None:
-    assert may_press(used, growth, CRITICAL_AT) is expected
+    """Holes count where they were in the way: else they are filled again."""
+    situation = NEARLY._replace(rss=rss * MB, holes=holes * MB, hit_since=hit_since)
+    assert situation.saved == saved * MB
+
+
+def test_a_worker_of_holes_is_replaced_where_its_ceiling_was_met() -> None:
+    """Also one that is smaller than it was at its start."""
+    full_of_holes = NEARLY._replace(rss=40 * MB, holes=110 * MB, age=20.0)
+    assert reason_to_wait(full_of_holes) == OF_OK
+    assert reason_to_wait(full_of_holes._replace(hit_since=GIVEN_BACK)) is None
+    others = (60 * MB, 111 * MB)
+    situation = full_of_holes._replace(hit_since=GIVEN_BACK, others=others)
+    assert reason_to_wait(situation) == OF_ANOTHER
+
+
+@pytest.mark.parametrize(
+    ("release", "seconds"),
+    [
+        (0.0, LEAST_LEAD),
+        (LEAST_LEAD / AHEAD, LEAST_LEAD),
+        (0.5, 0.5 * AHEAD),
+        (MOST_LEAD / AHEAD, MOST_LEAD),
+        (60.0, MOST_LEAD),
+    ],
+)
+def test_the_lead_is_what_an_old_worker_takes_here_to_be_gone(
+    release: float, seconds: float
+) -> None:
+    assert lead(release) == pytest.approx(seconds)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_where_it_takes_longer_the_lead_is_never_shorter(release: float, more: float) -> None:
+    assert LEAST_LEAD <= lead(release) <= lead(release + more) <= MOST_LEAD
 
 
 # --- Properties
@@ -207,7 +271,11 @@ SITUATIONS = st.builds(
     born_rss=SIZES,
     idle=st.booleans(),
     suspect=st.booleans(),
+    held=st.one_of(st.just(0), st.integers(-LIMIT, LIMIT)),
+    lead=st.floats(LEAST_LEAD, MOST_LEAD),
     hit=st.booleans(),
+    hit_since=st.one_of(st.none(), st.floats(0, 60)),
+    holes=SIZES,
     full=st.booleans(),
     slow=st.booleans(),
     others=st.lists(st.integers(-LIMIT, LIMIT), max_size=4),
@@ -217,13 +285,39 @@ SITUATIONS = st.builds(
 
 @given(SITUATIONS)
 def test_a_worker_that_a_fresh_one_would_not_better_is_never_replaced(situation: Situation) -> None:
-    if situation.grown < WORTH * LIMIT or situation.in_vain >= IN_VAIN:
+    if situation.saved < WORTH * LIMIT or situation.in_vain >= IN_VAIN:
         assert reason_to_wait(situation) is not None
 
 
 @given(SITUATIONS)
+def test_a_worker_that_has_never_met_its_ceiling_is_worth_what_it_has_grown_by(
+    situation: Situation,
+) -> None:
+    assert situation._replace(hit_since=None).saved == max(0, situation.grown)
+    assert situation.saved >= situation.grown
+
+
+@given(SITUATIONS)
+def test_as_long_as_memory_is_ok_and_nothing_presses_nobody_is_replaced(
+    situation: Situation,
+) -> None:
+    if situation.level == OK and not situation.pressed:
+        assert reason_to_wait(situation) == OF_OK
+
+
+@given(SITUATIONS, st.floats(0, MOST_LEAD))
+def test_who_needs_longer_to_be_replaced_is_never_pressed_later(
+    situation: Situation, longer: float
+) -> None:
+    situation = situation._replace(growth=abs(situation.growth))
+    if situation.pressed:
+        assert situation._replace(lead=situation.lead + longer).pressed
+
+
+@given(SITUATIONS)
 def test_starting_workers_takes_a_bounded_share_of_the_time(situation: Situation) -> None:
-    if situation.age * START_SHARE < situation.started_in:
+    """A worker lives as long as its start has taken: so half of it at most."""
+    if situation.age < situation.started_in:
         assert reason_to_wait(situation) is not None
 
 
@@ -245,9 +339,13 @@ def test_of_all_workers_the_one_that_has_grown_most_may_be_replaced(
 
 @given(SITUATIONS)
 def test_at_critical_nothing_is_waited_for_longer_than_patience(situation: Situation) -> None:
+    """But for a request in flight that holds half of it, which a fresh worker would not free."""
     used, growth = max(situation.used, CRITICAL_AT), abs(situation.growth)
-    reason = reason_to_wait(situation._replace(used=used, growth=growth, lasted=PATIENCE))
-    assert reason in (None, TOO_LARGE, IN_VAIN_SO_FAR, OF_ANOTHER, OF_YOUTH)
+    situation = situation._replace(used=used, growth=growth, lasted=PATIENCE)
+    reasons = [None, TOO_LARGE, IN_VAIN_SO_FAR, OF_ANOTHER, OF_YOUTH]
+    if 0 < situation.held >= situation.grown / 2:
+        reasons.append(OF_REQUEST)
+    assert reason_to_wait(situation) in reasons
 
 
 @given(SITUATIONS, SECONDS)

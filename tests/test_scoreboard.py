@@ -24,6 +24,7 @@ from lowmem_wsgi.workers.scoreboard import (
     FIELDS,
     GONE,
     HEAD,
+    LONGEST_RELEASE,
     MAGIC,
     POINTS,
     READY,
@@ -313,7 +314,8 @@ def test_what_belongs_to_all_is_nothing_at_first(board: Board) -> None:
 def test_the_fields_lie_where_the_head_has_them(board: Board) -> None:
     for number, field in enumerate(FIELDS, 1):
         board.change(**{field: number})
-    assert HEAD.unpack_from(board.map, 0) == (MAGIC, 1, 2, 3, 4, 5)
+    assert HEAD.unpack_from(board.map, 0) == (MAGIC, *range(1, len(FIELDS) + 1))
+    assert HEAD.size == max(at + struct.calcsize(kind) for at, kind in FIELDS.values())
 
 
 @given(
@@ -323,7 +325,7 @@ def test_the_fields_lie_where_the_head_has_them(board: Board) -> None:
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_changing_some_leaves_the_others(board: Board, values: dict[str, int]) -> None:
-    names = ("master", "kills", "deaths", "in_vain")
+    names = ("master", "kills", "deaths", "in_vain", "release")
     before = {name: getattr(board, name) for name in names}
     board.change(**values)
     assert {name: getattr(board, name) for name in names} == before | values
@@ -354,6 +356,69 @@ def test_nobody_counts_while_another_does(board: Board) -> None:
 
     together(4, work)
     assert board.deaths == 1200
+
+
+# --- What a worker takes to be gone
+
+
+def test_before_any_has_gone_nothing_is_known(board: Board) -> None:
+    assert board.release == 0
+
+
+@pytest.mark.parametrize(
+    ("took", "release"),
+    [
+        ([0.5], 0.5),
+        ([0.0], 0.0),
+        # More than before counts at once; less brings it down by half of the difference.
+        ([0.2, 0.8], 0.8),
+        ([0.8, 0.2], 0.5),
+        ([0.8, 0.2, 0.2], 0.35),
+        # One that a slow request has kept counts as so much.
+        ([60.0], LONGEST_RELEASE),
+        ([60.0, 1.0], (LONGEST_RELEASE + 1) / 2),
+    ],
+)
+def test_it_is_measured_from_the_word_to_end_until_it_is_gone(
+    board: Board, took: list[float], release: float
+) -> None:
+    now = 5000.0
+    for seconds in took:
+        now += 1000
+        board.retires(now)
+        board.released(now + seconds)
+    assert board.release == pytest.approx(release, abs=3e-6)
+
+
+def test_a_clock_that_seems_to_run_backwards_measures_nothing(board: Board) -> None:
+    """Two processes may read it in another order."""
+    board.retires(5000.0)
+    board.released(4999.9)
+    assert board.release == 0
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_it_lies_between_the_least_and_the_most_that_was_measured(
+    board: Board, took: list[float]
+) -> None:
+    board.change(release=0)
+    for seconds in took:
+        board.retires(1000.0)
+        board.released(1000.0 + seconds)
+    counted = [min(seconds, LONGEST_RELEASE) for seconds in took]
+    assert counted[-1] - 1e-5 <= board.release <= max(counted) + 1e-5
+    assert board.release >= min(counted) - 1e-5
+
+
+@needs_fork
+def test_a_worker_says_it_and_its_master_measures(board: Board) -> None:
+    def work() -> None:
+        board.retires(5000.0)
+
+    with child(work):
+        board.released(5000.25)
+    assert board.release == pytest.approx(0.25, abs=1e-5)
 
 
 # --- The turn

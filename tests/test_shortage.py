@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fakes import Clock
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards import out_of_memory
-from lowmem_wsgi.memory.ceiling import Ceiling
-from lowmem_wsgi.memory.interrupt import Interrupt
-from lowmem_wsgi.memory.reading import Usage
-from lowmem_wsgi.memory.sentry import OFTEN, Sentry
 from wsgi import call, make_environ
 
 if TYPE_CHECKING:
@@ -50,13 +45,35 @@ def test_a_request_that_is_interrupted_as_it_fails_is_503_all_the_same(
     wrapped.close()
 
 
-class Full(Ceiling):
-    """There is no memory for a look at it."""
+@pytest.mark.parametrize("app", [at_once, at_its_first_chunk])
+def test_the_reserve_is_open_before_anything_is_done_about_it(
+    app: WSGIApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heap that is full to the last byte has no room for the answer."""
+    wrapped, done = LowMemory(app), []
+    let_go = out_of_memory.let_go
+    monkeypatch.setattr(wrapped.engine.ceiling, "open_reserve", lambda: done.append("open"))
+    monkeypatch.setattr(
+        out_of_memory, "let_go", lambda error: (done.append("let go"), let_go(error))
+    )
+    assert call(wrapped, make_environ()).code == 503
+    assert done == ["open", "let go"]
+    wrapped.close()
 
-    def keep(self) -> None:
-        raise MemoryError
+
+def a_library(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    raise ImportError("libheavy.so.1: failed to map segment from shared object")
 
 
-def test_the_sentry_goes_on_when_there_is_no_memory_for_a_look() -> None:
-    ceiling = Full(True, lambda: Usage(0, 1, "test"), now=Clock())
-    assert Sentry(ceiling, Interrupt(), lambda: True).look() == OFTEN
+def a_typo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    raise ImportError("cannot import name 'heavy' from 'libraries'")
+
+
+def test_a_library_that_cannot_be_mapped_is_503_and_another_failed_import_is_the_apps() -> None:
+    wrapped = LowMemory(a_library)
+    assert call(wrapped, make_environ()).code == 503
+    wrapped.close()
+    wrapped = LowMemory(a_typo)
+    with pytest.raises(ImportError, match="cannot import name"):
+        call(wrapped, make_environ())
+    wrapped.close()

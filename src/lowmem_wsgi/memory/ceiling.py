@@ -93,7 +93,6 @@ class Ceiling:
         self._anywhere = wanted is True
         self._proc = proc
         self._before: tuple[int, int] | None = None
-        self._lifted = False
         self._hits: deque[float] = deque(maxlen=MANY)
         self._forget()
 
@@ -119,20 +118,23 @@ class Ceiling:
 
     def arm(self, coming: int = 0) -> None:
         """Keep the ceiling where the container would be full. `coming`: threads about to start."""
-        if not self._wanted:
-            return
-        try:
-            # Field 20 of proc(5)'s stat; the second, in brackets, may hold anything.
-            threads = int(read_text(f"{self._proc}/self/stat").rpartition(")")[2].split()[17])
-        except (ValueError, IndexError):  # no /proc here
-            return
-        self._stacks = (threads - 1) * _stack_size()
-        self._keep(coming * _stack_size())
+        if self._wanted and self._count_stacks():
+            self._keep(coming * _stack_size())
 
     def keep(self) -> None:
         """The same at a glance: with as many threads as there were."""
         if self._wanted:
             self._keep(0)
+
+    def _count_stacks(self) -> bool:
+        """Return whether the system tells how many threads there are."""
+        try:
+            # Field 20 of proc(5)'s stat; the second, in brackets, may hold anything.
+            threads = int(read_text(f"{self._proc}/self/stat").rpartition(")")[2].split()[17])
+        except (ValueError, IndexError):  # no /proc here
+            return False
+        self._stacks = (threads - 1) * _stack_size()
+        return True
 
     def _keep(self, coming: int) -> None:
         # Read this process first: growth between the two reads is then counted twice rather than
@@ -160,13 +162,10 @@ class Ceiling:
         limit = min(limit, *given)
         self.left = min(room, limit - data)
         last = data + new_mappings(room_for(usage, 1, LAST_SHARE), self.holes)
-        self._raised = (min(max(limit, last), *given), self._hard())
-        if self._loading:
-            self._put(limit, min(given))
-        elif self._now() < self._open_until:
-            self._put(limit, self._raised[0])
-        else:
-            self._put(limit, limit)
+        step = min(given) if self._loading else min(max(limit, last), *given)
+        self._raised = (step, self._hard())
+        is_open = self._loading or self._now() < self._open_until
+        self._put(limit, step if is_open else limit)
 
     def _put(self, limit: int, in_force: int) -> None:
         self.limit = limit
@@ -179,7 +178,7 @@ class Ceiling:
         The first thing to do about one. Allocates nothing before there is something to be had.
         """
         raised = self._raised
-        if raised is not None:
+        if raised is not None and self._wanted:
             import resource  # loaded already, by whoever made `raised`
 
             resource.setrlimit(resource.RLIMIT_DATA, raised)
@@ -199,7 +198,8 @@ class Ceiling:
         if usage.limit - usage.used < PACKAGE:
             raise MemoryError("too little memory left to load a heavy package")
         self._loading[threading.get_ident()] = self._idle()
-        self._put(self.limit, min(self._given()))
+        self._raised = (min(self._given()), self._hard())  # also for who opens the reserve
+        self._put(self.limit, self._raised[0])
 
     def load_ends(self) -> None:
         """What the package has mapped and not touched does not count from now on."""
@@ -209,6 +209,8 @@ class Ceiling:
             self.arm()
 
     def _idle(self) -> int:
+        """Return the bytes mapped and not in use, without the stacks of the threads there are."""
+        self._count_stacks()
         try:
             data, anonymous = self._mapped()
         except (ValueError, IndexError):
@@ -254,7 +256,7 @@ class Ceiling:
 
     def lift(self) -> None:
         """Take it away for good: the limit is what it was."""
-        self._lifted = True
+        self._wanted = False
         self._release()
 
     def _release(self) -> None:
@@ -264,6 +266,7 @@ class Ceiling:
 
                 resource.setrlimit(resource.RLIMIT_DATA, self._before)
             self._before = self.limit = self.left = self.room = None
+            self.usage = None
             self._in_force = self._raised = None
 
     def _set(self, limit: int) -> None:
@@ -272,7 +275,7 @@ class Ceiling:
         with self._lock:
             if self._before is None:
                 self._before = resource.getrlimit(resource.RLIMIT_DATA)
-            if not self._lifted:
+            if self._wanted:
                 resource.setrlimit(resource.RLIMIT_DATA, (limit, self._before[1]))
                 self._in_force = limit
 

@@ -107,13 +107,19 @@ class Engine:
 
     def load_begins(self) -> None:
         """This thread is about to load a heavy package. MemoryError where there is no room."""
-        self.ceiling.load_begins()
-        self.collector.growth.load_begins()
+        try:
+            self.ceiling.load_begins()
+            self.collector.growth.load_begins()
+        except BaseException:
+            self.load_ends()
+            raise
 
     def load_ends(self) -> None:
         """This thread has loaded what it was about to, or failed."""
-        self.ceiling.load_ends()
-        self.collector.growth.load_ends()
+        try:
+            self.ceiling.load_ends()
+        finally:
+            self.collector.growth.load_ends()
 
     def on_leave(self, undo: Callable[[], object]) -> None:
         """Undo this, too, when the last app leaves. Call it after `start`."""

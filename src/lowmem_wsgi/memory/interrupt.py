@@ -72,8 +72,6 @@ class Interrupt:
         self._serving = (0, 0)  # the thread that runs all greenlets: its ident, the kernel's number
         self.suspect: object = None
         self.grown = 0  # bytes, since the suspect was seen first
-        self.longest = 0.0  # seconds since the oldest was seen first
-        self.looked = 0.0  # when it was looked first
 
     def begin(self) -> None:
         """Call it in a thread that serves requests, before `look`."""
@@ -101,8 +99,7 @@ class Interrupt:
             if enough and now - sight.at >= LEAST:
                 most, suspect, grown = used, key, size - sight.size
         self.suspect, self.grown = suspect, grown
-        self._first, self.looked = first, self.looked or now
-        self.longest = now - min((sight.at for sight in first.values()), default=now)
+        self._first = first
         self._struck = {key: at for key, at in self._struck.items() if key in threads}
         return bool(threads)
 
@@ -120,8 +117,10 @@ class Interrupt:
         if _has_greenlets():
             return dict([self._serving])
         found = {thread.ident: thread.native_id for thread in threading.enumerate()}
-        # After a fork Python may still have the parent's number (before 3.12).
-        found[threading.main_thread().ident] = os.getpid()
+        main = threading.main_thread()
+        if self._spent(main.native_id) is None:
+            # After a fork Python may still have the parent's number (before 3.12).
+            found[main.ident] = os.getpid()
         return found
 
     def _frame_inside(self, frame: FrameType | None) -> FrameType | None:
@@ -130,11 +129,11 @@ class Interrupt:
         return frame
 
     def _may_raise_in(self, ident: int, spare_imports: bool) -> bool:
-        """Whether the thread is inside an app; and imports nothing, with `spare_imports`."""
+        """Whether the thread is inside an app; and imports nothing there, with `spare_imports`."""
         frame = sys._current_frames().get(ident)
         if self._inside and self._frame_inside(frame) is None:
             return False
-        while spare_imports and frame is not None:
+        while spare_imports and frame is not None and frame.f_code not in self._inside:
             if frame.f_code.co_filename == _IMPORTLIB:
                 return False
             frame = frame.f_back
@@ -158,14 +157,9 @@ class Interrupt:
         _raise_in(ident, None)  # the request has ended meanwhile: the next one is not to have it
         return False
 
-    def knows(self) -> bool:
-        """Whether it has looked for long enough to suspect anybody."""
-        return self.looked > 0 and self._now() - self.looked > LEAST
-
     def forget(self) -> None:
         """Nothing is in flight any more, or this is a new child."""
         self._first, self._struck, self.suspect = {}, {}, None
-        self.looked = self.longest = 0.0
         self.grown = 0
 
 

@@ -36,9 +36,8 @@ RETRY = 10.0
 # What was seen is half forgotten after so many seconds.
 MEMORY_OF_GROWTH = 60.0
 
-# What wants to know of each look: the reading, and the level after it. It may say in how many
-# seconds it wants the next, at the latest.
-Follower = Callable[[Usage, str], "float | None"]
+# What wants to know of each look: the reading, and the level after it.
+Follower = Callable[[Usage, str], None]
 
 
 def next_look(distance: int, steepest: float) -> float:
@@ -153,7 +152,7 @@ class Monitor:
         level = self._governor.observe(usage.used)
         if level != before:
             self._tell_apps()
-        pauses = self._followed(usage, level)  # first: the ladder takes its time
+        latest = self._tell_followers(usage, level)  # first: the ladder takes its time
         if not self.acting:
             pass
         elif level != before:
@@ -166,22 +165,22 @@ class Monitor:
         if now - self._logged_at >= self._rules.check_interval:
             self._logged_at = now
             log.logger.info("🔍 %s, %s", self._figures(usage), level)
-        return min(self._pause(usage.used), *pauses)
+        return min(self._pause(usage.used), latest)
 
     # --- In between
 
-    def _followed(self, usage: Usage, level: str) -> list[float]:
-        pauses = (self._pause_of(name, usage, level) for name in list(self._followers))
-        return [REST, *(pause for pause in pauses if pause is not None)]
+    def _tell_followers(self, usage: Usage, level: str) -> float:
+        """Return the seconds to the next look, at the latest."""
+        return min([REST, *(self._tell(name, usage, level) for name in list(self._followers))])
 
-    def _pause_of(self, name: str, usage: Usage, level: str) -> float | None:
+    def _tell(self, name: str, usage: Usage, level: str) -> float:
         try:
-            return self._followers[name](usage, level)
+            self._followers[name](usage, level)
         except MemoryError:  # for the moment
             return SHORTEST
         except Exception:
             log.failure(name)
-            return None
+        return REST
 
     def _run(self, stop: threading.Event) -> None:
         try:

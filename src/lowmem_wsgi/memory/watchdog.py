@@ -116,6 +116,8 @@ class Watchdog:
         try:
             while post is self._post:
                 self._watch(post)
+                if post is not self._post:  # stopped: nobody will wake this thread again
+                    break
                 self._relax()
                 self._interrupt.forget()
                 self.asleep = True

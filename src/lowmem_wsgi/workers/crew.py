@@ -125,7 +125,8 @@ class Crew:
         self.slot = claim(page, self._rss(), now=self._now)
         self._newborn = own_uss()
         forked = page.made_by != os.getpid()
-        self._started_in = process_seconds() if fresh else FORKED_START if forked else USUAL_START
+        usual = FORKED_START if forked else USUAL_START
+        self._started_in = (process_seconds() if fresh else 0.0) or usual
         self._engine.ceiling.workers = self.count
         self._engine.monitor.follow("The black box", self.look)
         if not page.master:
@@ -170,11 +171,11 @@ class Crew:
             found = sum(seen.takes_room(since) and is_alive(seen.pid) for seen in page.workers())
         return max(1, found, self.server.size if self.server is not None else 1)
 
-    def look(self, usage: Usage, level: str) -> float | None:
+    def look(self, usage: Usage, level: str) -> None:
         """Take a reading, and the level after it: write it down, and act on it."""
         slot = self.slot
         if slot is None:
-            return None
+            return
         now, rss = self._now(), self._rss()
         slot.note(rss, usage.used)
         self._readings.append(Reading(now, usage.used, rss, slot.requests))
@@ -193,7 +194,6 @@ class Crew:
             self._see_off(page)
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
-        return None
 
     def tell(self) -> None:
         """Add what was counted here since the last time to what the site has."""

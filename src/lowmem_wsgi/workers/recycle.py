@@ -16,7 +16,7 @@ from ..settings import MB
 # What a new worker must save at least: this share of the limit. Else it is not worth the start.
 WORTH = 0.05
 # A worker refuses what a fresh one could do: it holds this share of the limit, and its ceiling was
-# hit lately, so long (seconds) ago that what was freed is given back.
+# hit so long (seconds) ago that what was freed is given back.
 GIVEN_BACK, MUCH = 1.0, 0.2
 # At warn (seconds): it must have lasted so long, in a worker so old. At critical a worker must be
 # as old as a start takes: so starting workers takes half of the time at most.
@@ -128,7 +128,7 @@ REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("it may pass", lambda s: not s.pressed and (s.lasted < LASTED or not s.idle)),
     (
         "a request in flight may hold the memory",
-        lambda s: s.held >= s.grown / 2 or (s.suspect and s.lasted < PATIENCE),
+        lambda s: 0 < s.held >= s.grown / 2 or (s.suspect and s.lasted < PATIENCE),
     ),
     ("memory is being given back", lambda s: s.hit and s.lasted < PATIENCE),
     (
