@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 WINDOW = 0.3
 # What was counted is added to the site's so often (seconds), and at the end.
 TELL_EVERY = 1.0
-# What a worker's start is taken to need (seconds), where it is not measured: forked of a loaded
-# master, and not.
-FORKED_START, USUAL_START = 0.1, 1.0
+# A worker's start is taken to need so long (seconds) at most, where it is not measured.
+LONGEST_START = 1.0
 
 
 class Reading(NamedTuple):
@@ -88,7 +87,7 @@ class Crew:
         self.server: Server | None = None
         self._started = False
         self._newborn = 0
-        self._started_in = USUAL_START
+        self._started_in, self._fresh = 0.0, False
         self._retired_at = 0.0
         self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
         self._readings: deque[Reading] = deque(maxlen=32)
@@ -124,9 +123,9 @@ class Crew:
         page = board_of(self.server)
         self.slot = claim(page, self._rss(), now=self._now)
         self._newborn = own_uss()
-        forked = page.made_by != os.getpid()
-        usual = FORKED_START if forked else USUAL_START
-        self._started_in = (process_seconds() if fresh else 0.0) or usual
+        # Later, the age is what the start has taken at the most.
+        self._started_in = process_seconds() if fresh else min(process_seconds(), LONGEST_START)
+        self._fresh = fresh
         self._engine.ceiling.workers = self.count
         self._engine.monitor.follow("The black box", self.look)
         if not page.master:
@@ -299,7 +298,6 @@ class Crew:
             rss=rss,
             born_rss=self.slot.born_rss,
             idle=self.idle(),
-            suspect=self._engine.interrupt.suspect is not None,
             held=self._engine.interrupt.grown,
             others=[seen.rss - seen.born_rss for seen in others if seen.state == READY],
             hit=ceiling.met_by_one(),
@@ -327,7 +325,7 @@ class Crew:
     def _lead(self) -> float:
         """Seconds before memory is short to ask for a replacement. Until one was measured, a worker
         is taken to end as fast as it starts."""
-        return lead(board().release or min(self._started_in, USUAL_START))
+        return lead(board().release or (self._started_in if self._fresh else 0.0))
 
     def _left(self, rates: Rates) -> float:
         """Seconds until this worker meets its own ceiling."""

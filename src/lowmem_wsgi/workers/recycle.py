@@ -59,8 +59,7 @@ class Situation(NamedTuple):
     rss: int
     born_rss: int
     idle: bool
-    suspect: bool  # a request in flight is likely to hold what has grown
-    held: int = 0  # by which this worker has grown since that one began
+    held: int = 0  # by which it has grown since the request began that computes most
     lead: float = LEAST_LEAD  # seconds that a replacement is to come before memory is short
     hit: bool = False  # the ceiling was met just now, by a request or a few
     hit_since: float | None = None  # seconds since the ceiling was met first, if it was lately
@@ -128,7 +127,7 @@ REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("it may pass", lambda s: not s.pressed and (s.lasted < LASTED or not s.idle)),
     (
         "a request in flight may hold the memory",
-        lambda s: 0 < s.held >= s.grown / 2 or (s.suspect and s.lasted < PATIENCE),
+        lambda s: 0 < s.held >= s.grown / 2,
     ),
     ("memory is being given back", lambda s: s.hit and s.lasted < PATIENCE),
     (
