@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from live import clean_environ
-from lowmem_wsgi.memory import ceiling, collector, governor, intake, interrupt, monitor, sentry
+from lowmem_wsgi.memory import ceiling, collector, governor, intake, interrupt, monitor, watchdog
 from lowmem_wsgi.settings import Settings, parse_duration, parse_size, table, threshold_bytes
 from lowmem_wsgi.workers import recycle
 
@@ -233,7 +233,7 @@ def test_the_governors_and_the_monitors_constants_are_those_of_the_code() -> Non
         ("Large uploads are turned away", [intake]),
         ("The worker is recycled", [recycle]),
         ("The ceiling", [ceiling]),
-        ("The interrupt", [sentry, interrupt]),
+        ("The interrupt", [watchdog, interrupt]),
     ],
 )
 def test_the_constants_told_of_what_survives_are_those_of_the_code(

@@ -239,7 +239,7 @@ def test_a_request_that_ends_as_it_is_struck_leaves_the_error_to_nobody(
 ) -> None:
     site = threads("one")
     site.pass_by(0.1, one=1.0)
-    site.meanwhile = lambda: site.work.clear()
+    site.meanwhile = site.work.clear
     assert not site.interrupt.strike()
     assert (site.struck, site.taken_back) == ([100], [100])
 
