@@ -133,8 +133,9 @@ def serve(
 ) -> Iterator[Server]:
     """Serve `app` (module:name, looked up in tests/apps) until the block ends.
 
-    `server`: sync, gthread or gevent (Gunicorn), run (our command), waitress, werkzeug, uwsgi, mod_wsgi; the last two
-    are not among what the tests install, and without them the test is skipped. With `config`
+    `server`: sync, gthread or gevent (Gunicorn), run (our command), waitress, werkzeug, uwsgi,
+    mod_wsgi; the last two are not among what the tests install, and without them the test is
+    skipped. With `config`
     Gunicorn takes that config and no numbers of ours. The server joins each `cgroup` before it
     starts.
     """
@@ -208,7 +209,7 @@ def _mod_wsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]
 
 
 def _run(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
-    """`lowmem-wsgi run`: with as many workers and threads as it chooses, or the environment says."""
+    """`lowmem-wsgi run`, with as many workers and threads as it chooses."""
     return [
         *(sys.executable, "-m", "lowmem_wsgi", "run", app, "--bind", "127.0.0.1:0"),
         *_quiet_control_socket(),

@@ -53,7 +53,6 @@ AT_WARN = Situation(
     rss=350 * MB,
     born_rss=50 * MB,
     idle=True,
-    suspect=False,
 )
 AT_CRITICAL = AT_WARN._replace(level=CRITICAL, used=455 * MB, lasted=0.0, age=1.0, rss=400 * MB)
 
@@ -98,12 +97,12 @@ def test_a_worker_that_has_grown_is_replaced(situation: Situation) -> None:
         ({"lasted": LASTED}, None),
         ({"idle": False}, OF_HOPE),
         # What is left to wait for at warn is over by then.
-        ({"suspect": True}, None),
         ({"hit": True}, None),
         # But not for a request that holds half of what has come.
         ({"held": 150 * MB - 1}, None),
         ({"held": 150 * MB}, OF_REQUEST),
-        ({"held": 150 * MB, "suspect": True, "lasted": 1000.0}, OF_REQUEST),
+        ({"held": 150 * MB, "lasted": 1000.0}, OF_REQUEST),
+        ({"held": 150 * MB, "full": True}, None),
     ],
 )
 def test_at_warn(changes: dict[str, Any], expected: str | None) -> None:
@@ -121,12 +120,10 @@ def test_at_warn(changes: dict[str, Any], expected: str | None) -> None:
         ({"age": 0.05}, None),
         ({"started_in": 7.0, "age": 6.9}, OF_YOUTH),
         ({"started_in": 7.0, "age": 7.0}, None),
-        ({"suspect": True}, OF_REQUEST),
-        ({"suspect": True, "lasted": PATIENCE}, None),
         ({"held": 175 * MB - 1}, None),
         ({"held": 175 * MB}, OF_REQUEST),
         ({"held": 400 * MB, "lasted": 1000.0}, OF_REQUEST),
-        ({"held": 400 * MB, "full": True}, OF_REQUEST),
+        ({"held": 400 * MB, "full": True}, None),
         ({"held": -MB}, None),  # it has given back
         ({"hit": True}, OF_GIVING_BACK),
         ({"hit": True, "lasted": PATIENCE}, None),
@@ -270,7 +267,6 @@ SITUATIONS = st.builds(
     rss=SIZES,
     born_rss=SIZES,
     idle=st.booleans(),
-    suspect=st.booleans(),
     held=st.one_of(st.just(0), st.integers(-LIMIT, LIMIT)),
     lead=st.floats(LEAST_LEAD, MOST_LEAD),
     hit=st.booleans(),

@@ -328,12 +328,12 @@ class LowMemory:
     def _ran_out_of_memory(self) -> Refusal:
         with self._lock:
             self.out_of_memory += 1
-        self.engine.ceiling.hit()
         usage = self.engine.ceiling.usage
         if usage is None:
             return out_of_memory.refusal(
                 "of more than could be had", "none, the app asked for more than it could get"
             )
+        self.engine.ceiling.hit()
         figures = f"at {format_size(usage.used)} of {format_size(usage.limit)}"
         return out_of_memory.refusal(figures, "LOWMEM_CEILING")
 

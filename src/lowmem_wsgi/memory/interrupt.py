@@ -29,8 +29,9 @@ from .native import original
 LEAST, SHARE = 0.005, 0.15
 # The process has grown by so much (bytes) since the suspect was seen first.
 GROWN = 8 * MB
-# The same request is interrupted again after so many seconds: it may have caught the first.
-AGAIN = 0.1
+# The same request is interrupted again after so many seconds, or where the process has grown further
+# by so much (bytes): it may have caught the first.
+AGAIN, FURTHER = 0.1, 2 * MB
 # The file of the code that imports (importlib/_bootstrap.py is frozen into the interpreter).
 _IMPORTLIB = "<frozen importlib._bootstrap>"
 
@@ -68,7 +69,8 @@ class Interrupt:
         self._spent = processor_seconds if spent is None else spent
         self._spent_by_all = spent_by_all
         self._first: dict[object, Sight] = {}
-        self._struck: dict[object, float] = {}
+        self._struck: dict[object, tuple[float, int]] = {}  # when, and bytes in use then
+        self._size = 0
         self._serving = (0, 0)  # the thread that runs all greenlets: its ident, the kernel's number
         self.suspect: object = None
         self.grown = 0  # bytes, since the suspect was seen first
@@ -100,7 +102,8 @@ class Interrupt:
                 most, suspect, grown = used, key, size - sight.size
         self.suspect, self.grown = suspect, grown
         self._first = first
-        self._struck = {key: at for key, at in self._struck.items() if key in threads}
+        self._struck = {key: then for key, then in self._struck.items() if key in threads}
+        self._size = size
         return bool(threads)
 
     def _at_work(self) -> dict[object, int]:
@@ -147,11 +150,14 @@ class Interrupt:
         """
         key, now = self.suspect, self._now()
         ident = self._at_work().get(key)
-        if ident is None or now - self._struck.get(key, 0.0) < AGAIN:
+        if ident is None:
+            return False
+        at, size = self._struck.get(key, (float("-inf"), 0))
+        if now - at < AGAIN and self._size - size < FURTHER:
             return False
         if not self._may_raise_in(ident, spare_imports):
             return False
-        self._struck[key] = now
+        self._struck[key] = now, self._size
         if _raise_in(ident, MemoryError) and self._at_work().get(key) == ident:
             return True
         _raise_in(ident, None)  # the request has ended meanwhile: the next one is not to have it

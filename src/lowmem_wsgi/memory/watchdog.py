@@ -24,7 +24,7 @@ FIRST = 0.02
 FILLED_AT, OFTEN, SELDOM = 8192 * MB, 0.005, 0.1
 # With so much left (bytes), or this share of the limit where that is less, the suspect is
 # interrupted: about 50 ms before the wall.
-AT, AT_SHARE = 48 * MB, 1 / 10
+AT, AT_SHARE = 48 * MB, 1 / 6
 # A thread that imports is interrupted only with so much left in the container itself (bytes).
 LAST = 8 * MB
 # With so much left (bytes) the interpreter hands its lock over within PROMPTLY (seconds; usually
@@ -38,7 +38,7 @@ def next_look(left: int | None) -> float:
 
 
 def is_time(left: int, limit: int) -> bool:
-    """Whether to interrupt, with so much left of a ceiling at `limit` (bytes)."""
+    """Whether to interrupt, with so much left in a container of `limit` (bytes)."""
     return left <= min(AT, limit * AT_SHARE)
 
 
@@ -98,18 +98,16 @@ class Watchdog:
         ceiling.keep()
         if not interrupt.look(ceiling.anonymous) and not interrupt.work():
             return None
-        left, limit = ceiling.left, ceiling.limit
-        if left is None or limit is None:
+        left, usage = ceiling.left, ceiling.usage
+        if left is None or usage is None:
             return SELDOM
         if left <= NEAR:
             self._hurry()
         else:
             self._relax()
-        if is_time(left, limit) and interrupt.grown >= max(MB, min(GROWN, left)):
+        if is_time(left, usage.limit) and interrupt.grown >= max(MB, min(GROWN, left)):
             ceiling.open_reserve()
-            usage = ceiling.usage
-            full = usage is not None and usage.limit - usage.used <= LAST
-            interrupt.strike(spare_imports=not full)
+            interrupt.strike(spare_imports=usage.limit - usage.used > LAST)
         return next_look(left)
 
     def _run(self, post: Any) -> None:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 WINDOW = 0.3
 # What was counted is added to the site's so often (seconds), and at the end.
 TELL_EVERY = 1.0
+# Readings are kept for as long as a lead may be, at the shortest pauses.
+MOST_READINGS = 256
 # A worker's start is taken to need so long (seconds) at most, where it is not measured.
 LONGEST_START = 1.0
 
@@ -90,7 +92,7 @@ class Crew:
         self._started_in, self._fresh = 0.0, False
         self._retired_at = 0.0
         self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
-        self._readings: deque[Reading] = deque(maxlen=32)
+        self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
         self._counted: dict[str, float] = {}
         self._told_at = float("-inf")
         self._telling = threading.Lock()
@@ -124,7 +126,8 @@ class Crew:
         self.slot = claim(page, self._rss(), now=self._now)
         self._newborn = own_uss()
         # Later, the age is what the start has taken at the most.
-        self._started_in = process_seconds() if fresh else min(process_seconds(), LONGEST_START)
+        age = process_seconds() or LONGEST_START  # where the system does not tell
+        self._started_in = age if fresh else min(age, LONGEST_START)
         self._fresh = fresh
         self._engine.ceiling.workers = self.count
         self._engine.monitor.follow("The black box", self.look)

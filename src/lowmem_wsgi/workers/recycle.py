@@ -77,13 +77,14 @@ class Situation(NamedTuple):
     def pressed(self) -> bool:
         """At critical (by the reading: the level lags behind), or there before a fresh worker
         could be."""
-        return (
-            self.used + self.growth * self.lead >= self.critical
-            or self.full
-            or self.stuck
-            or self.left <= self.lead
-            or (self.slow and self._half_full)
-        )
+        return self._soon_critical or self.full or self.stuck or (self.slow and self._half_full)
+
+    @property
+    def _soon_critical(self) -> bool:
+        """In less than the lead, at this growth. What grows at once in an empty container may stop
+        as soon: that says nothing before half of the way."""
+        soon = self.used + self.growth * self.lead >= self.critical or self.left <= self.lead
+        return soon and self.used >= self.critical / 2
 
     @property
     def stuck(self) -> bool:
@@ -127,7 +128,7 @@ REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("it may pass", lambda s: not s.pressed and (s.lasted < LASTED or not s.idle)),
     (
         "a request in flight may hold the memory",
-        lambda s: 0 < s.held >= s.grown / 2,
+        lambda s: 0 < s.held >= s.grown / 2 and not s.full,
     ),
     ("memory is being given back", lambda s: s.hit and s.lasted < PATIENCE),
     (
