@@ -445,7 +445,7 @@ def test_one_that_a_slow_request_would_keep_is_replaced_while_there_is_room_for_
 
 
 def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
-    worker = Worker(rest=0)
+    worker = Worker(rest=200)
     worker.live(5)
     worker.engine.room = 60 * MB
     for _ in range(100):

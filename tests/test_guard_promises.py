@@ -62,6 +62,7 @@ def short() -> Iterator[LowMemory]:
     """Memory is short: bodies over a few KB are turned away."""
     wrapped = LowMemory(plain, max_upload="1MB", ceiling="off")
     wrapped.engine.monitor.running = True  # so that no thread looks at the real memory
+    wrapped.start()
     wrapped.engine.intake.largest = 8 * KB
     yield wrapped
     wrapped.close()

@@ -348,11 +348,19 @@ def test_after_the_first_byte_the_server_must_cut_it_off(
 
 def test_it_counts_as_a_meeting_with_the_ceiling() -> None:
     """A worker is not replaced for what one request asked for and gave back."""
-    wrapped = LowMemory(plain)
+    wrapped = LowMemory(plain, ceiling="off")  # so that nothing but this sets it
+    wrapped.engine.ceiling.usage = Usage(400 * MB, 512 * MB, "cgroup v2")
     call(wrapped, make_environ("/well"))
     assert not wrapped.engine.ceiling.met_by_one()
     call(wrapped, make_environ("/fail"))
     assert wrapped.engine.ceiling.met_by_one()
+
+
+def test_where_there_is_no_ceiling_nothing_meets_it() -> None:
+    wrapped = LowMemory(plain, ceiling="off")
+    call(wrapped, make_environ("/fail"))
+    assert wrapped.out_of_memory == 1
+    assert not wrapped.engine.ceiling.met_by_one()
 
 
 # --- What counts as it
