@@ -7,7 +7,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types docs bench late excel table survival diagnosis soak clean
+.PHONY: demo test test-all lint types docs bench late excel table survival sweep diagnosis soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -63,6 +63,12 @@ table: $(VENV)/bench
 # user who may make a cgroup.
 survival: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/survival.py
+	$(VENV)/bin/python benchmarks/sweep.py --rounds 1 --leaks 1000 --cpu 1.0 --cpu 0.25 --jobs 2
+
+# The same edges with all that a user varies varied, ten rounds of each (3 hours). Linux, as a user
+# who may make cgroups.
+sweep: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/sweep.py --jobs 2 --check
 
 # Thirty sites whose memory goes by a script, and whether all that their status says is true (7
 # minutes). Linux, as a user who may make a cgroup.

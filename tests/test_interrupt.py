@@ -216,6 +216,19 @@ def test_it_strikes_the_suspects_thread_and_not_again_at_once(
     assert site.struck == [101, 101]
 
 
+def test_who_catches_the_error_and_grows_on_is_struck_again_at_once(
+    threads: Callable[..., Threads],
+) -> None:
+    site = threads("one")
+    site.pass_by(0.1, one=0.8)
+    assert site.interrupt.strike()
+    site.interrupt.look(FURTHER - 1)
+    assert not site.interrupt.strike()
+    site.interrupt.look(FURTHER)
+    assert site.interrupt.strike()
+    assert site.struck == [100, 100]
+
+
 def test_another_suspect_is_struck_without_waiting(threads: Callable[..., Threads]) -> None:
     site = threads("one", "two")
     site.pass_by(0.1, one=0.8)

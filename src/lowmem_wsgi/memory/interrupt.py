@@ -29,8 +29,8 @@ from .native import original
 LEAST, SHARE = 0.005, 0.15
 # The process has grown by so much (bytes) since the suspect was seen first.
 GROWN = 8 * MB
-# The same request is interrupted again after so many seconds, or where the process has grown further
-# by so much (bytes): it may have caught the first.
+# A request that has caught the first error is interrupted again: after so many seconds, or where
+# the process has grown further by so much (bytes).
 AGAIN, FURTHER = 0.1, 2 * MB
 # The file of the code that imports (importlib/_bootstrap.py is frozen into the interpreter).
 _IMPORTLIB = "<frozen importlib._bootstrap>"
