@@ -17,7 +17,7 @@ from fakes import MB, Clock
 from forks import asked
 from live import wait_for
 from lowmem_wsgi.memory import interrupt as module
-from lowmem_wsgi.memory.interrupt import AGAIN, LEAST, SHARE, Interrupt, processor_seconds
+from lowmem_wsgi.memory.interrupt import AGAIN, FURTHER, LEAST, SHARE, Interrupt, processor_seconds
 
 # --- The suspect, over threads of a test's own
 
@@ -222,9 +222,12 @@ def test_who_catches_the_error_and_grows_on_is_struck_again_at_once(
     site = threads("one")
     site.pass_by(0.1, one=0.8)
     assert site.interrupt.strike()
-    site.interrupt.look(FURTHER - 1)
+    before = site.size
+    site.size = before + FURTHER - 1
+    site.look()
     assert not site.interrupt.strike()
-    site.interrupt.look(FURTHER)
+    site.size = before + FURTHER
+    site.look()
     assert site.interrupt.strike()
     assert site.struck == [100, 100]
 
