@@ -526,9 +526,14 @@ def test_the_greenlet_that_runs_is_the_suspect(greenlets: Threads) -> None:
 
     def app() -> None:
         assert computes(greenlets) is not None
-        assert greenlets.interrupt.strike()
+        # From another thread, as it is: this one is then inside the app, and not in code of ours.
+        striking = threading.Thread(target=lambda: struck.append(greenlets.interrupt.strike()))
+        striking.start()
+        striking.join(30)
 
+    struck: list[bool] = []
     inside_the_app(app)
+    assert struck == [True]
     assert greenlets.struck == [threading.get_ident()]
 
 

@@ -8,7 +8,7 @@ answered otherwise, or after it, and then may not; `close()` exactly once, come 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import log
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     Finish = Callable[["Exchange", bool], None]
     Started = Callable[["Exchange"], None]
 
+    class Strikes(Protocol):
+        """Who may raise a MemoryError in the thread of a request, from another thread."""
+
+        striking: bool  # about to raise one
+
+        def settle(self) -> None:
+            """Wait until that is over, and drop an error that comes."""
+
 
 class Exchange:
     """Calls an app for one request, and stands between it and the server until `close`.
@@ -36,6 +44,7 @@ class Exchange:
     finish(exchange, closed)         the request is over; called until it returns, so each step of
                                      it must be harmless when repeated. Not `closed`: the server
                                      dropped the response without a close()
+    strikes                          asked whenever the app has been left, before the server goes on
     """
 
     __slots__ = (
@@ -57,6 +66,7 @@ class Exchange:
         "route",
         "sent",
         "status",
+        "strikes",
     )
 
     def __init__(
@@ -67,8 +77,10 @@ class Exchange:
         rescue: Rescue,
         finish: Finish,
         started: Started,
+        strikes: Strikes,
     ) -> None:
         self.environ = environ
+        self.strikes = strikes
         self._server_start = start_response
         self._amend = amend
         self._rescue = rescue
@@ -283,6 +295,9 @@ class Stream:
             if self._exchange.sent:
                 self._exchange.failed(error)
             raise
+        finally:
+            if self._exchange.strikes.striking:
+                self._exchange.strikes.settle()
 
     def _begin(self) -> bytes:
         exchange = self._exchange

@@ -17,7 +17,7 @@ from .admin.naming import Names, by_path, told
 from .admin.routes import Admin
 from .exchange import Exchange, Stream
 from .guards import out_of_memory
-from .guards.body import DRAIN, drain
+from .guards.body import DRAIN, Body, drain
 from .guards.keys import Keys
 from .guards.overload import Overload, busy
 from .guards.paths import PATH
@@ -82,7 +82,8 @@ class LowMemory:
         self._numbers = itertools.count(1).__next__
         self.out_of_memory = 0
         # Another app's monitor may be at work: from here on it sees this one.
-        self.engine = engine.join(rules, self, _INSIDE)
+        self.engine = engine.join(rules, self, _INSIDE, _THROUGH)
+        self._interrupt = self.engine.interrupt
         self._watchdog = self.engine.watchdog
         self.crew = crew.join(rules, self.engine)
         self.crew.heavy = WATCH.own
@@ -93,8 +94,11 @@ class LowMemory:
         self._monitor = self.engine.monitor
         self._after_request = self.engine.collector.after_request
         self._growth = self.engine.collector.growth
-        self._steps = self._amend, self._rescue, self._finish, self._begun
-        self._admin_steps = _unamended, self._rescue, self._finish_admin, _nothing
+        self._steps = self._amend, self._rescue, self._finish, self._begun, self._interrupt
+        self._admin_steps = (
+            *(_unamended, self._rescue, self._finish_admin, _nothing),
+            self._interrupt,
+        )
         self._admin = {
             path: functools.partial(self._answer, route)
             for path, route in Admin(self).routes().items()
@@ -124,6 +128,9 @@ class LowMemory:
             if exchange is not None and exchange.sent:
                 raise
             return out_of_memory.last_resort(start_response)
+        finally:
+            if self._interrupt.striking:
+                self._interrupt.settle()
 
     def _nested(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request that another LowMemory has let in: hold it to the stricter upload cap."""
@@ -296,6 +303,8 @@ class LowMemory:
         again, so each step is harmless when repeated."""
         try:
             self.overload.leave(exchange.request)
+            if self._interrupt.striking:
+                self._interrupt.settle()
             if exchange.place >= 0:
                 self.crew.ended(exchange.place)
                 exchange.place = -1
@@ -405,6 +414,14 @@ class LowMemory:
 
 # While a thread is in one of these, it is at an app's request.
 _INSIDE = LowMemory.__call__.__code__, Stream.__next__.__code__
+# What of ours may run between those and the app.
+_THROUGH = tuple(
+    function.__code__
+    for function in (
+        *(Exchange.run, Exchange.first, Stream._begin, LowMemory._nested),
+        *(Body.read, Body.read1, Body.readline, Body._take, Body._ask),
+    )
+)
 
 
 def _unamended(environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:

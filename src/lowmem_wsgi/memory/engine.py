@@ -41,15 +41,21 @@ OF_THE_FIRST = (
 class Engine:
     """Collector, ladder, ceiling and monitor, made for each other.
 
-    `inside`: code objects of which one runs in a request's thread as long as an app does.
+    `inside`: code objects of which one runs in a request's thread as long as an app does;
+    `through`: those that may run between it and the app.
     """
 
-    def __init__(self, rules: Settings, inside: Collection[CodeType] = ()) -> None:
+    def __init__(
+        self,
+        rules: Settings,
+        inside: Collection[CodeType] = (),
+        through: Collection[CodeType] = (),
+    ) -> None:
         self.collector = Collector(passes=0, freeze=False, trim=False)
         self.ladder = Ladder(self.collector, rules.heavy_modules if rules.purge_modules else ())
         self.memory = Memory(rules.memory_limit)
         self.ceiling = Ceiling(rules.ceiling, self.memory.glance)
-        self.interrupt = Interrupt(self.work, inside)
+        self.interrupt = Interrupt(self.work, inside, through)
         self.intake = Intake()
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
         self.monitor.follow("The ceiling", self._watch)
@@ -211,12 +217,17 @@ _apps: weakref.WeakSet[App] = weakref.WeakSet()
 _current: list[Engine] = []  # none or one
 
 
-def join(rules: Settings, app: App, inside: Collection[CodeType] = ()) -> Engine:
+def join(
+    rules: Settings,
+    app: App,
+    inside: Collection[CodeType] = (),
+    through: Collection[CodeType] = (),
+) -> Engine:
     """The process's engine, with one more app to serve."""
     with _lock:
         _apps.add(app)
         if not _current:
-            _current.append(Engine(rules, inside))
+            _current.append(Engine(rules, inside, through))
             _watch_forks()
         found = _current[0]
         found.join(rules)

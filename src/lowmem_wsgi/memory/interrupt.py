@@ -12,6 +12,7 @@ while the process grew: what waits for a client or a database does not grow.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -32,6 +33,8 @@ GROWN = 8 * MB
 # A request that has caught the first error is interrupted again: after so many seconds, or where
 # the process has grown further by so much (bytes).
 AGAIN, FURTHER = 0.1, 2 * MB
+# Where our own code is.
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # The file of the code that imports (importlib/_bootstrap.py is frozen into the interpreter).
 _IMPORTLIB = "<frozen importlib._bootstrap>"
 
@@ -50,14 +53,15 @@ class Interrupt:
     """Watches the requests in flight, and raises MemoryError in one of them.
 
     `work` gives what is in flight: any key for a request, and the ident of its thread. `inside`
-    are the code objects of which one runs, in that thread, as long as the app does. Without them
-    a thread is taken to be inside.
+    are the code objects of which one runs, in that thread, as long as the app does, and `through`
+    those of ours that may run between it and the app. Without them a thread is taken to be inside.
     """
 
     def __init__(
         self,
         work: Callable[[], Mapping[object, int]] = dict,
         inside: Collection[CodeType] = (),
+        through: Collection[CodeType] = (),
         *,
         now: Callable[[], float] = time.monotonic,
         spent: Callable[[int | None], float | None] | None = None,
@@ -65,6 +69,8 @@ class Interrupt:
     ) -> None:
         self.work = work
         self._inside = frozenset(inside)
+        self._through = frozenset(through)
+        self.striking = False  # while an error is about to be raised
         self._now = now
         self._spent = processor_seconds if spent is None else spent
         self._spent_by_all = spent_by_all
@@ -132,15 +138,35 @@ class Interrupt:
         return frame
 
     def _may_raise_in(self, ident: int, spare_imports: bool) -> bool:
-        """Whether the thread is inside an app; and imports nothing there, with `spare_imports`."""
+        """Whether the thread runs code of an app; and imports nothing there, with `spare_imports`.
+
+        Code of ours that the app has called, or that handles an error of it, is let be.
+        """
         frame = sys._current_frames().get(ident)
-        if self._inside and self._frame_inside(frame) is None:
-            return False
-        while spare_imports and frame is not None and frame.f_code not in self._inside:
-            if frame.f_code.co_filename == _IMPORTLIB:
+        if self._inside and frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            return False  # about to leave: it looks at `striking` on its way
+        while frame is not None and frame.f_code not in self._inside:
+            if spare_imports and frame.f_code.co_filename == _IMPORTLIB:
+                return False
+            ours = self._inside and frame.f_code.co_filename.startswith(_PACKAGE)
+            if ours and frame.f_code not in self._through:
                 return False
             frame = frame.f_back
-        return True
+        return frame is not None or not self._inside
+
+    def settle(self) -> None:
+        """Call it in a thread that leaves an app, where `striking`: wait for that to be over.
+
+        A MemoryError meant for the request that comes now is too late, and dropped: it must not
+        reach the server.
+        """
+        sleep = original("time", "sleep")
+        while True:
+            with contextlib.suppress(MemoryError):
+                while self.striking:
+                    sleep(0.0001)
+                sleep(0)  # an error that is on its way comes here
+                return
 
     def strike(self, *, spare_imports: bool = False) -> bool:
         """Raise MemoryError in the suspect's thread. Whether it was.
@@ -155,13 +181,20 @@ class Interrupt:
         at, size = self._struck.get(key, (float("-inf"), 0))
         if now - at < AGAIN and self._size - size < FURTHER:
             return False
-        if not self._may_raise_in(ident, spare_imports):
-            return False
         self._struck[key] = now, self._size
-        if _raise_in(ident, MemoryError) and self._at_work().get(key) == ident:
-            return True
-        _raise_in(ident, None)  # the request has ended meanwhile: the next one is not to have it
-        return False
+        # The thread may run on between any two lines of this. Before it leaves the app it looks at
+        # `striking`, and waits.
+        self.striking = True
+        try:
+            if not self._may_raise_in(ident, spare_imports):
+                del self._struck[key]
+                return False
+            if _raise_in(ident, MemoryError) and self._at_work().get(key) == ident:
+                return True
+            _raise_in(ident, None)  # the request has ended meanwhile
+            return False
+        finally:
+            self.striking = False
 
     def forget(self) -> None:
         """Nothing is in flight any more, or this is a new child."""

@@ -21,10 +21,10 @@ from .native import original
 # A request that is over sooner (seconds) is never looked at, unless memory is nearly full.
 FIRST = 0.02
 # Bytes left, divided by so many a second, are the seconds to the next look; at least and at most.
-FILLED_AT, OFTEN, SELDOM = 8192 * MB, 0.005, 0.1
+FILLED_AT, OFTEN, SELDOM = 8192 * MB, 0.002, 0.1
 # With so much left (bytes), or this share of the limit where that is less, the suspect is
 # interrupted: about 50 ms before the wall.
-AT, AT_SHARE = 48 * MB, 1 / 6
+AT, AT_SHARE = 48 * MB, 1 / 4
 # A thread that imports is interrupted only with so much left in the container itself (bytes).
 LAST = 8 * MB
 # With so much left (bytes) the interpreter hands its lock over within PROMPTLY (seconds; usually

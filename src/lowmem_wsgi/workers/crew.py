@@ -64,6 +64,10 @@ class Rates(NamedTuple):
     requests: float
 
 
+def _rate(before: int, after: int, seconds: float) -> float:
+    return (after - before) / seconds if seconds > 0 else 0.0
+
+
 class Crew:
     """Call `start` in the worker; then `began` and `ended` with each request."""
 
@@ -318,11 +322,13 @@ class Crew:
         if len(recent) < 2 or recent[-1].at - recent[0].at < WINDOW / 10:
             return Rates(0.0, 0.0, 0.0)
         first, last = recent[0], recent[-1]
-        seconds = last.at - first.at
+        middle = min(recent, key=lambda reading: abs(2 * reading.at - first.at - last.at))
+        # A step is no growth: it must go on in both halves.
+        halves = [(first, middle), (middle, last)]
         return Rates(
-            (last.used - first.used) / seconds,
-            (last.rss - first.rss) / seconds,
-            (last.requests - first.requests) / seconds,
+            min(_rate(a.used, b.used, b.at - a.at) for a, b in halves),
+            min(_rate(a.rss, b.rss, b.at - a.at) for a, b in halves),
+            _rate(first.requests, last.requests, last.at - first.at),
         )
 
     def _lead(self) -> float:
