@@ -17,7 +17,15 @@ from fakes import MB, Clock
 from forks import asked
 from live import wait_for
 from lowmem_wsgi.memory import interrupt as module
-from lowmem_wsgi.memory.interrupt import AGAIN, FURTHER, LEAST, SHARE, Interrupt, processor_seconds
+from lowmem_wsgi.memory.interrupt import (
+    AGAIN,
+    FORGET,
+    FURTHER,
+    LEAST,
+    SHARE,
+    Interrupt,
+    processor_seconds,
+)
 
 # --- The suspect, over threads of a test's own
 
@@ -122,9 +130,30 @@ def test_it_is_told_by_how_much_the_process_has_grown_since_the_suspect_came(
     site.size += 5 * MB
     site.look()
     assert site.interrupt.grown == 105 * MB
+    # Where the process falls below that, what has grown is gone, and the account begins anew.
     site.size -= 150 * MB
     site.look()
-    assert site.interrupt.grown == -45 * MB
+    assert (site.interrupt.suspect, site.interrupt.grown) == (None, 0)
+
+
+def test_what_a_request_has_done_is_forgotten_in_time(threads: Callable[..., Threads]) -> None:
+    """A stream is not blamed for all that has come since it began."""
+    site = threads("stream")
+    site.pass_by(FORGET, stream=0.3)
+    site.size += 100 * MB
+    site.look()
+    assert site.interrupt.grown == 100 * MB
+    site.pass_by(1.0, stream=0.3)
+    site.pass_by(1.0, stream=0.3)
+    assert (site.interrupt.suspect, site.interrupt.grown) == ("stream", 0)
+
+
+@pytest.mark.parametrize(("of_the_younger", "suspect"), [(0.79, "old"), (0.81, "new")])
+def test_of_two_that_compute_alike_the_younger_is_the_suspect(
+    threads: Callable[..., Threads], of_the_younger: float, suspect: str
+) -> None:
+    site = threads("old", "new")
+    assert site.pass_by(1.0, old=1.0, new=of_the_younger) == suspect
 
 
 def test_what_had_come_before_the_suspect_is_not_its_doing(
@@ -132,12 +161,12 @@ def test_what_had_come_before_the_suspect_is_not_its_doing(
 ) -> None:
     site = threads("old", "new")
     new = {"new": site.work.pop("new")}
-    site.pass_by(1.0, old=0.1)
+    site.pass_by(1.0, old=0.5)
     site.size += 100 * MB
     site.work |= new
     site.pass_by(0.1, new=1.0, old=0.1)
     assert site.interrupt.suspect == "old"  # so far it has had more time
-    site.pass_by(0.1, new=1.0)
+    site.pass_by(0.4, new=1.0)
     assert (site.interrupt.suspect, site.interrupt.grown) == ("new", 0)
 
 

@@ -16,11 +16,10 @@ from fakes import MB
 from live import wait_for
 from lowmem_wsgi.memory import watchdog as module
 from lowmem_wsgi.memory.ceiling import Ceiling
-from lowmem_wsgi.memory.interrupt import GROWN, Interrupt
+from lowmem_wsgi.memory.interrupt import Interrupt
 from lowmem_wsgi.memory.reading import Usage
 from lowmem_wsgi.memory.watchdog import (
     AT,
-    AT_SHARE,
     FILLED_AT,
     LAST,
     NEAR,
@@ -65,12 +64,11 @@ def test_at_the_next_look_half_of_it_is_left(left: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "limit", "expected"),
+    ("whole", "limit", "expected"),
     [
         (AT, 512 * MB, True),
         (AT + 1, 512 * MB, False),
         (0, 512 * MB, True),
-        (-MB, 512 * MB, True),
         (24 * MB, 96 * MB, True),
         (24 * MB + 1, 96 * MB, False),
         (AT, 4096 * MB, True),
@@ -78,19 +76,50 @@ def test_at_the_next_look_half_of_it_is_left(left: int) -> None:
         (1, 0, False),
     ],
 )
-def test_it_is_time_near_the_ceiling_only(left: int, limit: int, expected: bool) -> None:
-    assert is_time(left, limit) is expected
+def test_it_is_time_near_the_ceiling_only(whole: int, limit: int, expected: bool) -> None:
+    assert is_time(whole, whole, limit, 400 * MB) is expected
 
 
-@given(BYTES, BYTES, BYTES)
-def test_with_less_left_or_a_higher_limit_it_is_never_too_early(
-    left: int, limit: int, more: int
+@pytest.mark.parametrize(
+    ("whole", "left", "expected"),
+    [
+        (180 * MB, 45 * MB, False),  # of four workers: the share grows as it is used
+        (64 * MB + 3, 16 * MB, True),
+        (64 * MB + 3, 16 * MB + 1, False),
+        (100 * MB, 0, True),  # holes that no new mapping can use
+    ],
+)
+def test_a_workers_share_may_come_down_further_than_the_whole(
+    whole: int, left: int, expected: bool
 ) -> None:
-    if is_time(left, limit):
-        assert left <= AT
-        assert left <= limit * AT_SHARE
-        assert is_time(left - more, limit)
-        assert is_time(left, limit + more)
+    assert is_time(whole, left, 512 * MB, 400 * MB) is expected
+
+
+@pytest.mark.parametrize(
+    ("whole", "grown", "expected"),
+    [
+        (AT, AT // 2, True),
+        (AT, AT // 2 - 1, False),
+        (20 * MB, 10 * MB, True),
+        (20 * MB, 10 * MB - 1, False),
+        (0, MB, True),
+        (0, MB - 1, False),
+    ],
+)
+def test_who_has_taken_little_of_what_is_left_is_let_be(
+    whole: int, grown: int, expected: bool
+) -> None:
+    assert is_time(whole, whole, 512 * MB, grown) is expected
+
+
+@given(BYTES, BYTES, BYTES, BYTES, BYTES)
+def test_with_more_left_it_is_never_sooner(
+    whole: int, left: int, limit: int, grown: int, more: int
+) -> None:
+    if is_time(whole, left, limit, grown):
+        assert is_time(whole, left, limit, grown + more)
+        assert is_time(max(0, whole - more), left, limit, grown)
+        assert is_time(whole, left - more, limit, grown)
 
 
 # --- A look
@@ -136,6 +165,10 @@ class Post:
         self.trouble: BaseException | None = None
         self.too_late = False  # a request comes as it falls asleep
         self.watchdog = Counted(self, self)
+
+    @property
+    def whole(self) -> int:
+        return self.left or 0
 
     def wait(self, threads: int) -> None:
         """Until there are as many."""
@@ -236,11 +269,11 @@ STRUCK = ["open the reserve", "strike, sparing imports"]
         (None, 100 * MB, False),
         (AT + 1, 100 * MB, False),
         (AT, 100 * MB, True),
-        (AT, GROWN, True),
-        (AT, GROWN - 1, False),
+        (AT, AT // 2, True),
+        (AT, AT // 2 - 1, False),
         # The less is left, the less it must have grown.
-        (4 * MB, 4 * MB, True),
-        (4 * MB, 4 * MB - 1, False),
+        (4 * MB, 2 * MB, True),
+        (4 * MB, 2 * MB - 1, False),
         (0, MB, True),
         (0, MB - 1, False),
         (0, -100 * MB, False),

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 # already, another LowMemory serves the request.
 LEVEL = "lowmem.level"
 LIMITS = "lowmem.limits"
+# In the environ of a request whose MemoryError is counted.
+COUNTED = "lowmem.counted"
 FOR_APPS = ["session_lifetime", "home_rows", "max_rows", "batch_size", "cache_timeout", "pool_size"]
 
 
@@ -262,7 +264,7 @@ class LowMemory:
         if isinstance(error, MemoryError):
             self.engine.ceiling.open_reserve()  # first of all: there may be none to go on with
         if out_of_memory.ran_out(environ, error):
-            refusal = out_of_memory.elsewhere(environ) or self._ran_out_of_memory()
+            refusal = out_of_memory.elsewhere(environ) or self._ran_out_of_memory(environ)
         elif isinstance(error, GuardError):
             refusal = UNGUARDED
         elif error is None or isinstance(error, Exception):
@@ -334,15 +336,19 @@ class LowMemory:
         except Exception:
             log.failure("Naming a route")
 
-    def _ran_out_of_memory(self) -> Refusal:
-        with self._lock:
-            self.out_of_memory += 1
+    def _ran_out_of_memory(self, environ: WSGIEnvironment) -> Refusal:
+        again = COUNTED in environ  # asked for repeatedly
+        if not again:
+            environ[COUNTED] = True
+            with self._lock:
+                self.out_of_memory += 1
         usage = self.engine.ceiling.usage
         if usage is None:
             return out_of_memory.refusal(
                 "of more than could be had", "none, the app asked for more than it could get"
             )
-        self.engine.ceiling.hit()
+        if not again:
+            self.engine.ceiling.hit()
         figures = f"at {format_size(usage.used)} of {format_size(usage.limit)}"
         return out_of_memory.refusal(figures, "LOWMEM_CEILING")
 

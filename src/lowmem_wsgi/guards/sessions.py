@@ -53,6 +53,8 @@ MOST_STAMPS = 8
 
 # Seconds after which LowMemory asks for the keys again: whoever gives them keeps their file alive.
 FIND_KEYS_EVERY = 60.0
+# ... and so soon (seconds) where there were none to be had.
+RETRY_KEYS = 5.0
 
 _CACHED = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
 
@@ -109,7 +111,7 @@ class Sessions:
             with self._lock:
                 if now >= self._find_at:
                     self._keys = self._find_keys()
-                    self._find_at = now + FIND_KEYS_EVERY if self._keys else float("inf")
+                    self._find_at = now + (FIND_KEYS_EVERY if self._keys else RETRY_KEYS)
         return self._keys
 
     def open(self, environ: WSGIEnvironment) -> None:

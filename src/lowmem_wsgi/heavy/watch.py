@@ -131,18 +131,20 @@ class Watch:
             yield
             return
         route = self.route()
-        if not self.loading():
-            _attempt(self.begins)  # a MemoryError where there is no room for it
-        if any(outer in self.late for outer in self.loading()):
-            self.late.setdefault(family, None)
-        self.loading().append(family)
+        outermost = not self.loading()
         try:
+            if outermost:
+                _attempt(self.begins)  # a MemoryError where there is no room for it
+            elif any(outer in self.late for outer in self.loading()):
+                self.late.setdefault(family, None)
+            self.loading().append(family)
             size, seconds = self._unbooked()
             yield
             size_now, seconds_now = self._unbooked()
         finally:
-            self.loading().remove(family)
-            if not self.loading():
+            if family in self.loading():
+                self.loading().remove(family)
+            if outermost:
                 _attempt(self.ends)
         first = {"loaded_at": self._now(), "route": route, "cost_bytes": 0, "seconds": 0.0}
         first |= {"late": family in self.late, "first_use": self.late.get(family)}

@@ -101,6 +101,8 @@ class Ceiling:
         self.usage: Usage | None = None  # of the container, at the last look
         self.left: int | None = None  # until it is met, at the last look
         self.room: int | None = None  # of that container, this process's share
+        self.whole = 0  # of that container, all the room there is
+        self._sharers = 1
         self.anonymous = 0  # in use, at the last look
         self.holes = 0  # mapped, given back and not in use, at the last look
         self._first_hit = self._last_hit = float("-inf")
@@ -119,10 +121,11 @@ class Ceiling:
     def arm(self, coming: int = 0) -> None:
         """Keep the ceiling where the container would be full. `coming`: threads about to start."""
         if self._wanted and self._count_stacks():
+            self._sharers = max(1, self.workers())
             self._keep(coming * _stack_size())
 
     def keep(self) -> None:
-        """The same at a glance: with as many threads as there were."""
+        """The same at a glance: with as many threads and workers as there were."""
         if self._wanted:
             self._keep(0)
 
@@ -155,7 +158,8 @@ class Ceiling:
             self._unused = idle
         self.anonymous, self.usage = anonymous, usage
         self.holes = max(0, idle - self._unused)
-        self.room = room = room_for(usage, self.workers())
+        self.whole = room_for(usage, 1)
+        self.room = room = self.whole // self._sharers
         limit = data + new_mappings(room, self.holes)
         limit = max(limit, self._least, data + coming)
         given = self._given()

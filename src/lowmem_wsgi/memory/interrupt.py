@@ -28,8 +28,12 @@ from .native import original
 # time that the process had since: more than one that waits, where some threads share the
 # interpreter. (A share of the clock's time says nothing where a container has a tenth of a CPU.)
 LEAST, SHARE = 0.005, 0.15
-# The process has grown by so much (bytes) since the suspect was seen first.
-GROWN = 8 * MB
+# Of two that have had nearly as much (this share of the other's), the younger is suspected. What a
+# request has done is forgotten after so many seconds: a stream is not blamed for all that has come
+# since it began.
+NEARLY, FORGET = 0.8, 10.0
+# A thread that leaves an app waits so long (seconds) at most for a strike to be over.
+SETTLED = 1.0
 # A request that has caught the first error is interrupted again: after so many seconds, or where
 # the process has grown further by so much (bytes).
 AGAIN, FURTHER = 0.1, 2 * MB
@@ -101,11 +105,14 @@ class Interrupt:
             spent = self._spent(natives.get(ident))
             if spent is None:
                 continue
-            first[key] = sight = self._first.get(key) or Sight(now, spent, of_all, size)
+            sight = self._first.get(key)
+            if sight is None or size < sight.size or now - sight.at > FORGET:
+                sight = Sight(now, spent, of_all, size)
+            first[key] = sight
             used = spent - sight.spent
-            enough = used > most and used >= SHARE * (of_all - sight.of_all)
+            enough = used > most * NEARLY and used >= SHARE * (of_all - sight.of_all)
             if enough and now - sight.at >= LEAST:
-                most, suspect, grown = used, key, size - sight.size
+                most, suspect, grown = max(most, used), key, size - sight.size
         self.suspect, self.grown = suspect, grown
         self._first = first
         self._struck = {key: then for key, then in self._struck.items() if key in threads}
@@ -119,7 +126,8 @@ class Interrupt:
             return work
         serving = self._serving[0]
         frame = self._frame_inside(sys._current_frames().get(serving))
-        return {} if frame is None else {id(frame): serving}
+        # The next request's frame may be at the same place.
+        return {} if frame is None else {(id(frame), *work): serving}
 
     def _native_ids(self) -> dict[int | None, int | None]:
         """The kernel's number for each thread, by ident."""
@@ -160,10 +168,10 @@ class Interrupt:
         A MemoryError meant for the request that comes now is too late, and dropped: it must not
         reach the server.
         """
-        sleep = original("time", "sleep")
+        sleep, end = original("time", "sleep"), self._now() + SETTLED
         while True:
             with contextlib.suppress(MemoryError):
-                while self.striking:
+                while self.striking and self._now() < end:
                     sleep(0.0001)
                 sleep(0)  # an error that is on its way comes here
                 return
@@ -200,6 +208,7 @@ class Interrupt:
         """Nothing is in flight any more, or this is a new child."""
         self._first, self._struck, self.suspect = {}, {}, None
         self.grown = 0
+        self.striking = False
 
 
 def _has_greenlets() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..settings import MB
 from .ceiling import Ceiling
-from .interrupt import GROWN, Interrupt
+from .interrupt import Interrupt
 from .native import original
 
 # A request that is over sooner (seconds) is never looked at, unless memory is nearly full.
@@ -25,6 +25,9 @@ FILLED_AT, OFTEN, SELDOM = 8192 * MB, 0.002, 0.1
 # With so much left (bytes), or this share of the limit where that is less, the suspect is
 # interrupted: about 50 ms before the wall.
 AT, AT_SHARE = 48 * MB, 1 / 4
+# A process's own share of what is left is divided anew at each look, so it may come down to this
+# share of that. The suspect must have taken so much of what is left.
+OWN_SHARE, FAIR_SHARE = 1 / 3, 1 / 2
 # A thread that imports is interrupted only with so much left in the container itself (bytes).
 LAST = 8 * MB
 # With so much left (bytes) the interpreter hands its lock over within PROMPTLY (seconds; usually
@@ -37,9 +40,15 @@ def next_look(left: int | None) -> float:
     return SELDOM if left is None else min(max(left / FILLED_AT, OFTEN), SELDOM)
 
 
-def is_time(left: int, limit: int) -> bool:
-    """Whether to interrupt, with so much left in a container of `limit` (bytes)."""
-    return left <= min(AT, limit * AT_SHARE)
+def is_time(whole: int, left: int, limit: int, grown: int) -> bool:
+    """Whether to interrupt a request that has grown by so much, in a container of `limit` that has
+    so much left as a `whole`, and so much for this process (bytes).
+
+    A request that has taken little of what there was is let be: the container was full before it.
+    """
+    at = min(AT, limit * AT_SHARE)
+    near = whole <= at or left <= at * OWN_SHARE
+    return near and grown >= max(MB, min(whole, at) * FAIR_SHARE)
 
 
 class Watchdog:
@@ -105,7 +114,7 @@ class Watchdog:
             self._hurry()
         else:
             self._relax()
-        if is_time(left, usage.limit) and interrupt.grown >= max(MB, min(GROWN, left)):
+        if is_time(ceiling.whole, left, usage.limit, interrupt.grown):
             ceiling.open_reserve()
             interrupt.strike(spare_imports=usage.limit - usage.used > LAST)
         return next_look(left)

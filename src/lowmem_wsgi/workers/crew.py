@@ -64,6 +64,14 @@ class Rates(NamedTuple):
     requests: float
 
 
+def _stuck(situation: Situation) -> str:
+    """Why a worker is replaced that holds much while the site does not, for the log."""
+    if not situation.stuck:
+        return ""
+    holes = f", {format_size(situation.holes)} of it free and in pieces" if situation.holes else ""
+    return f"; requests met its ceiling{holes}"
+
+
 def _rate(before: int, after: int, seconds: float) -> float:
     return (after - before) / seconds if seconds > 0 else 0.0
 
@@ -378,7 +386,7 @@ class Crew:
             format_size(situation.born_rss),
             format_size(situation.rss),
             self.slot.requests,
-            self._carried(),
+            self._carried() + _stuck(situation),
         )
         try:
             self.server.replace(at_once)
