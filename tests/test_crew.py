@@ -176,10 +176,13 @@ class Worker:
         return self.governor.level
 
     def live(self, seconds: float, grow: float = 0.0, until: Callable[[], object] = bool) -> None:
-        """So long, growing by so many MB a second; until something holds."""
+        """So long, growing by so many MB a second, a tenth of that a request; until something
+        holds."""
         end = self.clock.now + seconds
         while self.clock.now < end and not until():
             self.clock.now += 0.1
+            if grow and self.crew.slot is not None:
+                self.crew.ended(self.crew.began("GET", "/leak"))
             self.process.rss += int(grow * MB / 10)
             self.look()
 
@@ -207,17 +210,26 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- A worker that has grown
 
 
+def test_what_one_request_takes_at_once_is_no_growth() -> None:
+    """A cache that is filled: it would be at critical in a moment, if it went on."""
+    worker = Worker()
+    worker.live(5, grow=0.1)
+    worker.process.rss = 390 * MB
+    worker.live(5, grow=0.1)
+    assert worker.replaced == []
+
+
 def test_a_worker_that_leaks_is_replaced_once_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     worker = Worker()
-    for number in range(3):
-        worker.crew.ended(worker.crew.began("GET", f"/{number}"))
-    worker.live(60, grow=20)
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    requests = f"in {worker.slot.requests} requests"
+    worker.live(20, grow=20)
     assert worker.replaced == [False]
     assert worker.slot.state == RETIRING
     (line,) = lines(caplog)
-    for part in ("♻️ recycled at", "of 512 MB", "from 50 MB", "in 3 requests", "LOWMEM_RECYCLE"):
+    for part in ("♻️ recycled at", "of 512 MB", "from 50 MB", requests, "LOWMEM_RECYCLE"):
         assert part in line
 
 

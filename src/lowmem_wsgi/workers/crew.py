@@ -37,8 +37,11 @@ from .servers import Server, find_server
 if TYPE_CHECKING:
     from ..memory.engine import Engine
 
-# Growth is measured over so many seconds, or over the time that a replacement is to come before.
-WINDOW = 0.3
+# Growth is measured over so many seconds, or over the time that a replacement is to come before;
+# and in so many parts.
+WINDOW, QUARTERS = 1.0, 4
+# A worker that ends takes room while it has grown in so long (seconds).
+JUST_NOW = 0.3
 # What was counted is added to the site's so often (seconds), and at the end.
 TELL_EVERY = 1.0
 # Readings are kept for as long as a lead may be, at the shortest pauses.
@@ -70,10 +73,6 @@ def _stuck(situation: Situation) -> str:
         return ""
     holes = f", {format_size(situation.holes)} of it free and in pieces" if situation.holes else ""
     return f"; requests met its ceiling{holes}"
-
-
-def _rate(before: int, after: int, seconds: float) -> float:
-    return (after - before) / seconds if seconds > 0 else 0.0
 
 
 class Crew:
@@ -178,7 +177,7 @@ class Crew:
 
     def count(self) -> int:
         """How many workers share what room there is. Of those that are ending, who still grow."""
-        page, since = board(), self._now() - WINDOW
+        page, since = board(), self._now() - JUST_NOW
         if page.taken() == [self.slot.index if self.slot is not None else -1]:
             found = 1  # most sites, most of the time
         else:
@@ -324,19 +323,28 @@ class Crew:
         )
 
     def _lately(self, now: float) -> Rates:
-        """What happened in WINDOW, or the lead where that is longer, a second."""
+        """What happened in WINDOW, or the lead where that is longer, a second.
+
+        What one request takes at once is a step, and no growth. So the time is cut into quarters of
+        as many requests each, and the second smallest of their rates is taken.
+        """
         window = max(WINDOW, self._lead())
         recent = [reading for reading in self._readings if now - reading.at <= window]
-        if len(recent) < 2 or recent[-1].at - recent[0].at < WINDOW / 10:
+        requests = recent[-1].requests - recent[0].requests if recent else 0
+        if requests < QUARTERS:
             return Rates(0.0, 0.0, 0.0)
-        first, last = recent[0], recent[-1]
-        middle = min(recent, key=lambda reading: abs(2 * reading.at - first.at - last.at))
-        # A step is no growth: it must go on in both halves.
-        halves = [(first, middle), (middle, last)]
+        bounds = [
+            next(r for r in recent if r.requests >= recent[0].requests + part * requests / QUARTERS)
+            for part in range(QUARTERS)
+        ]
+        pairs = list(zip(bounds, [*bounds[1:], recent[-1]], strict=True))
+        spans = [(a, b, b.at - a.at) for a, b in pairs if b.at > a.at]
+        if len(spans) < 2:
+            return Rates(0.0, 0.0, 0.0)
         return Rates(
-            min(_rate(a.used, b.used, b.at - a.at) for a, b in halves),
-            min(_rate(a.rss, b.rss, b.at - a.at) for a, b in halves),
-            _rate(first.requests, last.requests, last.at - first.at),
+            sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1],
+            sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1],
+            requests / (recent[-1].at - recent[0].at),
         )
 
     def _lead(self) -> float:
