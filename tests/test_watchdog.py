@@ -526,11 +526,11 @@ def test_in_a_new_child_it_starts_anew(post: Post) -> None:
 
 
 class Wall(Post):
-    """A ceiling that a process comes nearer to with each look."""
+    """A ceiling that a process comes nearer to with each look, until it is interrupted."""
 
     def keep(self) -> None:
         super().keep()
-        self.anonymous += MB
+        self.anonymous += 0 if self.done else MB
         self.left = max(0, AT + 10 * MB - self.looks * MB)
 
 
@@ -545,15 +545,17 @@ def test_a_request_that_computes_while_memory_fills_gets_a_memory_error() -> Non
             while not stop:
                 pass
         except MemoryError:
+            flights.pop("computes")
             caught.append("MemoryError")
 
+    flights: dict[str, int] = {}
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     assert ready.wait(10)
     waits = threading.Event()
     waiter = threading.Thread(target=waits.wait, daemon=True)
     waiter.start()
-    flights = {"computes": thread.ident or 0, "waits": waiter.ident or 0}
+    flights |= {"computes": thread.ident or 0, "waits": waiter.ident or 0}
     wall = Wall()
     watchdog = Counted(wall, Interrupt(lambda: dict(flights)))
     watchdog.start()
