@@ -725,7 +725,13 @@ def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_
     thread = threading.Thread(target=call, args=(wrapped, make_environ()))
     thread.start()
     looks: list[int] = []
-    watchdog._look, look = lambda: looks.append(1) or look(), watchdog._look  # type: ignore
+    look = watchdog._look
+
+    def counted() -> float | None:
+        looks.append(1)
+        return look()
+
+    watchdog._look = counted  # type: ignore[method-assign]
     wait_for(lambda: len(looks) >= 3, "some looks")
     assert not watchdog.asleep
     go_on.set()

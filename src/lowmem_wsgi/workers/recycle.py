@@ -64,7 +64,7 @@ class Situation(NamedTuple):
     hit: bool = False  # the ceiling was met just now, by a request or a few
     hit_since: float | None = None  # seconds since the ceiling was met first, if it was lately
     holes: int = 0  # mapped and given back: no room for what must be mapped anew
-    full: bool = False  # ... by all that come
+    full: bool = False  # the ceiling is met by all that come
     slow: bool = False  # a request in flight takes its time
     others: Sequence[int] = ()  # what the other workers have grown by
     in_vain: int = 0
