@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import os
 import sys
@@ -495,6 +496,25 @@ def test_a_main_thread_that_is_another_than_the_processs_first_is_told_as_any(
     interrupt = Interrupt(lambda: {"it": ident_of(busy.thread)})
     assert interrupt._native_ids()[busy.thread.ident] == busy.thread.native_id
     assert suspected(interrupt) == "it"
+
+
+@on_linux
+def test_a_thread_that_threading_does_not_know_is_suspected_as_any() -> None:
+    """As those of mod_wsgi, which are made in C."""
+    idents: list[int] = []
+    end = threading.Event()
+
+    def compute() -> None:
+        idents.append(threading.get_ident())
+        while not end.is_set():
+            pass
+
+    _thread.start_new_thread(compute, ())
+    try:
+        wait_for(lambda: idents, "the thread")
+        assert suspected(Interrupt(lambda: {"it": idents[0]})) == "it"
+    finally:
+        end.set()
 
 
 @on_linux

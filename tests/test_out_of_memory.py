@@ -22,6 +22,7 @@ from lowmem_wsgi import (
     OffloadMemoryError,
     OffloadTooLarge,
 )
+from lowmem_wsgi.guards import out_of_memory
 from lowmem_wsgi.guards.out_of_memory import is_shortage
 from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.intake import PATIENCE, SMALL
@@ -561,3 +562,25 @@ def test_apps_in_one_process_close_together() -> None:
     other = LowMemory(plain)
     one.close()
     assert call(other, make_environ("/well")).code == 503
+
+
+def test_an_answer_of_last_resort_is_counted_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With no memory for a refusal either, until the app is left."""
+    made, attempts = out_of_memory.refusal, iter(range(10))
+
+    def refusal(*words: str) -> Any:
+        if next(attempts) < 2:
+            raise MemoryError
+        return made(*words)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise MemoryError
+
+    monkeypatch.setattr(out_of_memory, "refusal", refusal)
+    lowmem = LowMemory(app)
+    found = call(lowmem, make_environ())
+    assert (found.status, found.body) == ("503 Service Unavailable", b"")
+    assert lowmem.status()["requests"]["out_of_memory"] == 1
+    assert "MemoryError in the app" in caplog.text

@@ -336,14 +336,6 @@ def test_the_kernels_count_of_kills_is_read(tmp_path: Path) -> None:
     assert Container(str(tmp_path / "none")).out_of_memory_kills() is None
 
 
-def test_pressure_is_read_where_the_kernel_tells_it(tmp_path: Path) -> None:
-    files, _ = SHAPES["v2, plain"]
-    line = "some avg10=12.50 avg60=3.00 avg300=0.10 total=1\nfull avg10=1.00 avg60=0 total=2\n"
-    stalled = {f"{GROUP}/app/memory.pressure": line}
-    assert Container(tree(tmp_path / "2", {**files, **stalled})).pressure() == 12.5
-    assert Container(tree(tmp_path / "1", SHAPES["v1"][0])).pressure() is None
-
-
 @settings(max_examples=200)
 @given(st.lists(st.binary(max_size=80), min_size=5, max_size=5))
 def test_no_content_of_any_file_makes_the_reader_raise(contents: list[bytes]) -> None:

@@ -243,6 +243,17 @@ def test_with_nothing_in_flight_there_is_no_next_look() -> None:
     assert (post.looks, post.done) == (1, [])
 
 
+def test_the_limit_is_kept_once_more_after_the_request_that_was_looked_at(post: Post) -> None:
+    """A look in the midst of its growth has counted that twice: the next one would be refused."""
+    post.in_flight = True
+    post.watchdog.start()
+    wait_for(lambda: post.looks > 1, "looks")
+    post.in_flight = False
+    looks = post.looks
+    wait_for(lambda: post.watchdog.asleep, "it to sleep")
+    assert post.looks > looks
+
+
 def test_while_greenlets_wait_it_looks_on() -> None:
     assert busy(running=False).watchdog.look() is not None
 

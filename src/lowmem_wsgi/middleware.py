@@ -129,7 +129,7 @@ class LowMemory:
             self.engine.ceiling.open_reserve()
             if exchange is not None and exchange.sent:
                 raise
-            return out_of_memory.last_resort(start_response)
+            return self._last_resort(environ, start_response)
         finally:
             if self._interrupt.striking:
                 self._interrupt.settle()
@@ -351,6 +351,15 @@ class LowMemory:
             self.engine.ceiling.hit()
         figures = f"at {format_size(usage.used)} of {format_size(usage.limit)}"
         return out_of_memory.refusal(figures, "LOWMEM_CEILING")
+
+    def _last_resort(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        try:
+            self._ran_out_of_memory(environ).report(environ)
+        except MemoryError:  # no memory even for the line in the log
+            pass
+        return out_of_memory.last_resort(start_response)
 
     def _start(self, *, fresh: bool = False) -> None:
         """At this app's first request in a process: what must not happen at import."""

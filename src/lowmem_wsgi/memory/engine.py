@@ -135,13 +135,13 @@ class Engine:
         """What is in flight in this process: a key for each request, its thread's ident."""
         return {
             (id(app), request): thread
-            for app in list(_apps)
+            for app in _served()
             for request, thread in app.work().items()
         }
 
     def where(self) -> str | None:
         """The route that this thread is at, of whichever app."""
-        found = (app.where() for app in list(_apps))
+        found = (app.where() for app in _served())
         return next((route for route in found if route is not None), None)
 
     def counts(self) -> dict[str, float]:
@@ -155,7 +155,7 @@ class Engine:
             "cleanups": self.ladder.count,
             **{f"freed_{kind}": freed for kind, freed in self.ladder.freed.items()},
         }
-        for app in list(_apps):
+        for app in _served():
             for name, count in app.counts().items():
                 counts[name] = counts.get(name, 0) + count
         return counts
@@ -213,7 +213,7 @@ class App(Protocol):
 
 
 _lock = threading.RLock()
-_apps: weakref.WeakSet[App] = weakref.WeakSet()
+_apps: tuple[weakref.ref[App], ...] = ()  # replaced whole: threads read it without the lock
 _current: list[Engine] = []  # none or one
 
 
@@ -224,8 +224,9 @@ def join(
     through: Collection[CodeType] = (),
 ) -> Engine:
     """The process's engine, with one more app to serve."""
+    global _apps  # noqa: PLW0603
     with _lock:
-        _apps.add(app)
+        _apps = (*(ref for ref in _apps if ref() is not None), weakref.ref(app))
         if not _current:
             _current.append(Engine(rules, inside, through))
             _watch_forks()
@@ -237,8 +238,12 @@ def join(
         return found
 
 
+def _served() -> list[App]:
+    return [app for ref in _apps if (app := ref()) is not None]
+
+
 def _in_flight() -> int:
-    return sum(app.in_flight() for app in list(_apps))
+    return sum(app.in_flight() for app in _served())
 
 
 def current() -> Engine | None:
@@ -259,7 +264,7 @@ def _after_fork() -> None:
     for limiter in (log.limited, log.once):  # first: what follows may log
         limiter.after_fork()
     pressure.after_fork()
-    for app in list(_apps):
+    for app in _served():
         app.after_fork()
     for engine in _current:
         engine.after_fork()

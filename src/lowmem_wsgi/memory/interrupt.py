@@ -95,7 +95,7 @@ class Interrupt:
         `size` in bytes is what the process uses now. Return whether any request is in flight.
         """
         threads = self._at_work()
-        now, natives = self._now(), self._native_ids()
+        now, natives = self._now(), self._native_ids(threads.values())
         first: dict[object, Sight] = {}
         of_all = self._spent_by_all()
         most = 0.0
@@ -129,8 +129,8 @@ class Interrupt:
         # The next request's frame may be at the same place.
         return {} if frame is None else {(id(frame), *work): serving}
 
-    def _native_ids(self) -> dict[int | None, int | None]:
-        """The kernel's number for each thread, by ident."""
+    def _native_ids(self, idents: Collection[int] = ()) -> dict[int | None, int | None]:
+        """Return the kernel's number for each thread of Python's and of `idents`, by ident."""
         if _has_greenlets():
             return dict([self._serving])
         found = {thread.ident: thread.native_id for thread in threading.enumerate()}
@@ -138,6 +138,9 @@ class Interrupt:
         if self._spent(main.native_id) is None:
             # After a fork Python may still have the parent's number (before 3.12).
             found[main.ident] = os.getpid()
+        for ident in idents:
+            if ident not in found:
+                found[ident] = _foreign_native_id(ident)
         return found
 
     def _frame_inside(self, frame: FrameType | None) -> FrameType | None:
@@ -215,6 +218,18 @@ def _has_greenlets() -> bool:
     """Whether Python's threads are greenlets here, all of them in one thread of the system's."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def _foreign_native_id(ident: int) -> int | None:
+    """Return the kernel's number for a thread that `threading` has not started (mod_wsgi); None for
+    one that is gone.
+
+    pthread_getcpuclockid(3) crashes for a thread that has ended, so this asks for threads that run
+    Python alone. A server that starts them past `threading` keeps them.
+    """
+    if sys.platform != "linux" or ident not in sys._current_frames():
+        return None
+    return ~(time.pthread_getcpuclockid(ident) >> 3)  # see processor_seconds
 
 
 def processor_seconds(thread: int | None) -> float | None:

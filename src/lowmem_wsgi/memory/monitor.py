@@ -71,7 +71,6 @@ class Monitor:
         self._wake = threading.Event()
         self._woken_at = 0
         self._lock = threading.Lock()
-        self._published: list[dict[str, object]] = []
         self._followers: dict[str, Follower] = {}
         self._tidied_at = self._logged_at = self._acted_at = 0.0
         self._retry_at = 0.0
@@ -84,14 +83,6 @@ class Monitor:
     @property
     def level(self) -> str:
         return self._governor.level
-
-    def publish(self, mapping: dict[str, object]) -> None:
-        """Keep the level in mapping["level"]."""
-        mapping["level"] = self.level
-        self._published.append(mapping)
-
-    def withdraw(self, mapping: dict[str, object]) -> None:
-        self._published[:] = [other for other in self._published if other is not mapping]
 
     def follow(self, name: str, follower: Follower) -> None:
         """Call follower(usage, level) at each look. One of a name: the last one given."""
@@ -150,8 +141,6 @@ class Monitor:
         self._keep_thresholds(usage.limit)
         before = self.level
         level = self._governor.observe(usage.used)
-        if level != before:
-            self._tell_apps()
         latest = self._tell_followers(usage, level)  # first: the ladder takes its time
         if not self.acting:
             pass
@@ -203,7 +192,6 @@ class Monitor:
     def _forget(self) -> None:
         now = self._now()
         self._governor = Governor(*self._thresholds_for(self._memory.read().limit))
-        self._tell_apps()
         self._steepest, self._seen = 0.0, None
         self._highest, self._grew_at = 0, now
         self._tidied_at = self._logged_at = self._acted_at = now
@@ -273,10 +261,6 @@ class Monitor:
         if self._governor.zone(used) == CALM:
             return True
         return used + self._shared() >= self._governor.critical
-
-    def _tell_apps(self) -> None:
-        for mapping in self._published:
-            mapping["level"] = self.level
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()

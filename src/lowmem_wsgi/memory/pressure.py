@@ -118,8 +118,9 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
             return _late(one, since)
         if not done.is_set():
             return f"not begun after {patience:.1f} s"
-    if raised:
-        raise raised.pop()
+    for found in raised[:1]:  # the callback's thread may empty it meanwhile
+        raised.clear()
+        raise found
     return None
 
 

@@ -229,17 +229,6 @@ class Container:
         text = read_text(f"{self._kept[1]}/cgroup.procs")
         return sorted({int(word) for word in text.split() if word.isdigit()})
 
-    def pressure(self) -> float | None:
-        """Percent of the last ten seconds in which some task waited for memory (v2's PSI)."""
-        for version, directory in self._cgroups[:1]:
-            for line in (
-                read_text(f"{directory}/memory.pressure").splitlines() if version == 2 else ()
-            ):
-                share = line.partition("avg10=")[2].split(" ")[0]
-                if line.startswith("some") and share.replace(".", "", 1).isdigit():
-                    return float(share)
-        return None
-
 
 def _limit_v2(directory: str) -> int | None:
     """memory.max kills; memory.high, where lower, stalls the container instead."""
@@ -398,11 +387,6 @@ class Memory:
     def kills(self) -> int | None:
         """How many processes of the container the OOM killer has taken; None where none is told."""
         return self._container.out_of_memory_kills()
-
-    @property
-    def real(self) -> bool:
-        """Whether the limit is one that something enforces."""
-        return self.read().source != "process"
 
 
 def read_machine(root: str = "") -> Usage | None:

@@ -10,9 +10,11 @@ very loop that it is to interrupt. So it logs nothing and waits for no lock of P
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
+from .. import log
 from ..settings import MB
 from .ceiling import Ceiling
 from .interrupt import Interrupt
@@ -58,6 +60,7 @@ class Watchdog:
         self._ceiling = ceiling
         self._interrupt = interrupt
         self._usual: float | None = None  # the interpreter's switch interval, while ours is set
+        self._fault = ""  # what ended the thread
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -70,6 +73,11 @@ class Watchdog:
         """Where there is a ceiling to watch. Raises RuntimeError where no thread can be had."""
         if self._post is not None or not self._ceiling.possible():
             return
+        fault, self._fault = self._fault, ""
+        if fault:
+            log.limited(
+                logging.ERROR, "watchdog", "The watchdog failed and is started anew: %s", fault
+            )
         self._interrupt.begin()
         self._post = post = original("_thread", "allocate_lock")()
         post.acquire()
@@ -132,8 +140,8 @@ class Watchdog:
                     self.asleep = False
                 else:
                     post.acquire()
-        except BaseException:  # whatever it was, `start` starts another
-            pass
+        except BaseException as error:  # `start` starts another, and logs this
+            self._fault = f"{type(error).__name__}: {error}"
         finally:
             if post is self._post:
                 self._post = None
@@ -143,11 +151,15 @@ class Watchdog:
         """While there are requests in flight, and it is not stopped."""
         left = self._ceiling.left
         pause: float | None = 0.0 if left is not None and left <= NEAR else FIRST
+        looked = False
         while pause is not None:
             post.acquire(True, pause)
             if post is not self._post:
                 return
-            pause = self.look() if self._interrupt.work() else None
+            # Look once more after the last request, too. A look in the middle of its growth counts
+            # that twice, and such a limit would refuse the next request.
+            pause = self.look() if looked or self._interrupt.work() else None
+            looked = True
 
     def _hurry(self) -> None:
         if self._usual is None:

@@ -216,12 +216,12 @@ class Crew:
             self._engine.collector.settle()
             counts = self._engine.counts()
             new = {name: value - self._counted.get(name, 0) for name, value in counts.items()}
-            self._counted = counts
             growth, slot = self._engine.collector.growth, self.slot
             held = None
             if slot is not None:
                 held = slot.index, growth.held(self._rss() - slot.born_rss)
             board().ledger.add(new, growth.take(), held)
+            self._counted = counts
         finally:
             self._telling.release()
 
@@ -278,13 +278,10 @@ class Crew:
             log.once(
                 logging.ERROR,
                 ("not recycled", reason),
-                "🚨 A fresh worker would not help, %s: %s after its start, %s now; the site uses "
-                "%s of %s. It needs less in memory, fewer workers or a larger plan.",
+                "🚨 Not recycling: %s (%s at start, %s now; container %s of %s). Load less, run "
+                "fewer workers, or take a larger plan.",
                 reason,
-                format_size(situation.born_rss),
-                format_size(rss),
-                format_size(usage.used),
-                format_size(usage.limit),
+                *map(format_size, (situation.born_rss, rss, usage.used, usage.limit)),
             )
         if reason is None:
             self._retire(page, situation, others)

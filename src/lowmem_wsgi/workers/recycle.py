@@ -113,8 +113,8 @@ class Situation(NamedTuple):
         return room / self.growth if self.growth > 0 else float("inf")
 
 
-TOO_LARGE = "a new worker would be as large"
-IN_VAIN_SO_FAR = "new workers come back to it"
+TOO_LARGE = "a fresh worker would be as large"
+IN_VAIN_SO_FAR = "the last fresh workers soon grew as large"
 # The first that holds is the reason to wait.
 REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("memory is ok", lambda s: not s.pressed and (s.level == OK or s.used < s.warn)),
