@@ -6,7 +6,7 @@ lines say which promises were kept by the worst of them.
 
     runaways   ten kinds of requests that grow without end, two clients beside them
     first_use  numpy, pandas, matplotlib loaded by a request at 360 to 450 MB, beside a stream
-    leak       2 MB more kept by each of 3,000 requests, four clients
+    leak       2 MB more kept by each of 3,000 requests, four clients; plain Gunicorn after it
     half_full  a worker that holds 330 MB is asked for 150 MB more
     held       a worker that keeps 200 MB after a MemoryError
 
@@ -29,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ KINDS = (
 )
 CONFIG = "python:lowmem_wsgi.gunicorn"
 ENTRIES = ("-c", "run", "line")
+PLAIN = "plain"  # Gunicorn alone, to compare with
 SERVERS = ("gthread", "sync", "gevent")
 
 
@@ -111,10 +112,10 @@ def running(site: Site, directory: Path, **env: str) -> Iterator[Running]:
     how: dict[str, Any] = {"config": CONFIG, "server": "gthread"}
     if site.entry == "run":
         how = {"server": "run"}
-    elif site.entry == "line":
+    elif site.entry in ("line", PLAIN):
         how = {"server": site.kind, "workers": int(site.workers)}
     options = []
-    if site.entry != "line" and site.kind != "gthread":
+    if site.entry not in ("line", PLAIN) and site.kind != "gthread":
         options = ["-k", site.kind, "--threads", "1"]
     app = "edge_wrapped:app" if site.entry == "line" else "edge:app"
     with (
@@ -284,21 +285,27 @@ def first_use(site: Site, directory: Path, given: argparse.Namespace) -> Figures
 
 def leak(site: Site, directory: Path, given: argparse.Namespace) -> Figures:
     with running(site, directory) as found:
-        began = time.monotonic()
-        with crowd(found.port, 4, "/leak", most=given.leaks) as leaks:
-            leaks.join()
-        seconds = time.monotonic() - began
-        times = [1000 * answer.seconds for answer in leaks.answers]
-        return {
-            "asked": len(times),
-            "lost": sum(not answer.ok for answer in leaks.answers),
-            "p50 ms": percentile(times, 0.5),
-            "p99 ms": percentile(times, 0.99),
-            "slowest ms": max(times),
-            "req/s": len(times) / seconds,
-            **ends(found),
-            "failures": failures(leaks.answers),
-        }
+        figures = {**leaked(found, given.leaks), **ends(found)}
+    with running(replace(site, entry=PLAIN), directory) as found:
+        plain = leaked(found, given.leaks)
+    return {**figures, "plain lost": plain["lost"], "plain p99 ms": plain["p99 ms"]}
+
+
+def leaked(found: Running, count: int) -> Figures:
+    began = time.monotonic()
+    with crowd(found.port, 4, "/leak", most=count) as leaks:
+        leaks.join()
+    seconds = time.monotonic() - began
+    times = [1000 * answer.seconds for answer in leaks.answers]
+    return {
+        "asked": len(times),
+        "lost": sum(not answer.ok for answer in leaks.answers),
+        "p50 ms": percentile(times, 0.5),
+        "p99 ms": percentile(times, 0.99),
+        "slowest ms": max(times),
+        "req/s": len(times) / seconds,
+        "failures": failures(leaks.answers),
+    }
 
 
 # --- half full, and held
@@ -440,7 +447,9 @@ def main() -> int:
     options.add_argument("--jobs", type=positive, default=1, help="sites at a time, default 1")
     options.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
     options.add_argument("--kind", action="append", choices=KINDS, help="of runaway; repeatable")
-    options.add_argument("--entry", action="append", choices=ENTRIES, help="repeatable")
+    options.add_argument(
+        "--entry", action="append", choices=ENTRIES, help="repeatable; write --entry=-c"
+    )
     options.add_argument("--workers", action="append", help="repeatable")
     options.add_argument("--cpu", action="append", type=float, help="repeatable")
     options.add_argument("--server", action="append", choices=SERVERS, dest="kind_of_server")
