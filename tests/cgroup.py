@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowmem_wsgi.memory.reading import _mounts
+from lowmem_wsgi.system.cgroup import _mounts
 
 
 @dataclass

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_wsgi import log
-from lowmem_wsgi.heavy.watch import WATCH
+from lowmem_wsgi.imports.tracker import WATCH
 from lowmem_wsgi.memory import engine
-from lowmem_wsgi.workers import page
-from lowmem_wsgi.workers.scoreboard import LEDGER_AT, SIZE
+from lowmem_wsgi.workers import site_page as page
+from lowmem_wsgi.workers.shared_page import LEDGER_AT, SIZE
 
 
 @pytest.fixture(autouse=True)

@@ -16,19 +16,20 @@ LEVELS = {
     "gunicorn": 0,
     "__init__": 0,
     "middleware": 1,
-    "exchange": 2,
     "admin": 2,
     "workers": 2,
     "guards": 2,
-    "heavy": 2,
+    "offload": 2,
+    "imports": 3,
     "memory": 3,
-    "settings": 4,
-    "log": 4,
-    "runtime_directory": 4,
-    "_version": 5,
+    "http": 3,
+    "system": 4,
+    "settings": 5,
+    "log": 5,
+    "_version": 6,
 }
-# Rooms on one level keep apart, but that the routes refuse as the guards do.
-NEIGHBOURS = {("admin", "guards")}
+# Rooms on one level keep apart.
+NEIGHBOURS: set[tuple[str, str]] = set()
 
 
 def room(module: str) -> str:

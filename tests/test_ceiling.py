@@ -31,7 +31,7 @@ from lowmem_wsgi.memory.ceiling import (
     new_mappings,
     room_for,
 )
-from lowmem_wsgi.memory.reading import Usage
+from lowmem_wsgi.system.usage import Usage
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from fakes import MB, Clock, Process
-from lowmem_wsgi.memory import collector as module
-from lowmem_wsgi.memory.collector import Collector, malloc_trim
-from lowmem_wsgi.memory.reading import OwnRss
+from lowmem_wsgi.memory import gc_runner as module
+from lowmem_wsgi.memory.gc_runner import Collector
+from lowmem_wsgi.system import malloc
+from lowmem_wsgi.system.malloc import malloc_trim
+from lowmem_wsgi.system.procfs import OwnRss
 
 
 def make(clock: Clock | None = None, memory: Process | None = None, **options: Any) -> Collector:
@@ -442,11 +444,11 @@ def test_malloc_trim_is_a_silent_no_op_where_there_is_none(monkeypatch: Any) -> 
             pass
 
     monkeypatch.setattr(ctypes, "CDLL", NoTrim)
-    module._find_malloc_trim.cache_clear()
+    malloc._find_malloc_trim.cache_clear()
     try:
         assert malloc_trim() is False
     finally:
-        module._find_malloc_trim.cache_clear()
+        malloc._find_malloc_trim.cache_clear()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

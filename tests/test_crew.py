@@ -18,15 +18,17 @@ import pytest
 from fakes import MB, Clock, Process
 from forks import asked, child, kill
 from lowmem_wsgi import LowMemory
-from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN, Governor
-from lowmem_wsgi.memory.growth import Growth
+from lowmem_wsgi.memory.attribution import Growth
 from lowmem_wsgi.memory.interrupt import Interrupt
-from lowmem_wsgi.memory.reading import Usage
+from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Governor
 from lowmem_wsgi.settings import Settings
-from lowmem_wsgi.workers import crew as module
-from lowmem_wsgi.workers import deaths, page, servers
-from lowmem_wsgi.workers.crew import Crew, start_threads
-from lowmem_wsgi.workers.recycle import (
+from lowmem_wsgi.system.usage import Usage
+from lowmem_wsgi.workers import lifecycle as module
+from lowmem_wsgi.workers import postmortem as deaths
+from lowmem_wsgi.workers import servers
+from lowmem_wsgi.workers import site_page as page
+from lowmem_wsgi.workers.lifecycle import Crew, start_threads
+from lowmem_wsgi.workers.recycling import (
     GIVEN_BACK,
     IN_VAIN,
     LASTED,
@@ -35,7 +37,8 @@ from lowmem_wsgi.workers.recycle import (
     PATIENCE,
     lead,
 )
-from lowmem_wsgi.workers.scoreboard import (
+from lowmem_wsgi.workers.servers import Server, find_server
+from lowmem_wsgi.workers.shared_page import (
     GONE,
     READY,
     REPLACED,
@@ -46,8 +49,7 @@ from lowmem_wsgi.workers.scoreboard import (
     Board,
     Seen,
 )
-from lowmem_wsgi.workers.scoreboard import SLOT as SLOT_HEAD
-from lowmem_wsgi.workers.servers import Server, find_server
+from lowmem_wsgi.workers.shared_page import SLOT as SLOT_HEAD
 from wsgi import call, make_environ
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -20,7 +20,7 @@ from cgroup import memory_cgroup
 from forks import child
 from live import HERE, Server, serve, wait_for
 from load import crowd
-from lowmem_wsgi.workers.scoreboard import Board, claim
+from lowmem_wsgi.workers.shared_page import Board, claim
 
 MB = 1024 * 1024
 LIMIT = 256 * MB

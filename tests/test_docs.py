@@ -14,9 +14,11 @@ from types import ModuleType
 import pytest
 
 from live import clean_environ
-from lowmem_wsgi.memory import ceiling, collector, governor, intake, interrupt, monitor, watchdog
+from lowmem_wsgi.memory import ceiling, intake, interrupt, monitor, watchdog
+from lowmem_wsgi.memory import gc_runner as collector
+from lowmem_wsgi.memory import levels as governor
 from lowmem_wsgi.settings import Settings, parse_duration, parse_size, table, threshold_bytes
-from lowmem_wsgi.workers import recycle
+from lowmem_wsgi.workers import recycling as recycle
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -20,12 +20,13 @@ from live import wait_for
 from lowmem_wsgi import LowMemory, log, on_pressure
 from lowmem_wsgi.memory import engine, pressure
 from lowmem_wsgi.memory.cleanup import Ladder, clear_caches
-from lowmem_wsgi.memory.collector import Collector
-from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
+from lowmem_wsgi.memory.gc_runner import Collector
+from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.monitor import CONFIRM, REST, SHORTEST, Monitor, next_look
 from lowmem_wsgi.memory.purge import purge
-from lowmem_wsgi.memory.reading import Memory, Usage
+from lowmem_wsgi.memory.reading import Memory
 from lowmem_wsgi.settings import Settings
+from lowmem_wsgi.system.usage import Usage
 from wsgi import call, make_environ
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_wsgi.memory.governor import CRITICAL, DOWN, LEVELS, OK, TABLE, UP, WARN, Governor
+from lowmem_wsgi.memory.levels import CRITICAL, DOWN, LEVELS, OK, TABLE, UP, WARN, Governor
 
 MB = 1024 * 1024
 READINGS = st.lists(st.integers(0, 512 * MB), max_size=60)

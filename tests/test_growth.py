@@ -7,9 +7,9 @@ import random
 import pytest
 
 from fakes import Clock
-from lowmem_wsgi.memory import growth
-from lowmem_wsgi.memory.growth import LEAST, MOST, NO_REQUEST, OTHER, Growth, top
-from lowmem_wsgi.memory.in_use import find_in_use
+from lowmem_wsgi.memory import attribution as growth
+from lowmem_wsgi.memory.attribution import LEAST, MOST, NO_REQUEST, OTHER, Growth, top
+from lowmem_wsgi.system.malloc import find_in_use
 
 MB = 1024 * 1024
 

@@ -464,7 +464,7 @@ def test_no_memory_for_any_answer_is_a_bare_503(monkeypatch: pytest.MonkeyPatch)
     def fails(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         raise MemoryError
 
-    from lowmem_wsgi.guards.refusals import Refusal
+    from lowmem_wsgi.http.refusals import Refusal
 
     monkeypatch.setattr(Refusal, "__call__", lambda self, environ, start: fails(environ, start))
     wrapped = LowMemory(fails)

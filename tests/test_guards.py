@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_wsgi import LowMemory
-from lowmem_wsgi.guards.body import DRAIN_BYTES, Body, declared_length, drain
-from lowmem_wsgi.guards.static_files import capped
-from lowmem_wsgi.guards.upload_error import UploadTooLarge
+from lowmem_wsgi.guards.static_cache import capped
 from lowmem_wsgi.guards.uploads import UploadCap
+from lowmem_wsgi.http.body import DRAIN_BYTES, Body, declared_length, drain
+from lowmem_wsgi.http.upload_errors import UploadTooLarge
 from wsgi import Response, call, make_environ, post
 
 KB = 1024

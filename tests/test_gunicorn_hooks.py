@@ -17,7 +17,7 @@ import pytest
 from cgroup import memory_cgroup
 from live import Server, serve, wait_for
 from lowmem_wsgi import gunicorn
-from lowmem_wsgi.memory.reading import processors
+from lowmem_wsgi.system.cgroup import processors
 
 MB = 1024 * 1024
 CONFIG = "python:lowmem_wsgi.gunicorn"

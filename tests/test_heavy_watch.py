@@ -15,8 +15,8 @@ import pytest
 
 import forks
 from lowmem_wsgi import LowMemory, log
-from lowmem_wsgi.heavy import watch
-from lowmem_wsgi.heavy.watch import WATCH, Watch
+from lowmem_wsgi.imports import tracker as watch
+from lowmem_wsgi.imports.tracker import WATCH, Watch
 from wsgi import call, make_environ
 
 MB = 1024 * 1024

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import MB, Clock
-from lowmem_wsgi.memory.governor import CRITICAL, LEVELS, OK, WARN
 from lowmem_wsgi.memory.intake import PATIENCE, SMALL, Intake
-from lowmem_wsgi.memory.reading import Usage
+from lowmem_wsgi.memory.levels import CRITICAL, LEVELS, OK, WARN
+from lowmem_wsgi.system.usage import Usage
 
 CRITICAL_AT = 450 * MB
 

@@ -20,10 +20,10 @@ from bottle import Bottle
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from lowmem_wsgi.guards.envelope import BadEnvelope, derive, seal, unseal
 from lowmem_wsgi.guards.keys import Keys, shared_secret
-from lowmem_wsgi.runtime_directory import runtime_directory
+from lowmem_wsgi.guards.signed_cookie import BadEnvelope, derive, seal, unseal
 from lowmem_wsgi.settings import Settings
+from lowmem_wsgi.system.private_dir import runtime_directory
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -25,8 +25,8 @@ from typing import Any
 import pytest
 
 import forks
-from lowmem_wsgi.heavy import lazy
-from lowmem_wsgi.heavy.watch import WATCH
+from lowmem_wsgi.imports import lazy
+from lowmem_wsgi.imports.tracker import WATCH
 from lowmem_wsgi.settings import SettingsError
 
 Write = Callable[..., None]
@@ -156,7 +156,7 @@ def test_a_use_loads_it_and_it_is_a_module_like_any_other(use: str) -> None:
     assert type(found) is ModuleType
     assert found.LOADED
     assert found.__spec__.loader is found.__loader__
-    assert type(found.__loader__).__module__ != "lowmem_wsgi.heavy.lazy"
+    assert type(found.__loader__).__module__ != "lowmem_wsgi.imports.lazy"
     assert "SourceFileLoader" in type(found.__loader__).__name__
     assert inspect.getsource(found.lift).startswith("def lift")
     assert repr(found) == f"<module 'heavyweight' from {found.__file__!r}>"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.joi
 
 INSTALL = f"""\
 import sys
-from lowmem_wsgi.heavy import lazy
+from lowmem_wsgi.imports import lazy
 lazy.install({list(PACKAGES)})
 """
 

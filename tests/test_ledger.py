@@ -9,9 +9,9 @@ import pytest
 
 from fakes import MB, Clock
 from forks import together
-from lowmem_wsgi.memory.growth import OTHER, Booking
-from lowmem_wsgi.workers.ledger import EVENTS, EVERY, HELDS, POINTS, ROUTES, SIZE, Ledger
-from lowmem_wsgi.workers.scoreboard import LEDGER_AT, Board
+from lowmem_wsgi.memory.attribution import OTHER, Booking
+from lowmem_wsgi.workers.shared_page import LEDGER_AT, Board
+from lowmem_wsgi.workers.site_totals import EVENTS, EVERY, HELDS, POINTS, ROUTES, SIZE, Ledger
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 

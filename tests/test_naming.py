@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_wsgi import LowMemory
-from lowmem_wsgi.admin.naming import LONGEST, MOST, NOT_FOUND, ROUTE, Names, folded, told
+from lowmem_wsgi.http.route_names import LONGEST, MOST, NOT_FOUND, ROUTE, Names, folded, told
 from wsgi import call, make_environ
 
 

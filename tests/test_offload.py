@@ -36,8 +36,10 @@ from lowmem_wsgi import (
     SettingsError,
     offload,
 )
-from lowmem_wsgi.heavy import _child, process, room
-from lowmem_wsgi.memory.reading import Usage
+from lowmem_wsgi.offload import admission as room
+from lowmem_wsgi.offload import child as _child
+from lowmem_wsgi.offload import parent as process
+from lowmem_wsgi.system.usage import Usage
 
 MB = 1024 * 1024
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
@@ -202,7 +204,7 @@ def test_the_functions_exception_is_raised_with_its_traceback_in_the_child() -> 
         tasks.divide(0)
     cause = str(caught.value.__cause__)
     assert "in divide\n    return 1 / over" in cause
-    assert "_child.py" not in cause
+    assert "child.py" not in cause
 
 
 def test_an_exception_that_cannot_be_pickled_is_raised_as_what_it_is_a_kind_of() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cgroup import memory_cgroup
 from live import Server, serve, wait_for
-from lowmem_wsgi.heavy import room
+from lowmem_wsgi.offload import admission as room
 
 MB = 1024 * 1024
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
@@ -130,7 +130,7 @@ def test_a_child_ends_with_its_worker(kind: str, notes: Path) -> None:
 def test_the_worker_loads_nothing_that_only_a_child_needs(notes: Path) -> None:
     with site("gthread", notes) as server:
         server.get("/double/1")
-        assert not {"multiprocessing", "lowmem_wsgi.heavy.lazy"} & set(
+        assert not {"multiprocessing", "lowmem_wsgi.imports.lazy"} & set(
             server.get("/loaded").text.split()
         )
 

@@ -15,18 +15,12 @@ from django.urls import path
 from flask import Flask
 
 from fakes import MB, Clock
-from lowmem_wsgi import (
-    LowMemory,
-    OffloadBusy,
-    OffloadError,
-    OffloadMemoryError,
-    OffloadTooLarge,
-)
+from lowmem_wsgi import LowMemory, OffloadBusy, OffloadError, OffloadMemoryError, OffloadTooLarge
 from lowmem_wsgi.guards import out_of_memory
 from lowmem_wsgi.guards.out_of_memory import is_shortage
-from lowmem_wsgi.memory.governor import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.intake import PATIENCE, SMALL
-from lowmem_wsgi.memory.reading import Usage
+from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
+from lowmem_wsgi.system.usage import Usage
 from wsgi import Response, call, make_environ, post, validated
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import statuses
 from browser import Visit, chromium
 from live import serve, wait_for
 from lowmem_wsgi import LowMemory
-from lowmem_wsgi.admin.page import headers, render
+from lowmem_wsgi.admin.status_page import headers, render
 from test_example import CONFIG, EXAMPLE
 from test_routes import CLEANUP, STATUS, basic, ok
 from wsgi import call, make_environ

@@ -9,8 +9,8 @@ import pytest
 
 from fakes import Clock
 from forks import child
-from lowmem_wsgi.memory.processes import Remembered, process_age, process_figures
-from lowmem_wsgi.memory.reading import own_uss, shared_bytes
+from lowmem_wsgi.system.processes import Remembered, process_age, process_figures
+from lowmem_wsgi.system.procfs import own_uss, shared_bytes
 
 
 def test_this_process_has_figures() -> None:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forks import asked
-from lowmem_wsgi.memory.reading import Container, Memory, process_seconds, read_machine
+from lowmem_wsgi.memory.reading import Memory
+from lowmem_wsgi.system.cgroup import Container
+from lowmem_wsgi.system.procfs import process_seconds, read_machine
 
 MB = 1024 * 1024
 NO_LIMIT_V1 = 9223372036854771712

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fakes import MB
 from lowmem_wsgi.memory.ceiling import RESERVE_SHARE
-from lowmem_wsgi.memory.governor import CRITICAL, LEVELS, OK, WARN
-from lowmem_wsgi.workers.recycle import (
+from lowmem_wsgi.memory.levels import CRITICAL, LEVELS, OK, WARN
+from lowmem_wsgi.workers.recycling import (
     AHEAD,
     GIVEN_BACK,
     IN_VAIN,

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from fakes import MB, Clock
 from forks import asked, child, kill, together
-from lowmem_wsgi.workers import deaths
-from lowmem_wsgi.workers import scoreboard as module
-from lowmem_wsgi.workers.scoreboard import (
+from lowmem_wsgi.workers import postmortem as deaths
+from lowmem_wsgi.workers import shared_page as module
+from lowmem_wsgi.workers.shared_page import (
     APART,
     FIELDS,
     GONE,

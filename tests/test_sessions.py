@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from werkzeug.http import parse_cookie as parse_as_werkzeug
 from werkzeug.test import Client, TestResponse
 
-from lowmem_wsgi.guards.envelope import SKEW, BadEnvelope, derive, seal, stamp, unseal
 from lowmem_wsgi.guards.sessions import FIND_KEYS_EVERY, MOST_BYTES, MOST_STAMPS, Sessions
+from lowmem_wsgi.guards.signed_cookie import SKEW, BadEnvelope, derive, seal, stamp, unseal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from live import Reply, Server, serve, wait_for
-from lowmem_wsgi.guards.envelope import derive, unseal
+from lowmem_wsgi.guards.signed_cookie import derive, unseal
 
 LIFETIME = 3
 SECRET = "the key of these tests"

@@ -23,7 +23,7 @@ import pytest
 from cgroup import Cgroup, memory_cgroup
 from live import Server, serve, wait_for
 from load import Crowd, crowd
-from lowmem_wsgi.memory.governor import LEVELS
+from lowmem_wsgi.memory.levels import LEVELS
 
 MB = 1024 * 1024
 CONFIG = "python:lowmem_wsgi.gunicorn"

@@ -17,7 +17,6 @@ from live import wait_for
 from lowmem_wsgi.memory import watchdog as module
 from lowmem_wsgi.memory.ceiling import Ceiling
 from lowmem_wsgi.memory.interrupt import Interrupt
-from lowmem_wsgi.memory.reading import Usage
 from lowmem_wsgi.memory.watchdog import (
     AT,
     FILLED_AT,
@@ -30,6 +29,7 @@ from lowmem_wsgi.memory.watchdog import (
     is_time,
     next_look,
 )
+from lowmem_wsgi.system.usage import Usage
 
 BYTES = st.integers(0, 8 << 30)
 

@@ -5,7 +5,8 @@
     app = LowMemory(app)  # any WSGI app; settings come from LOWMEM_* variables
 
 Importing this package starts nothing: no thread, no changed global. Each name is loaded when it
-is asked for, so that a child process which wants `offload` alone loads no middleware.
+is asked for, so that a child process which wants `offload` alone loads no middleware. (`offload` is
+there at once, as importing the package `lowmem_wsgi.offload` would else take its name.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._version import __version__
+from .offload.api import offload
 
 if TYPE_CHECKING:
-    from .heavy.errors import (
+    from .memory.pressure import on_pressure
+    from .middleware import LowMemory
+    from .offload.errors import (
         OffloadBusy,
         OffloadDied,
         OffloadError,
@@ -23,9 +27,6 @@ if TYPE_CHECKING:
         OffloadTimeout,
         OffloadTooLarge,
     )
-    from .heavy.offload import offload
-    from .memory.pressure import on_pressure
-    from .middleware import LowMemory
     from .settings import SettingsError
 
 __all__ = [
@@ -45,7 +46,6 @@ __all__ = [
 _HOMES = {
     "LowMemory": ".middleware",
     "SettingsError": ".settings",
-    "offload": ".heavy.offload",
     "on_pressure": ".memory.pressure",
 }
 
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(_HOMES.get(name, ".heavy.errors"), __name__), name)
+    found = getattr(import_module(_HOMES.get(name, ".offload.errors"), __name__), name)
     globals()[name] = found
     return found
 

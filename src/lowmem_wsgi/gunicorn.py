@@ -111,7 +111,7 @@ def pre_fork(server: _Any, worker: _Any) -> None:
 
 def child_exit(server: _Any, worker: _Any) -> None:
     """A worker is gone: what it died of, and one less to make up for."""
-    from .workers.page import buried
+    from .workers.site_page import buried
 
     try:
         replaced = buried(worker.pid, timed_out=worker.aborted)
@@ -143,7 +143,7 @@ def post_worker_init(worker: _Any) -> None:
 
 def worker_abort(worker: _Any) -> None:
     """The worker has timed out: what it was at stays on the page."""
-    from .workers.crew import current
+    from .workers.lifecycle import current
 
     crew = current()
     if crew is not None:
@@ -155,7 +155,7 @@ def worker_exit(server: _Any, worker: _Any) -> None:
     object by object, of all that the master had loaded: 4 ms for 43 with pandas."""
     import threading
 
-    from .workers.crew import current
+    from .workers.lifecycle import current
 
     crew = current()
     ending = _sys.exc_info()[1]
@@ -186,17 +186,17 @@ def _prepare(server: _Any) -> None:
     _log_through(server.log)
     if server.app.callable is not None:
         server.app.callable = _wrapped(server.app.callable)
-    from .workers.page import lay_out
+    from .workers.site_page import lay_out
 
     try:
         for app in _ours(server.app.callable):
             app.keys.hold()
         lay_out()
-        if f"{__package__}.heavy.offload" in _sys.modules:  # so that the workers share all of it
+        if f"{__package__}.offload.call" in _sys.modules:  # so that the workers share all of it
             import pickle  # noqa: F401
             import subprocess  # noqa: F401
 
-            from .heavy import process  # noqa: F401
+            from .offload import parent as process  # noqa: F401
     except Exception:  # it would end the master
         _failure("Laying out the black box")
 
@@ -205,11 +205,11 @@ def _mind_heavy_modules() -> None:
     """Before the app imports them: put that off, or at least watch what it costs."""
     try:
         if _settings.lazy_heavy:
-            from .heavy.lazy import install
+            from .imports.lazy import install
 
             install(_settings.heavy_modules)
         else:
-            from .heavy.watch import WATCH
+            from .imports.tracker import WATCH
 
             WATCH.start(_settings.heavy_modules)
     except Exception:
@@ -310,7 +310,7 @@ def _as_many_as_fit(gunicorn_log: _Any) -> int:
 def _loaded() -> int:
     """The master's RSS in bytes, read once, before it forks: what a worker is going to begin with.
     Later the master has grown by its own doings, such as reading the config anew."""
-    from .memory.reading import OwnRss
+    from .system.procfs import OwnRss
 
     return OwnRss()()
 
@@ -325,7 +325,7 @@ def _fitting(warn: int, loaded: int, cores: float) -> int:
 
 def _cores() -> float:
     """The processors that this container may use: a share of one, often."""
-    from .memory.reading import processors
+    from .system.cgroup import processors
 
     return processors()
 

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from . import log
 from ._version import __version__
-from .admin.naming import Names, by_path, told
 from .admin.routes import Admin
-from .exchange import Exchange, Stream
 from .guards import out_of_memory
-from .guards.body import DRAIN, Body, drain
+from .guards.admission import Overload, busy
 from .guards.keys import Keys
-from .guards.overload import Overload, busy
-from .guards.paths import PATH
-from .guards.refusals import Refusal
 from .guards.sessions import Sessions
-from .guards.static_files import StaticFiles
+from .guards.static_cache import StaticFiles
 from .guards.uploads import UploadCap
-from .heavy.watch import WATCH
+from .http.body import DRAIN, Body, drain
+from .http.exchange import Exchange, Stream
+from .http.paths import PATH
+from .http.refusals import Refusal
+from .http.route_names import Names, by_path, told
+from .imports.tracker import WATCH
 from .memory import engine
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
-from .workers import crew
+from .workers import lifecycle as crew
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -178,7 +178,7 @@ class LowMemory:
         return result
 
     def heavy(self) -> list[dict[str, Any]]:
-        """The heavy modules that are loaded (see heavy/watch.py). Bytes and seconds."""
+        """The heavy modules that are loaded (see imports/tracker.py). Bytes and seconds."""
         return WATCH.loaded()
 
     def start(self) -> None:
@@ -410,13 +410,13 @@ class LowMemory:
             limits.append(f"collector's threshold {rules.gc_threshold} (LOWMEM_GC_THRESHOLD)")
         if rules.recursion_limit is not None:
             limits.append(f"recursion to {rules.recursion_limit} (LOWMEM_RECURSION_LIMIT)")
-        lazy = sys.modules.get(f"{__package__}.heavy.lazy")  # loaded where it is in use
+        lazy = sys.modules.get(f"{__package__}.imports.lazy")  # loaded where it is in use
         late = lazy.installed() if lazy is not None else ()
         if late:
             limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")
         elif rules.lazy_heavy:
             limits.append(
-                "nothing imported late: that takes our Gunicorn config, or heavy.lazy.install() "
+                "nothing imported late: that takes our Gunicorn config, or imports.lazy.install() "
                 "before the app's imports (LOWMEM_LAZY_HEAVY)"
             )
         limits += [

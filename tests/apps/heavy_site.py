@@ -13,7 +13,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 
-from lowmem_wsgi.workers import recycle
+from lowmem_wsgi.workers import recycling as recycle
 
 # At warn a worker is replaced when it is a minute old. Tests have no minute.
 recycle.OLD, recycle.LASTED = 2.0, 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ..memory.growth import NO_REQUEST, OTHER
+from ..memory.attribution import NO_REQUEST, OTHER
 from ..settings import MB, format_size
 
 Document = dict[str, Any]

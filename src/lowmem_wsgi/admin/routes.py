@@ -8,9 +8,9 @@ import hmac
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..guards.body import DRAIN
-from ..guards.paths import wsgi_path
-from ..guards.refusals import Refusal, preferred
+from ..http.body import DRAIN
+from ..http.paths import wsgi_path
+from ..http.refusals import Refusal, preferred
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -167,7 +167,7 @@ def _json(document: dict[str, Any], settings: Settings | None = None) -> Documen
 def _html(document: dict[str, Any], settings: Settings) -> Document:
     import secrets
 
-    from . import page
+    from . import status_page as page
 
     nonce, paths = secrets.token_urlsafe(16), (settings.status_path, settings.cleanup_path)
     body = page.render(document, nonce=nonce, status_path=paths[0], cleanup_path=paths[1])

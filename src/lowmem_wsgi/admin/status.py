@@ -11,15 +11,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..memory.governor import CRITICAL, OK, WARN
-from ..memory.growth import OTHER
-from ..memory.processes import Figures, Remembered, process_age, process_figures, sizes_of
-from ..memory.reading import Usage
+from ..memory.attribution import OTHER
+from ..memory.levels import CRITICAL, OK, WARN
+from ..system.processes import Figures, Remembered, process_age, process_figures, sizes_of
+from ..system.usage import Usage
 from .diagnosis import diagnose
 
 if TYPE_CHECKING:
     from ..middleware import LowMemory
-    from ..workers.scoreboard import Seen
+    from ..workers.shared_page import Seen
 
 REQUESTS = ("uploads_rejected", "sessions_expired", "shed", "out_of_memory")
 STEPS = ("trim", "caches", "callback", "purge", "collect")

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import log
-from ..runtime_directory import Refused, check_owner, private_directory, runtime_directory
-from .envelope import derive
+from ..system.private_dir import Refused, check_owner, private_directory, runtime_directory
+from .signed_cookie import derive
 
 _FILE = "session-key"
 _BYTES = 32

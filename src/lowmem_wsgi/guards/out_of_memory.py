@@ -7,10 +7,10 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from .. import log
-from .body import BODY
-from .overload import RETRY_AFTER, busy
-from .paths import ROUTE
-from .refusals import Refusal
+from ..http.body import BODY
+from ..http.paths import ROUTE
+from ..http.refusals import Refusal
+from .admission import RETRY_AFTER, busy
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .. import log
+from ..http.paths import PATH, wsgi_path
+from ..http.refusals import report
 from . import set_cookie
-from .envelope import BadEnvelope, Letter, seal, stamp, unseal
-from .paths import PATH, wsgi_path
-from .refusals import report
+from .signed_cookie import BadEnvelope, Letter, seal, stamp, unseal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

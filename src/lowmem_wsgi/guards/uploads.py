@@ -11,10 +11,10 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..http.body import BODY, Body, declared_length, may_have_undeclared_body
+from ..http.paths import is_under, wsgi_path
+from ..http.refusals import Refusal
 from ..settings import format_size
-from .body import BODY, Body, declared_length, may_have_undeclared_body
-from .paths import is_under, wsgi_path
-from .refusals import Refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -29,8 +29,9 @@ from collections import deque
 from collections.abc import Callable
 
 from ..settings import MB
-from .native import original
-from .reading import Kept, Usage, read_text
+from ..system.native import original
+from ..system.procfs import Kept, read_text
+from ..system.usage import Usage
 
 # What stays free under the container's limit: for the kernel's own (page tables, sockets), for
 # other processes' growth between two looks, for pages shared with the master that get copied.

@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any
 
 from .. import log
+from ..system.procfs import OwnRss
 from . import pressure
-from .collector import Collector
-from .governor import CRITICAL
+from .gc_runner import Collector
+from .levels import CRITICAL
 from .purge import purge
-from .reading import OwnRss
 
 # (module, function): caches of the standard library that fill again by themselves. A module
 # that is not loaded has no cache.

@@ -20,14 +20,15 @@ from typing import Protocol
 
 from .. import log
 from ..settings import Settings
+from ..system.usage import Usage
 from . import pressure
 from .ceiling import Ceiling
 from .cleanup import Ladder
-from .collector import Collector
+from .gc_runner import Collector
 from .intake import Intake
 from .interrupt import Interrupt
 from .monitor import Monitor
-from .reading import Memory, Usage
+from .reading import Memory
 from .watchdog import Watchdog
 
 # There is one of each in a process, and the first app says what it is.

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 from ..settings import KB
-from .governor import CRITICAL, OK
-from .reading import Usage
+from ..system.usage import Usage
+from .levels import CRITICAL, OK
 
 # Seconds at critical until nothing comes in. Long enough for the ladder, for a worker to be
 # replaced, and for one request's peak to pass.

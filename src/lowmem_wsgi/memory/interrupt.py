@@ -22,7 +22,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 from ..settings import MB
-from .native import original
+from ..system.native import original
 
 # A request is suspected that was seen for so long (seconds), and had this share of the processor
 # time that the process had since: more than one that waits, where some threads share the
@@ -221,7 +221,7 @@ def _has_greenlets() -> bool:
 
 
 def _foreign_native_id(ident: int) -> int | None:
-    """Return the kernel's number for a thread that `threading` has not started (mod_wsgi); None for
+    """Return the kernel's number for a thread that `threading` has not started (Apache); None for
     one that is gone.
 
     pthread_getcpuclockid(3) crashes for a thread that has ended, so this asks for threads that run

@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 from .. import log
 from ..settings import MB, Settings, format_size, threshold_bytes
+from ..system.procfs import shared_bytes
+from ..system.usage import Usage
 from .cleanup import Ladder
-from .collector import Collector
-from .governor import CALM, CRITICAL, LEVELS, OK, WARN, Governor
-from .reading import Memory, Usage, shared_bytes
+from .gc_runner import Collector
+from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Governor
+from .reading import Memory
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
 REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005

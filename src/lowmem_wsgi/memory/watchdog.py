@@ -16,9 +16,9 @@ from typing import Any
 
 from .. import log
 from ..settings import MB
+from ..system.native import original
 from .ceiling import Ceiling
 from .interrupt import Interrupt
-from .native import original
 
 # A request that is over sooner (seconds) is never looked at, unless memory is nearly full.
 FIRST = 0.02

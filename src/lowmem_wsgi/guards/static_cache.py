@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .paths import PATH, wsgi_path
+from ..http.paths import PATH, wsgi_path
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -16,8 +16,8 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from ..memory.reading import OwnRss
 from ..settings import format_size
+from ..system.procfs import OwnRss
 
 
 def rss() -> int:

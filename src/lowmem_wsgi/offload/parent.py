@@ -16,9 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import log
-from ..memory.reading import read_text
 from ..settings import KB, format_size
-from . import _child, room
+from ..system.procfs import read_text
+from . import admission as room
+from . import child as _child
+from .arguments import Parcel
 from .errors import (
     OffloadBusy,
     OffloadDied,
@@ -27,7 +29,6 @@ from .errors import (
     OffloadTimeout,
     RemoteTraceback,
 )
-from .parcel import Parcel
 
 if TYPE_CHECKING:
     import subprocess
@@ -53,7 +54,7 @@ ENVIRON = {
 _BOOT = """\
 import sys
 sys.path[:] = {path!a}
-from lowmem_wsgi.heavy._child import main
+from lowmem_wsgi.offload.child import main
 main({channel}, {lifeline}, {memory})
 """
 

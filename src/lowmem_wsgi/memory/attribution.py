@@ -1,8 +1,8 @@
 """What each route leaves behind: the growth of the process, booked to the requests that made it.
 
-* What is weighed is the memory in use (in_use.py), or RSS where that is not told: when the last of
-  the requests in flight has ended and the passes are done, and now and then beside others. It
-  takes at most a hundredth of the time; what ends meanwhile is weighed together. While memory
+* What is weighed is the memory in use (system/malloc.py), or RSS where that is not told: when the
+  last of the requests in flight has ended and the passes are done, and now and then beside others.
+  It takes at most a hundredth of the time; what ends meanwhile is weighed together. While memory
   grows, each request is weighed by itself, on credit.
 * A request that is weighed alone is booked what has come, or gone. Several share it, by how much
   their routes have been seen to leave behind. What is learned of a route later changes how the last

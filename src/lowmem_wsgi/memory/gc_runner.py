@@ -19,16 +19,15 @@ One collector serves a process, however many apps it holds (engine.py).
 
 from __future__ import annotations
 
-import functools
 import gc
 import threading
 import time
 from collections.abc import Callable
 
 from ..settings import MB
-from .growth import Growth
-from .in_use import find_in_use
-from .reading import OwnRss
+from ..system.malloc import find_in_use, malloc_trim
+from ..system.procfs import OwnRss
+from .attribution import Growth
 
 # A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
 # the next one.
@@ -397,20 +396,3 @@ def _somebody() -> int:
 
 def _full_collections() -> int:
     return int(gc.get_stats()[-1]["collections"])
-
-
-def malloc_trim() -> bool:
-    """Give free heap pages back to the system; whether there were any. False off glibc."""
-    return bool(_find_malloc_trim()(0))
-
-
-@functools.cache
-def _find_malloc_trim() -> Callable[[int], int]:
-    try:
-        import ctypes  # 0.4 MB, so only when there is something to give back
-
-        trim = ctypes.CDLL(None).malloc_trim
-        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-        return trim
-    except (ImportError, OSError, AttributeError, TypeError):
-        return lambda _: 0

@@ -1,6 +1,6 @@
 """Late imports: `import pandas as pd` at the top of an app costs nothing until `pd` is used.
 
-    from lowmem_wsgi.heavy import lazy
+    from lowmem_wsgi.imports import lazy
 
     lazy.install(["pandas", "numpy"])  # before the app is imported; lazy.uninstall() undoes it
 
@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 from .. import log
 from ..settings import Settings
-from .watch import WATCH, behind, restore
+from .tracker import WATCH, behind, restore
 
 # What the import system reads and sets before it executes a module.
 _OF_IMPORT = frozenset(

@@ -8,11 +8,11 @@ import os
 import sys
 import time
 
-from ..memory.reading import Container
-from ..runtime_directory import Refused, private_directory, runtime_directory
-from . import deaths
-from .scoreboard import GONE, REPLACED, RETIRING, Board, is_alive
+from ..system.cgroup import Container
+from ..system.private_dir import Refused, private_directory, runtime_directory
+from . import postmortem as deaths
 from .servers import Server
+from .shared_page import GONE, REPLACED, RETIRING, Board, is_alive
 
 _board: list[Board] = []  # none or one
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from ..memory.growth import MOST, MUCH, OFTEN, OTHER, Booking, scaled
+from ..memory.attribution import MOST, MUCH, OFTEN, OTHER, Booking, scaled
 
 # What is counted. Deaths by cause, bytes freed by kind of step.
 COUNTS = (

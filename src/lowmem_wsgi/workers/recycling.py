@@ -1,7 +1,7 @@
 """When a worker is to be replaced by a fresh one: the only way to unload what stays referenced.
 
 A pure decision: a situation in, a reason to wait out, or none. Who asks the server for the
-worker, and how, is in servers.py; when it is asked, in crew.py.
+worker, and how, is in servers.py; when it is asked, in lifecycle.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..memory.ceiling import RESERVE_SHARE
-from ..memory.governor import OK
+from ..memory.levels import OK
 from ..settings import MB
 
 # What a new worker must save at least: this share of the limit. Else it is not worth the start.

@@ -6,6 +6,7 @@ there, and RSS grows with the one after it, which is innocent.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 
@@ -47,3 +48,20 @@ def find_in_use() -> Callable[[], int] | None:
         return int(getattr(found, mapped) + getattr(found, used) + OBJECT * objects())
 
     return in_use
+
+
+def malloc_trim() -> bool:
+    """Give free heap pages back to the system; whether there were any. False off glibc."""
+    return bool(_find_malloc_trim()(0))
+
+
+@functools.cache
+def _find_malloc_trim() -> Callable[[int], int]:
+    try:
+        import ctypes  # 0.4 MB, so only when there is something to give back
+
+        trim = ctypes.CDLL(None).malloc_trim
+        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+        return trim
+    except (ImportError, OSError, AttributeError, TypeError):
+        return lambda _: 0

@@ -1,20 +1,4 @@
-"""`offload`: each call of a function in a short-lived child process, whose memory all goes back.
-
-    # reports.py, a module of its own: the child imports it, and not the app
-    from lowmem_wsgi import offload
-
-    @offload(memory="300MB", timeout="1m")
-    def totals(sheet):
-        import pandas
-
-        return pandas.read_excel(sheet).sum(numeric_only=True).to_dict()
-
-    # app.py
-    reports.totals(request.files["sheet"])         # the result, or the function's exception
-    reports.totals.submit("clients.xlsx")          # a concurrent.futures.Future
-
-The process that calls never imports what the function imports.
-"""
+"""A call of an offloaded function, from the arguments to the result."""
 
 from __future__ import annotations
 
@@ -22,79 +6,21 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from ..settings import AMOUNT, INTERVAL, LIMIT, Kind, SettingsError, maybe
 from ..settings import DURATION as WAIT
-from . import _child
+from . import child as _child
 from .errors import OffloadError, OffloadTimeout
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-    from .parcel import Parcel
-    from .process import Process
+    from .arguments import Parcel
+    from .parent import Process
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-TIMEOUT, WAIT_FOR_ROOM = "30s", "10s"
-
-
-@overload
-def offload(
-    function: Callable[P, R],
-    *,
-    memory: str | int | None = ...,
-    timeout: str | float | None = ...,
-    wait: str | float = ...,
-    at_once: int | None = ...,
-    executor: Executor | Callable[[], Executor] | None = ...,
-) -> Offloaded[P, R]: ...
-@overload
-def offload(
-    *,
-    memory: str | int | None = ...,
-    timeout: str | float | None = ...,
-    wait: str | float = ...,
-    at_once: int | None = ...,
-    executor: Executor | Callable[[], Executor] | None = ...,
-) -> Callable[[Callable[P, R]], Offloaded[P, R]]: ...
-def offload(
-    function: Callable[P, R] | None = None,
-    *,
-    memory: str | int | None = None,
-    timeout: str | float | None = TIMEOUT,
-    wait: str | float = WAIT_FOR_ROOM,
-    at_once: int | None = None,
-    executor: Executor | Callable[[], Executor] | None = None,
-) -> Any:
-    """Have each call of `function` made in a child process of its own.
-
-    memory    what the child may grow by, its imports included; more is OffloadMemoryError; None:
-              256 MB, or half of the container's limit where that is less
-    timeout   seconds a call may take, its imports included; more is OffloadTimeout; None: any time
-    wait      seconds to wait for other children to end where there is no room; then OffloadBusy,
-              which becomes a 503 if it is let out
-    at_once   how many children may run the function at a time, on this machine; None: as many as
-              fit into its memory, up to four
-    executor  a concurrent.futures.Executor, or what gives one when it is called, that makes the
-              calls instead; then `memory`, `wait` and `at_once` are its business
-
-    Sizes and durations are read as settings are. Raises SettingsError for what is wrong with them,
-    TypeError for a function that no child could import.
-    """
-    if function is None:
-        return lambda function: offload(
-            function,
-            memory=memory,
-            timeout=timeout,
-            wait=wait,
-            at_once=at_once,
-            executor=executor,
-        )
-    limits = Limits(memory=memory, timeout=timeout, wait=wait, at_once=at_once)
-    return Offloaded(getattr(function, "offloaded", function), limits, executor)
 
 
 class Limits:
@@ -121,7 +47,7 @@ class Offloaded(Generic[P, R]):
     """A function that runs elsewhere: call it, `submit` it or `stream` it. Made by `offload`.
 
     Arguments and result are pickled. A file among the arguments is passed as a file (see
-    parcel.py). In a child itself it is the function as it was.
+    arguments.py). In a child itself it is the function as it was.
     """
 
     def __init__(
@@ -192,7 +118,7 @@ class Offloaded(Generic[P, R]):
         return _task(self.offloaded)._replace(streaming=streaming)
 
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
-        from .parcel import pack
+        from .arguments import pack
 
         return pack(_task(self.offloaded).name, args, kwargs)
 
@@ -202,8 +128,8 @@ class Offloaded(Generic[P, R]):
         """The child, once there is room for it, with its task."""
         import pickle
 
-        from .process import Process
-        from .room import Request, default_memory, start_in
+        from .admission import Request, default_memory, start_in
+        from .parent import Process
 
         if os.name != "posix":
             raise OffloadError("offload starts processes on POSIX systems only: use an executor")
@@ -230,7 +156,7 @@ class Offloaded(Generic[P, R]):
             parcel.close()
 
     def _result(self, parcel: Parcel, begins: Callable[[], bool] = lambda: True) -> R:
-        from .process import value
+        from .parent import value
 
         process = self._begin(parcel, False, begins)
         try:
@@ -245,7 +171,7 @@ class Offloaded(Generic[P, R]):
             process.end()
 
     def _stream(self, parcel: Parcel) -> Generator[Any, None, Any]:
-        from .process import value
+        from .parent import value
 
         process = self._begin(parcel, True)
         try:

@@ -106,7 +106,7 @@ class Body(io.BufferedIOBase):
         """At the limit: the body ends here too, or it is too large."""
         self.overflowed = self.overflowed or bool(self._ask(self.stream.read, 1))
         if self.overflowed:
-            from .upload_error import UploadTooLarge  # brings werkzeug, which a Bottle app lacks
+            from .upload_errors import UploadTooLarge  # brings werkzeug, which a Bottle app lacks
 
             raise UploadTooLarge
 
@@ -118,7 +118,7 @@ class Body(io.BufferedIOBase):
             raise
         except Exception as error:
             self.broken = True
-            from .upload_error import UploadBroken
+            from .upload_errors import UploadBroken
 
             raise UploadBroken from error
 

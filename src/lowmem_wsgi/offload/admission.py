@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 from .. import log
-from ..memory.reading import Memory, Usage, read_text
+from ..imports.tracker import WATCH
+from ..memory.reading import Memory
 from ..settings import MB, Settings, format_size, threshold_bytes
+from ..system.procfs import read_text
+from ..system.usage import Usage
 from .errors import OffloadBusy, OffloadTooLarge
-from .watch import WATCH
 
 # What the interpreter itself uses before it does anything (measured: 3 to 5 MB of its own on
 # Python 3.10 to 3.13, beside pages of files that all share).
@@ -237,7 +239,7 @@ _here: list[Child] = []
 
 def _locked() -> int | None:
     """The open file of the list, locked; None where it cannot be had."""
-    from ..runtime_directory import Refused, private_directory, runtime_directory
+    from ..system.private_dir import Refused, private_directory, runtime_directory
 
     try:
         import fcntl

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ._child import OpenFile
+from .child import OpenFile
 
 PIECE = 256 * 1024
 

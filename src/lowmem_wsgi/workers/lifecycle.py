@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import log
-from ..memory.governor import OK
-from ..memory.growth import top
-from ..memory.reading import OwnRss, Usage, own_uss, process_seconds
+from ..memory.attribution import top
+from ..memory.levels import OK
 from ..settings import Settings, format_size
-from . import deaths
-from .ledger import COUNTS, Growth, Ledger
-from .page import board, board_of
-from .recycle import (
+from ..system.procfs import OwnRss, own_uss, process_seconds
+from ..system.usage import Usage
+from . import postmortem as deaths
+from .recycling import (
     IN_VAIN_SO_FAR,
     PATIENCE,
     SLOW,
@@ -31,8 +30,10 @@ from .recycle import (
     lead,
     reason_to_wait,
 )
-from .scoreboard import GONE, READY, REPLACED, RETIRING, Board, Seen, Slot, claim, is_alive
 from .servers import Server, find_server
+from .shared_page import GONE, READY, REPLACED, RETIRING, Board, Seen, Slot, claim, is_alive
+from .site_page import board, board_of
+from .site_totals import COUNTS, Growth, Ledger
 
 if TYPE_CHECKING:
     from ..memory.engine import Engine
@@ -208,10 +209,11 @@ class Crew:
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
 
-    def tell(self) -> None:
-        """Add what was counted here since the last time to what the site has."""
-        if not self._started or not self._telling.acquire(blocking=False):
-            return  # another thread is at it
+    def tell(self, patience: float = 0.0) -> None:
+        """Add what was counted here since the last time to what the site has. Wait `patience`
+        seconds for a thread that does so already."""
+        if not self._started or not self._telling.acquire(timeout=patience):
+            return
         try:
             self._engine.collector.settle()
             counts = self._engine.counts()
@@ -229,7 +231,7 @@ class Crew:
         """What the site has counted, all its workers."""
         if not self._started:
             return {**dict.fromkeys(COUNTS, 0.0), **self._engine.counts()}
-        self.tell()
+        self.tell(patience=0.5)
         return board().ledger.counts()
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import log
+from .. import log
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from .body import declared_length
-from .paths import is_under, wsgi_path
-from .refusals import Refusal
+from ..http.body import declared_length
+from ..http.paths import is_under, wsgi_path
+from ..http.refusals import Refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..settings import MB
-from . import ledger
+from . import site_totals as ledger
 
 try:
     import fcntl

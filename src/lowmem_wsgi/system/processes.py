@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
-from .reading import read_text, status_bytes
+from .procfs import read_text, status_bytes
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import log
 from ..settings import format_size
-from .scoreboard import GONE, READY, Board, Seen
+from .shared_page import GONE, READY, Board, Seen
 
 OOM_KILL, TIMEOUT, CRASH = "OOM kill", "timeout", "crash, or a kill from outside"
 

@@ -1,1 +1,0 @@
-"""Heavy work without the weight: late imports, child processes."""

@@ -1,0 +1,1 @@
+"""WSGI as it is: a request and its response, bodies, paths, refusals. Knows no memory."""

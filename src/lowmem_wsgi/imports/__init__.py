@@ -1,0 +1,1 @@
+"""Heavy packages: what loading them costs, and how to load them at their first use."""

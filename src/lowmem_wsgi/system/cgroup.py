@@ -1,0 +1,212 @@
+"""The memory cgroup that this process is in: its usage, its limit, its parts. Versions 1 and 2.
+
+A container dies when its own usage meets its limit, not when one process looks large. So: the
+cgroup's usage less the file cache that the kernel drops first (`inactive_file`), against the least
+limit among the cgroup and its ancestors.
+
+Roots are arguments. No reader here raises for what a system lacks, or says in words nobody has
+heard of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from .procfs import Kept, as_number, memory_total, number_in, read_text, stat_value, value_of
+from .usage import Usage
+
+
+def processors(root: str = "") -> float:
+    """How many processors this process may use: those it may run on, or the share of them that
+    its container has (`cpu.max`, `cpu.cfs_quota_us`)."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    base = f"{root}/sys/fs/cgroup"
+    quota, _, period = read_text(f"{base}/cpu.max").strip().partition(" ")
+    if not period:
+        quota = read_text(f"{base}/cpu/cpu.cfs_quota_us").strip()
+        period = read_text(f"{base}/cpu/cpu.cfs_period_us").strip()
+    if quota.isdigit() and period.isdigit() and int(period):
+        return min(float(own), int(quota) / int(period))
+    return float(own)
+
+
+class Container:
+    """Usage and limit of the cgroup that would be out of memory first.
+
+    Finds the cgroup once (a process is seldom moved), reads its files anew each time.
+    """
+
+    def __init__(self, root: str = "") -> None:
+        self._machine = memory_total(root)
+        self._cgroups = [
+            (version, directory)
+            for version, own, top in _mounts(root)
+            for directory in _upwards(own, top)
+        ]
+        self._kept: tuple[int, str] | None = None
+        self._files: tuple[Kept, ...] = ()
+        self._last: tuple[int, int, Kept, Kept] | None = None
+
+    def read(self) -> Usage | None:
+        """The reading with the least limit, own cgroup and ancestors; None where none is limited.
+
+        "No limit" is `max` in v2, 9223372036854771712 in v1, and in both anything that the machine
+        does not have.
+        """
+        least: Usage | None = None
+        found: tuple[int, str] | None = None
+        for version, directory in self._cgroups:
+            limit = _LIMITS[version](directory)
+            # Of equal limits the outer one counts: it holds what the inner one uses, and more.
+            if limit is None or limit > self._machine or (least and limit > least.limit):
+                continue
+            used = _used(version, *(read_text(f"{directory}/{name}") for name in _FILES[version]))
+            if used is not None:
+                least = Usage(used, limit, f"cgroup v{version}")
+                found = version, directory
+        if found is not None and least is not None:
+            self._keep(found, least.limit)
+        else:
+            self._last = None
+        return least
+
+    def _keep(self, found: tuple[int, str], limit: int) -> None:
+        """For the next glance."""
+        version, directory = found
+        if self._kept != found:
+            self._kept = found
+            self._files = tuple(Kept(f"{directory}/{name}") for name in _FILES[version])
+        self._last = (version, limit, self._files[0], self._files[1])
+
+    def glance(self) -> Usage | None:
+        """As `read` was, by two system calls: of the cgroup that had the least limit, and with
+        that limit; None where none had. Each call waits for the interpreter's lock where others
+        compute."""
+        if self._last is None:
+            return None
+        version, limit, usage_file, stat_file = self._last
+        used = _used(version, usage_file.read(), stat_file.read())
+        if used is None:
+            usage_file.forget()
+            return self.read()
+        return Usage(used, limit, f"cgroup v{version}")
+
+    def out_of_memory_kills(self) -> int | None:
+        """How many processes of the own cgroup the kernel's OOM killer has taken."""
+        for version, directory in self._cgroups[:1]:
+            name = "memory.events" if version == 2 else "memory.oom_control"
+            if os.path.exists(f"{directory}/{name}"):
+                return stat_value(f"{directory}/{name}", "oom_kill")
+        return None
+
+    def parts(self) -> dict[str, int]:
+        """Of what `read` has last counted as used, what is no process's, in bytes: `shmem_bytes`
+        (files in a tmpfs, and shared memory, some of which a process may have mapped),
+        `cache_bytes` (files in the page cache that are in active use), `kernel_bytes`. Nothing
+        where that is not told."""
+        if self._last is None:
+            return {}
+        version, text = self._last[0], self._last[3].read()
+        return {
+            part: sum(value_of(text, key) for key in keys) for part, keys in _PARTS[version].items()
+        }
+
+    def pids(self) -> list[int]:
+        """The processes in the cgroup that was read last, without those of cgroups below it."""
+        if self._kept is None:
+            return []
+        text = read_text(f"{self._kept[1]}/cgroup.procs")
+        return sorted({int(word) for word in text.split() if word.isdigit()})
+
+
+def _limit_v2(directory: str) -> int | None:
+    """memory.max kills; memory.high, where lower, stalls the container instead."""
+    found = [number_in(f"{directory}/{name}") for name in ("memory.max", "memory.high")]
+    return min((limit for limit in found if limit), default=None)
+
+
+def _limit_v1(directory: str) -> int | None:
+    # The second tells of ancestors, too, that a container does not see.
+    own = number_in(f"{directory}/memory.limit_in_bytes")
+    above = stat_value(f"{directory}/memory.stat", "hierarchical_memory_limit")
+    return min((limit for limit in (own, above) if limit), default=None)
+
+
+_LIMITS = {1: _limit_v1, 2: _limit_v2}
+# What is used, with the file cache, and the rest; in the rest, the cache that the kernel drops
+# first.
+_FILES = {1: ("memory.usage_in_bytes", "memory.stat"), 2: ("memory.current", "memory.stat")}
+_CACHE = {1: "total_inactive_file", 2: "inactive_file"}
+_PARTS: dict[int, dict[str, tuple[str, ...]]] = {
+    1: {"shmem_bytes": ("total_shmem",), "cache_bytes": ("total_active_file",)},
+    2: {
+        "shmem_bytes": ("shmem",),
+        "cache_bytes": ("active_file",),
+        # `kernel`, their sum, came with Linux 5.18.
+        "kernel_bytes": ("slab_unreclaimable", "kernel_stack", "pagetables", "percpu", "sock"),
+    },
+}
+
+
+def _used(version: int, usage: str, stat: str) -> int | None:
+    """Bytes, from the texts of the two files."""
+    found = as_number(usage)
+    return None if found is None else max(0, found - value_of(stat, _CACHE[version]))
+
+
+def _upwards(directory: str, top: str) -> Iterator[str]:
+    """A cgroup's directory and those above it, as far as the mount."""
+    while True:
+        yield directory
+        if len(directory) <= len(top):
+            return
+        directory = os.path.dirname(directory)
+
+
+def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
+    """(cgroup version, own directory, the mount's directory) where memory may be limited."""
+    own: dict[int, str] = {}
+    for line in read_text(f"{root}/proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            own[2] = path
+        elif "memory" in controllers.split(","):
+            own[1] = path
+    for line in read_text(f"{root}/proc/self/mountinfo").splitlines():
+        # ID parent major:minor ROOT MOUNTPOINT options... - TYPE source superoptions (proc(5))
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2":
+            version = 2
+        elif kind[0] == "cgroup" and "memory" in kind[2].split(","):
+            version = 1
+        else:
+            continue
+        if version in own:
+            top = root + _unescaped(fields[4])
+            yield version, _inside(top, _unescaped(fields[3]), own[version]), top
+
+
+def _unescaped(field: str) -> str:
+    """A path as mountinfo writes it: space, tab, newline and backslash in octal (proc(5))."""
+    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        field = field.replace("\\" + code, character)
+    return field
+
+
+def _inside(top: str, mounted: str, path: str) -> str:
+    """The directory of cgroup `path` where the hierarchy is mounted from `mounted` at `top`.
+
+    In a container the mount often begins at the container's own cgroup, while the path may be the
+    host's, or climb out of the namespace (`/../other`): then the mount itself is ours.
+    """
+    parts = [part for part in path.split("/") if part]
+    base = [part for part in mounted.split("/") if part]
+    if ".." in parts or parts[: len(base)] != base:
+        return top
+    directory = "/".join([top.rstrip("/"), *parts[len(base) :]])
+    return directory if os.path.isdir(directory) else top
