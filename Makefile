@@ -7,7 +7,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types docs bench late excel table survival sweep diagnosis soak clean
+.PHONY: demo quick test test-all lint types docs bench late excel table survival sweep diagnosis soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -20,6 +20,10 @@ demo: $(VENV)/demo
 	@echo
 	@cd examples/flask_app && LOWMEM_ADMIN_TOKEN=$${LOWMEM_ADMIN_TOKEN:-demo} \
 	  exec $(abspath $(VENV))/bin/lowmem-wsgi run --bind 127.0.0.1:$(PORT) app:app
+
+# The tests that start no server, in half a minute.
+quick: $(VENV)/tests
+	$(VENV)/bin/python -m pytest -q -n 2 tests/unit
 
 test: $(VENV)/tests
 	$(VENV)/bin/python -m pytest

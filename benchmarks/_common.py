@@ -23,9 +23,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.live import Reply
-from tests.live import Server as Server
-from tests.live import serve as serve
+from tests.helpers.servers import Reply
+from tests.helpers.servers import Server as Server
+from tests.helpers.servers import serve as serve
 
 APPS = Path(__file__).resolve().parent / "apps"
 MB = 1024 * 1024

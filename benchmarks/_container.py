@@ -20,14 +20,14 @@ import psutil
 from _common import APPS, MB, Server
 from _load import Caller
 
-# Where no memory cgroup can be made, tests/cgroup.py has its test skipped; we leave, with the
-# same reason. Nothing else of pytest is used there, and the bench group has none.
+# Without a memory cgroup, tests/helpers/cgroup.py skips its test, and we leave with the same
+# reason. Nothing else of pytest is used there, and the bench group has none.
 _pytest = ModuleType("pytest")
 vars(_pytest).update(skip=sys.exit, fail=sys.exit)
 sys.modules["pytest"] = _pytest
 
-from tests.cgroup import Cgroup, memory_cgroup  # noqa: E402
-from tests.live import serve, wait_for  # noqa: E402
+from tests.helpers.cgroup import Cgroup, memory_cgroup  # noqa: E402
+from tests.helpers.servers import serve, wait_for  # noqa: E402
 
 LIMIT = 512 * MB
 LOOK_EVERY = 0.005  # s, at the usage; at RSS, which takes longer to read, each tenth time

@@ -1,0 +1,1 @@
+"""What many tests need: real servers and containers, clients, fakes."""

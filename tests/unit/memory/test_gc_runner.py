@@ -1,0 +1,534 @@
+"""The collector: passes, freezing, thawing, giving back, and requests that end together."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from helpers.fakes import MB, Clock, Process
+from lowmem_wsgi.memory import gc_runner as module
+from lowmem_wsgi.memory.gc_runner import Collector
+from lowmem_wsgi.system import malloc
+from lowmem_wsgi.system.malloc import malloc_trim
+from lowmem_wsgi.system.procfs import OwnRss
+
+
+def make(clock: Clock | None = None, memory: Process | None = None, **options: Any) -> Collector:
+    memory = memory or Process()
+    return Collector(rss=memory.read, give_back=memory.give_back, now=clock or Clock(), **options)
+
+
+def full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
+def test_three_full_passes_follow_each_request() -> None:
+    collector = make(freeze=False)
+    gc.collect()  # what other tests have left, with finalizers of its own
+    before = full_collections()
+    for _ in range(5):
+        collector.after_request()
+    assert 15 <= full_collections() - before < 20
+    assert collector.runs == 5
+
+
+def test_the_number_of_passes_is_the_setting() -> None:
+    before = full_collections()
+    make(passes=0, freeze=False).after_request()
+    make(passes=1, freeze=False).after_request()
+    assert full_collections() - before == 1
+
+
+def test_what_is_alive_is_frozen_after_the_first_request_and_as_the_app_warms_up() -> None:
+    collector = make()
+    frozen = []
+    kept = []
+    for _ in range(10):
+        kept.append([[] for _ in range(1000)])
+        collector.after_request()
+        frozen.append(gc.get_freeze_count())
+    steps = itertools.pairwise(frozen)
+    grew = [run for run, (before, after) in enumerate(steps, 2) if after > before + 900]
+    assert frozen[0] > 1000
+    assert grew == [2, 4, 8]
+
+
+def test_nothing_is_frozen_where_freezing_is_off() -> None:
+    collector = make(freeze=False)
+    before = gc.get_freeze_count()  # Python 3.12 freezes some objects of its own
+    for _ in range(10):
+        collector.after_request()
+    collector.thaw()
+    assert gc.get_freeze_count() < before + 1000
+
+
+def slow(collector: Collector, clock: Clock, seconds: float, monkeypatch: Any) -> None:
+    def collect() -> int:
+        clock.now += seconds
+        return 0
+
+    monkeypatch.setattr(collector, "_collect", collect)
+
+
+def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(monkeypatch: Any) -> None:
+    clock = Clock()
+    collector = make(clock)
+    collector.runs = 100  # warmed up
+    freezes = []
+    monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
+    slow(collector, clock, module.SLOW_RUN / 2, monkeypatch)
+    collector.after_request()
+    assert freezes == []
+    slow(collector, clock, module.SLOW_RUN * 2, monkeypatch)
+    collector.after_request(lambda: 1)
+    assert freezes == []
+    collector.after_request()
+    assert freezes == [103]
+
+
+def test_under_steady_load_slow_runs_are_not_paid_for_without_end(monkeypatch: Any) -> None:
+    clock = Clock()
+    collector = make(clock)
+    collector.runs = 100
+    freezes = []
+    monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
+    slow(collector, clock, module.SLOW_BUDGET / 3.5, monkeypatch)
+    for _ in range(8):
+        collector.after_request(lambda: 1)
+    assert freezes == [104, 108]
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_frozen_by_accident_is_found_by_the_slow_clock() -> None:
+    import weakref
+
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory)
+    cycle = Cycle()
+    gone = weakref.ref(cycle)
+    collector.after_request()  # frozen while alive
+    del cycle
+    memory.live += 5 * MB  # what it holds
+    memory.rss = memory.live
+    for _ in range(5):
+        collector.after_request()
+    assert gone() is not None
+    clock.now += 599
+    collector.after_request()
+    assert gone() is None
+
+
+def test_a_process_that_has_not_grown_is_not_thawed_and_keeps_its_pages_shared(
+    monkeypatch: Any,
+) -> None:
+    thaws = []
+    monkeypatch.setattr(gc, "unfreeze", lambda: thaws.append(1))
+    clock = Clock()
+    collector = make(clock)
+    collector.after_fork()
+    for _ in range(20):
+        clock.now += 400
+        collector.after_request()
+    assert thaws == []
+
+
+def test_frozen_garbage_is_found_without_any_growth_where_no_pages_are_shared() -> None:
+    import weakref
+
+    clock = Clock()
+    collector = make(clock)
+    cycle = Cycle()
+    gone = weakref.ref(cycle)
+    collector.after_request()
+    del cycle
+    clock.now += 599
+    collector.after_request()
+    assert gone() is None
+
+
+def test_what_a_first_pass_lets_go_of_is_not_frozen_as_garbage() -> None:
+    import weakref
+
+    collector = make()
+    table: weakref.WeakKeyDictionary[Cycle, Cycle] = weakref.WeakKeyDictionary()
+    key, value = Cycle(), Cycle()
+    table[key] = value
+    gone = weakref.ref(value)
+    collector.after_request()
+    del key, value
+    collector.thaw()
+    assert gone() is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_the_first_passes_of_a_forked_worker_copy_no_shared_page() -> None:
+    ballast = [[n] for n in range(400_000)]  # 40 MB of tracked objects
+    gc.disable()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            import psutil
+
+            collector = Collector()
+            before = psutil.Process().memory_full_info().uss
+            collector.after_request()
+            grown = psutil.Process().memory_full_info().uss - before
+            code = 0 if grown < 5 * MB else 2
+        finally:
+            os._exit(code)
+    gc.enable()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    del ballast
+
+
+def test_growth_that_giving_back_does_not_cure_is_looked_for_in_the_frozen_heap() -> None:
+    import weakref
+
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory)
+    cycle = Cycle()
+    gone = weakref.ref(cycle)
+    collector.after_request()
+    del cycle
+    clock.now += 10
+    memory.rss = memory.live = memory.rss + 20 * MB
+    collector.after_request()
+    assert gone() is None
+
+
+def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory)
+    for _ in range(10):
+        clock.now += 1
+        collector.after_request()
+    assert memory.given_back == 0
+    clock.now += 0.01
+    memory.rss += 60 * MB
+    collector.after_request()
+    assert memory.given_back == 1
+    assert collector.freed_bytes == 60 * MB
+    clock.now += 1
+    collector.after_request()
+    assert memory.given_back == 1
+
+
+def test_growth_that_stays_is_not_given_back_again_and_again() -> None:
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory, freeze=False, passes=0)
+    memory.rss = memory.live = 90 * MB
+    for _ in range(20):
+        clock.now += 1
+        collector.after_request()
+    assert memory.given_back == 1
+
+
+def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() -> None:
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory, freeze=False, passes=0)
+
+    def costly() -> None:
+        clock.now += 0.010
+        memory.give_back()
+
+    collector._give_back = costly
+    calls = 0
+    for _ in range(100):
+        clock.now += 0.010
+        memory.rss = memory.live + 5 * MB
+        collector.after_request()
+        calls = memory.given_back
+    assert 3 <= calls <= 8  # 5 % of about a second, 10 ms each
+
+
+def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> None:
+    clock, memory = Clock(), Process()
+    reads = []
+    collector = make(clock, memory, freeze=False, passes=0)
+    collector._rss = lambda: reads.append(1) or memory.rss  # type: ignore[func-returns-value]
+    for _ in range(100):
+        clock.now += 0.001
+        collector.after_request(lambda: 1)
+    assert 4 <= len(reads) <= 6
+    reads.clear()
+    collector.after_request(lambda: 0)
+    assert len(reads) == 1
+
+
+def test_large_growth_is_given_back_at_once() -> None:
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory, freeze=False, passes=0)
+    for _ in range(5):
+        clock.now += 0.01
+        memory.rss = memory.live + 150 * MB
+        collector.after_request()
+    assert memory.given_back == 5
+
+
+def test_what_a_request_in_flight_holds_is_given_back_when_it_leaves_it_behind() -> None:
+    """Given back while another request held 80 MB, memory is not taken to need those 80 MB."""
+    clock, memory = Clock(), Process()
+    collector = make(clock, memory, freeze=False, passes=0)
+    memory.rss = memory.live = 130 * MB
+    collector.after_request(lambda: 1)
+    memory.live = 50 * MB  # the other request has freed them, the system does not know yet
+    for _ in range(3):
+        clock.now += 1
+        collector.after_request()
+    assert memory.rss == 50 * MB
+
+
+def test_nothing_is_given_back_where_trimming_is_off() -> None:
+    memory = Process()
+    collector = make(memory=memory, trim=False)
+    memory.rss += 100 * MB
+    collector.after_request()
+    assert memory.given_back == 0
+
+
+def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later() -> None:
+    collector = make(freeze=False)
+    running, go_on = threading.Event(), threading.Event()
+    runs: list[str] = []
+    real = collector._collect
+
+    def collect() -> None:
+        runs.append(threading.current_thread().name)
+        if len(runs) == 1:
+            running.set()
+            assert go_on.wait(10)
+        real()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    first = threading.Thread(target=collector.after_request, name="first")
+    first.start()
+    assert running.wait(10)
+    for _ in range(3):
+        collector.after_request()  # returns at once: the thread that runs will see to it
+    assert runs == ["first"]
+    go_on.set()
+    first.join(10)
+    assert runs == ["first", "first"]
+
+
+def test_a_thread_is_not_kept_for_ever_running_the_passes_of_others() -> None:
+    collector = make(freeze=False, passes=0)
+    runs: list[int] = []
+
+    def collect() -> None:
+        runs.append(1)
+        collector._wanted = True  # others never cease to end
+
+    collector._collect = collect  # type: ignore[method-assign]
+    collector.after_request()
+    assert len(runs) == module.MOST_RUNS
+    collector._collect = lambda: runs.append(2)  # type: ignore[method-assign]
+    collector.tidy()  # and what is left is done
+    assert runs[-1] == 2
+
+
+def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run() -> None:
+    collector = make(freeze=False)
+    real = collector._thaw
+
+    def thaw() -> None:
+        collector.after_request()
+        real()
+
+    collector._thaw = thaw  # type: ignore[method-assign]
+    collector.thaw()
+    assert collector.runs == 1
+
+
+def test_many_threads_lose_no_run() -> None:
+    """Each end of a request is followed by a run begun after it, whatever the interleaving."""
+    gc.freeze()  # so that the passes are quick
+    collector = make(freeze=False, passes=1)
+    began = 0
+    ended: list[int] = []
+    real = collector._collect
+
+    def collect() -> None:
+        nonlocal began
+        began += 1
+        real()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def request() -> None:
+        for _ in range(200):
+            ended.append(began)
+            collector.after_request()
+
+    threads = [threading.Thread(target=request) for _ in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert began > max(ended)
+
+
+def test_cleaning_up_from_within_a_run_does_not_wait_for_itself() -> None:
+    """As a finalizer or a signal handler may."""
+    collector = make(freeze=False)
+    real = collector._collect
+
+    def collect() -> None:
+        real()
+        collector.thaw()
+        collector.give_back()
+        collector.tidy()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    thread = threading.Thread(target=collector.after_request, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert collector.runs == 1
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_pass_that_another_threads_finalizer_kept_from_running_is_made_up_for(
+    generation: int,
+) -> None:
+    collector = make(freeze=False)
+    in_finalizer, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            in_finalizer.set()
+            go_on.wait(10)
+
+    gc.disable()
+    try:
+        Slow()
+        other = threading.Thread(target=gc.collect, args=(generation,))
+        other.start()
+        assert in_finalizer.wait(10)
+        assert gc.collect() == 0  # what the library must see through
+        threading.Timer(0.02, go_on.set).start()
+        before = full_collections()
+        collector.after_request()
+        go_on.set()
+        other.join(10)
+    finally:
+        gc.enable()
+    assert full_collections() - before >= 3
+
+
+def test_malloc_trim_is_a_silent_no_op_where_there_is_none(monkeypatch: Any) -> None:
+    import ctypes
+
+    class NoTrim:
+        def __init__(self, name: object) -> None:
+            pass
+
+    monkeypatch.setattr(ctypes, "CDLL", NoTrim)
+    malloc._find_malloc_trim.cache_clear()
+    try:
+        assert malloc_trim() is False
+    finally:
+        malloc._find_malloc_trim.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_fast_reading_of_rss_agrees_with_psutil() -> None:
+    import psutil
+
+    rss = OwnRss()
+    assert abs(rss() - psutil.Process().memory_info().rss) < 2 * MB
+    before = rss()
+    ballast = bytearray(50 * MB)
+    assert 45 * MB < rss() - before < 55 * MB
+    del ballast
+
+
+@pytest.mark.parametrize("make_proc", ["absent", "empty", "garbage"])
+def test_without_proc_rss_comes_from_psutil(tmp_path: Any, make_proc: str) -> None:
+    if make_proc != "absent":
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self" / "statm").write_text("" if make_proc == "empty" else "a b c")
+    assert OwnRss(str(tmp_path))() > 5 * MB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_reads_its_own_rss_not_the_parents() -> None:
+    rss = OwnRss()
+    rss()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            rss.reopen()
+            before = rss()
+            ballast = bytearray(50 * MB)
+            code = 0 if rss() - before > 45 * MB else 2
+            del ballast
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_an_app_drops_without_growing_again_is_given_back_by_and_by() -> None:
+    clock, memory = Clock(), Process(150 * MB)
+    collector = make(clock, memory)
+    collector.after_request()
+    clock.now += 10
+    collector.tidy()
+    memory.live = 50 * MB  # a cache is dropped: RSS stays, and the floor with it
+    collector.after_request()
+    assert memory.rss == 150 * MB
+    clock.now += 10
+    collector.tidy()
+    assert memory.rss == 50 * MB
+    before = memory.given_back
+    for _ in range(5):  # nobody has asked for anything since
+        clock.now += 10
+        collector.tidy()
+    assert memory.given_back == before
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_a_worker_that_shares_pages_is_thawed_at_rest_where_it_has_grown(in_flight: int) -> None:
+    clock, memory = Clock(), Process(50 * MB)
+    collector = make(clock, memory)
+    collector.after_fork()
+    collector.in_flight = lambda: in_flight
+    collector.after_request(lambda: 1)
+    memory.rss = memory.live = 90 * MB  # garbage that was frozen by accident, say
+    collector.after_request(lambda: 1)
+    assert collector.shares_pages
+    clock.now += 10
+    collector.tidy()
+    assert collector.shares_pages is bool(in_flight)
+
+
+def test_what_is_weighed_is_one_thing_from_the_first_time_on() -> None:
+    collector = Collector(freeze=False, passes=0)
+    collector.in_flight = lambda: 1
+    collector.rebase()  # an answer of ours, beside a request
+    collector.growth.ended("GET /", False)
+    collector.in_flight = int
+    collector.settle()
+    assert abs(collector.growth.routes["GET /"].grown) < MB

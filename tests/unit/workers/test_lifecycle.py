@@ -1,0 +1,1300 @@
+"""A worker among others: when it is replaced, by whom, and what is told of those that died."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.fakes import MB, Clock, Process
+from helpers.forks import asked, child, kill
+from helpers.wsgi import call, make_environ
+from lowmem_wsgi import LowMemory
+from lowmem_wsgi.memory.attribution import Growth
+from lowmem_wsgi.memory.interrupt import Interrupt
+from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Governor
+from lowmem_wsgi.settings import Settings
+from lowmem_wsgi.system.usage import Usage
+from lowmem_wsgi.workers import lifecycle as module
+from lowmem_wsgi.workers import postmortem as deaths
+from lowmem_wsgi.workers import servers
+from lowmem_wsgi.workers import site_page as page
+from lowmem_wsgi.workers.lifecycle import Crew, start_threads
+from lowmem_wsgi.workers.recycling import (
+    GIVEN_BACK,
+    IN_VAIN,
+    LASTED,
+    LEAST_LEAD,
+    OLD,
+    PATIENCE,
+    lead,
+)
+from lowmem_wsgi.workers.servers import Server, find_server
+from lowmem_wsgi.workers.shared_page import (
+    GONE,
+    READY,
+    REPLACED,
+    RETIRING,
+    SLOT_SIZE,
+    SLOTS,
+    SLOTS_AT,
+    Board,
+    Seen,
+)
+from lowmem_wsgi.workers.shared_page import SLOT as SLOT_HEAD
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+LIMIT, WARN_AT, CRITICAL_AT = 512 * MB, 400 * MB, 450 * MB
+# A process that lives as long as the tests do, and is not this one.
+NEIGHBOUR = os.getppid()
+
+
+@pytest.fixture(autouse=True)
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A page, and a runtime directory, of the test's own."""
+    monkeypatch.setattr(page, "_board", [])
+    monkeypatch.setattr(module, "_current", [])
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    yield tmp_path / "lowmem-wsgi"
+    for board in page._board:
+        board.close()
+
+
+class Rss:
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def __call__(self) -> int:
+        return self._process.rss
+
+    def reopen(self) -> None:
+        pass
+
+
+class Engine:
+    """As much of one as a crew asks for, where memory and time are the test's."""
+
+    def __init__(self, clock: Clock, kills: int | None = None) -> None:
+        self.ceiling = self.monitor = self.memory = self.ladder = self.collector = self
+        self.growth = Growth(lambda: 0)
+        self.counted = {"requests": 0.0}
+        self.ran: object = None
+        self.interrupt = Interrupt(self.work, now=clock)
+        self.in_flight: dict[object, int] = {}
+        self.workers: Callable[[], int] = int
+        self.acting = True
+        self.thresholds = (WARN_AT, CRITICAL_AT)
+        self.room: int | None = None
+        self.holes = 0
+        self.hits = 0
+        self.hit_at: float | None = None
+        self.clock = clock
+        self.kills = lambda: kills
+
+    def follow(self, name: str, follower: object) -> None:
+        self.followed_by = follower
+
+    def work(self) -> dict[object, int]:
+        return self.in_flight
+
+    def settle(self) -> None: ...
+
+    def counts(self) -> dict[str, float]:
+        return dict(self.counted)
+
+    def met_by_one(self) -> bool:
+        return self.hits == 1
+
+    def met_by_all(self) -> bool:
+        return self.hits > 1
+
+    def hit_since(self) -> float | None:
+        if self.hit_at is None:
+            return 0.0 if self.hits else None
+        return self.clock.now - self.hit_at
+
+
+class Worker:
+    """A worker of a server that replaces it, beside what else the site uses."""
+
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        *,
+        rss: int = 50,
+        rest: int = 0,
+        size: int = 1,
+        served: bool = True,
+        kills: int | None = None,
+        release: float = LEAST_LEAD / 2,
+        started: bool = True,
+        **settings: Any,
+    ) -> None:
+        """`release`: seconds that a worker before it has taken to be gone; 0 where there was none
+        yet."""
+        self.clock = clock or Clock()
+        self.process = Process(rss * MB)
+        self.rest = rest
+        self.engine = Engine(self.clock, kills)
+        self.replaced: list[bool] = []
+        self.server = Server("Fake", os.getpid(), size, self.replaced.append) if served else None
+        self.crew = Crew(
+            Settings.load(settings, {}),
+            self.engine,  # type: ignore[arg-type]
+            now=self.clock,
+            find=lambda: self.server,
+        )
+        self.crew._rss = Rss(self.process)  # type: ignore[assignment]
+        self.governor = Governor(WARN_AT, CRITICAL_AT)
+        if started:
+            self.crew.start()
+        self.crew._newborn = 20 * MB
+        self.board.change(release=int(release * 1e6))
+
+    @property
+    def board(self) -> Board:
+        return page.board()
+
+    @property
+    def slot(self) -> Seen:
+        assert self.crew.slot is not None
+        seen = self.board.read(self.crew.slot.index)
+        assert seen is not None
+        return seen
+
+    @property
+    def level(self) -> str:
+        return self.governor.level
+
+    def live(self, seconds: float, grow: float = 0.0, until: Callable[[], object] = bool) -> None:
+        """So long, growing by so many MB a second, a tenth of that a request; until something
+        holds."""
+        end = self.clock.now + seconds
+        while self.clock.now < end and not until():
+            self.clock.now += 0.1
+            if grow and self.crew.slot is not None:
+                self.crew.ended(self.crew.began("GET", "/leak"))
+            self.process.rss += int(grow * MB / 10)
+            self.look()
+
+    def look(self) -> None:
+        used = self.process.rss + self.rest * MB
+        self.crew.look(Usage(used, LIMIT, "cgroup v2"), self.governor.observe(used))
+
+    def gone(self) -> None:
+        """As after its end in order, seen by its master."""
+        self.crew.leave()
+        self.crew.give_up()
+
+
+def neighbour(board: Board, place: int, pid: int = NEIGHBOUR, **changes: Any) -> None:
+    """Another worker's slot."""
+    fields = {"state": READY, "born": 1.0, "seen": 1.0, "born_rss": 50 * MB, "rss": 50 * MB}
+    fields |= {"requests": 1, **changes}
+    SLOT_HEAD.pack_into(board.map, SLOTS_AT + place * SLOT_SIZE, pid, *fields.values())
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+# --- A worker that has grown
+
+
+def test_what_one_request_takes_at_once_is_no_growth() -> None:
+    """A cache that is filled: it would be at critical in a moment, if it went on."""
+    worker = Worker()
+    worker.live(5, grow=0.1)
+    worker.process.rss = 390 * MB
+    worker.live(5, grow=0.1)
+    assert worker.replaced == []
+
+
+def test_a_worker_that_leaks_is_replaced_once_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = Worker()
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    requests = f"in {worker.slot.requests} requests"
+    worker.live(20, grow=20)
+    assert worker.replaced == [False]
+    assert worker.slot.state == RETIRING
+    (line,) = lines(caplog)
+    for part in ("♻️ recycled at", "of 512 MB", "from 50 MB", requests, "LOWMEM_RECYCLE"):
+        assert part in line
+
+
+def test_one_that_leaks_fast_is_replaced_shortly_before_critical() -> None:
+    worker = Worker()
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    assert CRITICAL_AT - LEAST_LEAD * 20 * MB <= worker.process.rss < CRITICAL_AT
+
+
+@pytest.mark.parametrize("release", [0.0, 0.3, 1.0, 5.0])
+def test_it_is_replaced_the_sooner_the_longer_a_worker_takes_here_to_be_gone(
+    release: float,
+) -> None:
+    """At a tenth of a processor that is ten times as long."""
+    worker = Worker(release=release)
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
+    assert before == pytest.approx(lead(release), abs=0.11)
+
+
+@pytest.mark.parametrize("age", [0.02, 0.5, 5.0])
+def test_before_a_worker_has_gone_a_fresh_ones_start_says_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, age: float
+) -> None:
+    """Measured in a worker that is started before its first request."""
+    monkeypatch.setattr(module, "process_seconds", lambda: age)
+    worker = Worker(release=0.0, started=False)
+    worker.crew.start(fresh=True)
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
+    assert before == pytest.approx(lead(age), abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("age", "fresh", "started_in"),
+    [(0.7, True, 0.7), (3.0, True, 3.0), (0.0, True, 1.0), (0.7, False, 0.7), (3.0, False, 1.0)],
+)
+def test_what_a_start_takes_is_measured_where_the_system_tells(
+    monkeypatch: pytest.MonkeyPatch, age: float, fresh: bool, started_in: float
+) -> None:
+    """A worker is replaced at critical when it is as old as that. One that is started by its first
+    request may have waited for that: its start is taken to need a second at most."""
+    monkeypatch.setattr(module, "process_seconds", lambda: age)
+    worker = Worker(started=False)
+    worker.crew.start(fresh=fresh)
+    worker.process.rss = 470 * MB
+    worker.live(started_in - 0.15)
+    assert worker.replaced == []
+    worker.live(0.3)
+    assert worker.replaced == [False]
+
+
+def test_it_is_noted_when_a_worker_was_told_to_end() -> None:
+    worker = Worker()
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    worker.board.released(worker.clock.now + 1.5)
+    assert worker.board.release == pytest.approx(1.5, abs=1e-5)
+
+
+def test_a_slow_leak_is_seen_to_at_warn_when_it_has_lasted() -> None:
+    worker = Worker()
+    worker.live(OLD, grow=5.8)
+    assert worker.level == OK
+    worker.live(LASTED, grow=1)
+    assert worker.level == WARN
+    assert worker.replaced == []
+    worker.live(2, grow=1)
+    assert worker.replaced == [False]
+    assert worker.process.rss < CRITICAL_AT - 30 * MB
+
+
+def test_memory_that_is_ok_replaces_nobody() -> None:
+    worker = Worker()
+    worker.process.rss = 390 * MB
+    worker.live(600)
+    assert worker.replaced == []
+
+
+def test_nobody_is_replaced_where_that_is_off() -> None:
+    worker = Worker(recycle="off")
+    worker.live(60, grow=20)
+    assert worker.level == CRITICAL
+    assert (worker.replaced, worker.slot.state) == ([], READY)
+
+
+def test_where_the_server_cannot_do_it_one_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = Worker(served=False)
+    worker.live(120, grow=20)
+    (line,) = lines(caplog)
+    assert "cannot replace it" in line
+    assert "Gunicorn" in line
+    assert worker.slot.state == READY
+    assert worker.engine.acting
+
+
+def test_a_worker_that_is_born_too_big_is_told_of_once_and_never_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = Worker(rss=455)
+    worker.live(120)
+    assert worker.level == CRITICAL
+    assert worker.replaced == []
+    (line,) = lines(caplog)
+    for part in (
+        "Not recycling: a fresh worker would be as large",
+        "455 MB at start",
+        "larger plan",
+    ):
+        assert part in line
+
+
+def test_a_worker_is_not_replaced_before_it_is_so_old_that_it_was_worth_its_start() -> None:
+    worker = Worker()
+    worker.process.rss = 470 * MB
+    worker.live(module.LONGEST_START - 0.2)
+    assert worker.level == CRITICAL
+    assert worker.replaced == []
+    worker.live(0.4)
+    assert worker.replaced == [False]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    worker.engine.in_flight = {"request": 0}
+    worker.live(5)
+    # It stands at critical, where it has got at once.
+    monkeypatch.setattr(worker.crew, "_lately", lambda now: module.Rates(0.0, 0.0, 0.0))
+    worker.process.rss = 460 * MB
+    worker.live(PATIENCE - 0.2)
+    assert worker.level == CRITICAL
+    assert worker.replaced == []
+    if ends:
+        worker.engine.in_flight = {}
+        worker.live(0.1)
+    else:
+        worker.live(0.5)
+    assert worker.replaced == [False]
+
+
+def test_a_busy_worker_is_replaced_at_once_where_there_is_no_time() -> None:
+    worker = Worker()
+    worker.engine.in_flight = {"request": 0}
+    worker.live(60, grow=30, until=lambda: worker.replaced)
+    assert worker.process.rss <= CRITICAL_AT
+
+
+def test_the_request_that_holds_what_has_grown_is_waited_for() -> None:
+    worker = Worker()
+    worker.live(5)
+    worker.process.rss = 460 * MB
+    # For as long as it is in flight.
+    worker.engine.interrupt.grown = 300 * MB
+    worker.live(10 * PATIENCE)
+    assert worker.level == CRITICAL
+    assert worker.replaced == []
+    worker.engine.interrupt.grown = 0
+    worker.live(0.1)
+    assert worker.replaced == [False]
+
+
+def test_who_meets_the_ceiling_alone_is_waited_for_and_who_all_meet_is_not() -> None:
+    worker = Worker()
+    worker.live(5)
+    worker.process.rss = 460 * MB
+    worker.engine.hits = 1
+    worker.live(1)
+    assert worker.replaced == []
+    worker.engine.hits = 2
+    worker.live(0.1)
+    assert worker.replaced == [False]
+
+
+@pytest.mark.parametrize(("holds", "replaced"), [(200, [False]), (100, [])])
+def test_one_whose_ceiling_was_met_while_it_holds_much_is_replaced_at_any_level(
+    holes_or_not: bool, holds: int, replaced: list[bool]
+) -> None:
+    """A leak, what a caught MemoryError left behind, or holes: a fresh one has the room."""
+    worker = Worker()
+    if not holes_or_not:
+        worker.process.rss += holds * MB
+    worker.live(20)
+    worker.engine.holes = holds * MB if holes_or_not else 0
+    worker.live(20)
+    assert worker.replaced == []
+    worker.engine.hit_at = worker.clock.now
+    worker.live(GIVEN_BACK - 0.15)
+    assert worker.replaced == []
+    worker.live(0.3)
+    assert worker.level == OK
+    assert worker.replaced == replaced
+
+
+@pytest.fixture(params=[False, True], ids=["in use", "holes"])
+def holes_or_not(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_a_worker_that_all_requests_find_full_is_replaced_whatever_the_level() -> None:
+    worker = Worker()
+    worker.live(20, grow=5)
+    worker.engine.hits = 1
+    worker.live(1)
+    assert worker.replaced == []
+    worker.engine.hits = 2
+    worker.live(0.2)
+    assert worker.level == OK
+    assert worker.replaced == [False]
+
+
+@pytest.mark.parametrize(("slow", "at"), [(True, 250 * MB), (False, CRITICAL_AT - 5 * MB)])
+def test_one_that_a_slow_request_would_keep_is_replaced_while_there_is_room_for_both(
+    slow: bool, at: int
+) -> None:
+    """Others come and go, and leave something behind."""
+    worker = Worker()
+    worker.live(1)
+    if slow:
+        worker.crew.began("GET", "/slow")
+    while not worker.replaced and worker.process.rss < LIMIT:
+        for _ in range(3):
+            worker.crew.ended(worker.crew.began("GET", "/leaks"))
+        worker.live(0.1, grow=20)
+    assert abs(worker.process.rss - at) <= 5 * MB
+
+
+def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
+    worker = Worker(rest=200)
+    worker.live(5)
+    worker.engine.room = 60 * MB
+    for _ in range(100):
+        if worker.replaced:
+            break
+        worker.live(0.1, grow=50)
+        worker.engine.room -= 5 * MB
+    assert worker.level == OK
+    assert worker.replaced == [False]
+    assert 0 < worker.engine.room < 20 * MB
+
+
+# --- How it is replaced
+
+
+@pytest.mark.parametrize(
+    ("master", "newborn", "at_once"),
+    [(True, 20, True), (False, 20, False), (True, 150, False)],
+    ids=["it waits for nobody", "no such master", "no room"],
+)
+def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
+    master: bool, newborn: int, at_once: bool
+) -> None:
+    worker = Worker()
+    worker.crew._newborn = newborn * MB
+    worker.board.change(master=os.getpid() if master else 0)
+    worker.live(5)
+    worker.live(2, grow=600, until=lambda: worker.replaced)
+    assert worker.replaced == [at_once]
+    assert worker.slot.state == (REPLACED if at_once else RETIRING)
+    assert worker.slot.replaced is at_once
+
+
+def test_a_worker_that_is_on_its_way_out_acts_no_more() -> None:
+    worker = Worker()
+    assert worker.engine.acting
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    assert not worker.engine.acting
+
+
+def test_one_that_has_been_replaced_is_not_once_more_as_it_ends() -> None:
+    worker = Worker()
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    worker.crew.leave()  # and its monitor looks on, for as long as that takes
+    worker.live(60, grow=20)
+    assert len(worker.replaced) == 1
+
+
+def test_another_that_has_grown_more_is_replaced_first() -> None:
+    worker = Worker(size=2, rest=100)
+    neighbour(worker.board, 7, born_rss=50 * MB, rss=500 * MB)
+    worker.live(60, grow=20, until=lambda: worker.level == CRITICAL)
+    worker.live(1)
+    assert worker.replaced == []
+    neighbour(worker.board, 7, born_rss=50 * MB, rss=60 * MB)
+    worker.live(0.1)
+    assert worker.replaced == [False]
+
+
+@needs_fork
+def test_it_waits_for_another_that_is_not_back_yet_but_not_for_ever() -> None:
+    worker = Worker(size=2, rest=100)
+    path = worker_page(worker)
+    worker.live(5)
+    worker.process.rss = 360 * MB
+    worker.live(29)
+    assert worker.level == CRITICAL
+    assert worker.replaced == []
+    assert asked(lambda: Board.at(path).take_turn())  # it does not keep the turn meanwhile
+    worker.live(2)
+    assert worker.replaced == [False]
+
+
+def test_one_that_is_back_in_the_meantime_ends_the_wait() -> None:
+    worker = Worker(size=2, rest=100)
+    worker.live(5)
+    worker.process.rss = 360 * MB
+    worker.live(3)
+    neighbour(worker.board, 7, 2**31 - 5)  # gone, and still on the page
+    worker.live(0.1)
+    assert worker.replaced == []
+    neighbour(worker.board, 7)
+    worker.live(0.1)
+    assert worker.replaced == [False]
+
+
+@needs_fork
+def test_one_worker_is_replaced_at_a_time_also_when_it_dies_meanwhile() -> None:
+    worker = Worker()
+    path = worker_page(worker)
+
+    keep: list[Board] = []
+
+    def stay() -> None:
+        keep.append(Board.at(path))
+        assert keep[0].take_turn()
+
+    with child(stay) as pid:
+        worker.live(60, grow=20)
+        assert worker.level == CRITICAL
+        assert worker.replaced == []
+        kill(pid)
+        worker.live(0.1)
+        assert worker.replaced == [False]
+
+
+@needs_fork
+def test_the_turn_is_the_next_ones_once_a_fresh_worker_is_ready() -> None:
+    worker = Worker()
+    path = worker_page(worker)
+
+    def free() -> bool:
+        return Board.at(path).take_turn()
+
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    worker.live(1)
+    assert asked(free) is False
+    neighbour(worker.board, 7)
+    worker.look()
+    assert asked(free) is True
+
+
+def worker_page(worker: Worker) -> str:
+    assert worker.server is not None
+    return os.path.join(os.environ["XDG_RUNTIME_DIR"], "lowmem-wsgi", page._name(os.getpid()))
+
+
+# --- In vain
+
+
+def test_when_fresh_workers_come_back_to_it_they_are_let_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock, replaced = Clock(), 0
+    for _ in range(IN_VAIN + 2):
+        worker = Worker(clock, rest=380)
+        worker.live(3)
+        worker.live(30, grow=20)
+        replaced += len(worker.replaced)
+        worker.gone()
+    assert replaced == IN_VAIN
+    assert page.board().in_vain == IN_VAIN
+    assert len([line for line in lines(caplog) if "recycled" in line]) == IN_VAIN
+    (line,) = [line for line in lines(caplog) if "soon grew as large" in line]
+    assert "Not recycling" in line
+
+
+def test_memory_that_is_ok_again_makes_it_worth_trying_again() -> None:
+    clock, seen = Clock(), []
+    for rest in (380, 380, 0, 380, 380, 380, 380):
+        worker = Worker(clock, rest=rest)
+        worker.live(3)
+        if rest:
+            worker.live(30, grow=20)
+        seen.append((bool(worker.replaced), worker.board.in_vain))
+        worker.gone()
+    assert [in_vain for _, in_vain in seen] == [1, 2, 0, 1, 2, 3, 3]
+    assert [replaced for replaced, _ in seen] == [True, True, False, True, True, True, False]
+
+
+def test_a_fresh_worker_does_not_take_its_first_reading_for_memory_being_well() -> None:
+    """Its level is ok until it has seen two."""
+    worker = Worker(rest=400)
+    worker.board.change(in_vain=2)
+    worker.look()
+    assert worker.level == OK
+    assert worker.board.in_vain == 2
+
+
+def test_two_that_are_replaced_together_are_one_attempt() -> None:
+    worker = Worker(rest=100)
+    neighbour(worker.board, 7, state=RETIRING, rss=500 * MB)
+    worker.live(20, grow=20)
+    assert worker.replaced == [False]
+    assert worker.board.in_vain == 0
+
+
+# --- How many there are
+
+
+@pytest.mark.parametrize(
+    ("size", "others", "expected"),
+    [
+        (1, [], 1),
+        (3, [], 3),
+        (1, [{}], 2),
+        (1, [{"state": RETIRING}], 1),
+        (1, [{"state": READY | GONE}], 1),
+        (1, [{"pid": 2**31 - 5}], 1),
+        (2, [{}, {"state": REPLACED}], 2),
+        (2, [{}, {}], 3),
+    ],
+)
+def test_the_room_is_shared_by_those_at_work_and_those_the_server_will_start(
+    size: int, others: list[dict[str, Any]], expected: int
+) -> None:
+    worker = Worker(size=size)
+    for place, changes in enumerate(others, 5):
+        neighbour(worker.board, place, **changes)
+    assert worker.engine.workers() == expected
+
+
+def test_without_a_server_it_is_one() -> None:
+    assert Worker(served=False).engine.workers() == 1
+
+
+@needs_fork
+def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> None:
+    worker = Worker()
+    clock = worker.clock
+
+    def slow() -> None:
+        slot = module.claim(page.board(), 50 * MB, now=clock)
+        assert slot is not None
+        slot.began("GET", "/slow")
+        slot.enter(RETIRING)
+        slot.note(50 * MB, 100 * MB)
+        clock.now += 1
+        slot.note(80 * MB, 100 * MB)
+
+    with child(slow):
+        clock.now += 1
+        assert worker.engine.workers() == 2
+        clock.now += 1  # since then it has not
+        assert worker.engine.workers() == 1
+
+
+# --- The place on the page
+
+
+def test_starting_twice_takes_one_place() -> None:
+    worker = Worker()
+    worker.crew.start()
+    assert worker.board.taken() == [0]
+    assert worker.engine.followed_by == worker.crew.look
+
+
+def test_without_a_place_it_goes_on() -> None:
+    board = page.board()
+    for place in range(SLOTS):
+        neighbour(board, place)
+    worker = Worker(served=False)
+    assert worker.crew.slot is None
+    assert worker.crew.began("GET", "/") == -1
+    worker.crew.ended(-1)
+    worker.live(60, grow=20)
+    worker.crew.abort()
+    worker.crew.leave()
+    assert worker.replaced == []
+
+
+def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
+    def ok(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"ok"]
+
+    before: list[LowMemory] = []
+    for _ in range(SLOTS + 5):
+        wrapped = LowMemory(ok)
+        assert call(wrapped, make_environ()).body == b"ok"
+        assert len(page.board().taken()) == 1
+        assert wrapped.engine.ceiling.workers() == 1
+        wrapped.close()
+        before.append(wrapped)
+    assert call(before[0], make_environ()).body == b"ok"  # closed, and it still serves
+
+
+def test_apps_beside_each_other_are_one_crew() -> None:
+    one, other = LowMemory(int), LowMemory(int)  # type: ignore[arg-type]
+    assert one.crew is other.crew
+    assert module.current() is one.crew
+
+
+@needs_fork
+def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None:
+    worker = Worker()
+    worker.crew.began("GET", "/parent")
+
+    def fork() -> None:
+        worker.crew.leave()
+        worker.crew.give_up()
+        worker.crew.after_fork()
+        assert worker.crew.began("GET", "/") == -1
+        worker.crew.start()
+        worker.crew._rss = Rss(worker.process)  # type: ignore[assignment]
+        worker.crew.began("GET", "/child")
+
+    with child(fork) as pid:
+        found = {seen.pid: seen for seen in worker.board.workers()}
+    assert found[os.getpid()].state == READY
+    assert [flight.what for flight in found[os.getpid()].flights] == ["GET /parent"]
+    assert [flight.what for flight in found[pid].flights] == ["GET /child"]
+
+
+def test_what_is_in_flight_when_it_is_aborted_stays_noted() -> None:
+    worker = Worker()
+    place = worker.crew.began("GET", "/hangs")
+    worker.crew.abort()
+    worker.crew.ended(place)
+    assert [flight.what for flight in worker.slot.flights] == ["GET /hangs"]
+
+
+def test_the_page_is_in_the_runtime_directory_and_those_of_dead_servers_are_not(
+    site: Path,
+) -> None:
+    site.mkdir(0o700)
+    names = ["workers-2147483643-5", page._name(NEIGHBOUR), "workers-x", "session.key"]
+    for name in names:
+        (site / name).touch()
+    Worker()
+    found = sorted(path.name for path in site.iterdir())
+    assert found == sorted([*names[1:], page._name(os.getpid())])
+
+
+def test_where_the_directory_cannot_be_trusted_the_page_is_a_private_one(site: Path) -> None:
+    site.mkdir()
+    site.chmod(0o755)
+    worker = Worker()
+    worker.live(60, grow=20)
+    assert worker.replaced == [False]
+    assert list(site.iterdir()) == []
+
+
+def test_without_a_server_nothing_is_left_behind(site: Path) -> None:
+    Worker(served=False)
+    assert not site.exists()
+
+
+# --- The dead
+
+
+@pytest.mark.parametrize(
+    ("timed_out", "killed", "orderly", "expected"),
+    [
+        (False, False, True, None),
+        (False, True, True, None),  # somebody else was killed
+        (True, False, False, deaths.TIMEOUT),
+        (True, False, True, deaths.TIMEOUT),
+        (False, True, False, deaths.OOM_KILL),
+        (True, True, False, deaths.OOM_KILL),
+        (False, False, False, deaths.CRASH),
+    ],
+)
+def test_causes_of_death_are_told_apart(
+    timed_out: bool, killed: bool, orderly: bool, expected: str | None
+) -> None:
+    assert deaths.cause(timed_out=timed_out, killed=killed, orderly=orderly) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "in_flight", "expected"),
+    [
+        (READY, False, False),
+        (READY, True, False),
+        (RETIRING, False, True),
+        (RETIRING, True, False),
+        (REPLACED, False, True),
+        (REPLACED, True, False),
+        (READY | GONE, False, True),
+        (READY | GONE, True, True),
+        (RETIRING | GONE, True, True),
+    ],
+)
+def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
+    state: int, in_flight: bool, expected: bool
+) -> None:
+    worker = Worker()
+    if in_flight:
+        worker.crew.began("GET", "/")
+    assert worker.crew.slot is not None
+    worker.crew.slot.enter(state)
+    assert deaths.left_in_order(worker.slot) is expected
+
+
+def dies(do: Callable[[Crew], object]) -> int:
+    """A worker of the same server does something and is killed; its pid."""
+
+    server = Server("Fake", os.getpid(), 1, bool)
+
+    def work() -> None:
+        crew = Crew(
+            Settings.load({}, {}),
+            Engine(Clock()),  # type: ignore[arg-type]
+            now=Clock(),
+            find=lambda: server,
+        )
+        crew.start()
+        crew.began("GET", "/export")
+        do(crew)
+
+    with child(work) as pid:
+        kill(pid)
+    return pid
+
+
+def nothing(crew: Crew) -> None:
+    pass
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (0, 1, deaths.OOM_KILL),
+        (3, 4, deaths.OOM_KILL),
+        (3, 3, deaths.CRASH),
+        (None, None, deaths.CRASH),
+    ],
+)
+def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
+    before: int | None, after: int | None, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Worker(kills=before)
+    pid = dies(nothing)
+    assert len(first.board.workers()) == 2
+    first.gone()
+    second = Worker(kills=after)
+    (line,) = lines(caplog)
+    assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
+    assert second.board.deaths == 1
+    last = second.crew.last_death()
+    assert last is not None
+    assert (last["pid"], last["cause"]) == (pid, expected)
+    assert [seen.pid for seen in second.board.workers()] == [os.getpid()]
+    # And once is enough.
+    second.gone()
+    Worker(kills=after)
+    assert len(lines(caplog)) == 1
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda crew: crew.leave(),
+        lambda crew: (crew.ended(REQUEST_PLACE), crew.slot.enter(RETIRING)),
+        lambda crew: (crew.ended(REQUEST_PLACE), crew.slot.enter(REPLACED), crew.leave()),
+    ],
+    ids=["left", "was replaced", "was replaced and left"],
+)
+def test_an_end_in_order_is_not_told_of(
+    do: Callable[[Crew], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    Worker().gone()
+    dies(do)
+    worker = Worker()
+    assert lines(caplog) == []
+    assert worker.board.deaths == 0
+    assert [seen.pid for seen in worker.board.workers()] == [os.getpid()]
+
+
+REQUEST_PLACE = 7  # the first that is given
+
+
+@needs_fork
+def test_one_that_was_killed_while_it_finished_its_requests_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Worker().gone()
+    dies(lambda crew: crew.slot is not None and crew.slot.enter(RETIRING))
+    Worker()
+    (line,) = lines(caplog)
+    assert "GET /export" in line
+
+
+@needs_fork
+def test_where_a_master_does_it_workers_do_not(caplog: pytest.LogCaptureFixture) -> None:
+    first = Worker()
+    first.board.change(master=os.getpid())
+    pid = dies(nothing)
+    first.gone()
+    worker = Worker()
+    assert lines(caplog) == []
+    assert [seen.pid for seen in worker.board.workers() if seen.pid == pid] == [pid]
+
+
+@needs_fork
+def test_children_of_a_process_without_a_server_go_as_they_please(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = Worker(served=False)
+    board = first.board
+
+    def work() -> None:
+        slot = module.claim(board, MB)
+        assert slot is not None
+        slot.began("GET", "/")
+
+    with child(work) as pid:
+        kill(pid)
+    assert len(board.taken()) == 2
+    first.gone()
+    Worker(served=False)
+    assert lines(caplog) == []
+    assert len(board.taken()) == 1
+
+
+@needs_fork
+def test_a_worker_that_has_taken_a_dead_ones_place_meanwhile_is_let_be(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two that start together both find the dead one; the other is the first to bury it."""
+    Worker().gone()
+    pid = dies(nothing)
+    plain = deaths.cause
+    graves: list[int] = []
+
+    def cause(**signs: bool) -> str | None:
+        (dead,) = (seen for seen in page.board().workers() if seen.pid == pid)
+        graves.append(dead.place)
+        page.board().free(dead.place)
+        neighbour(page.board(), dead.place)
+        return plain(**signs)
+
+    monkeypatch.setattr(deaths, "cause", cause)
+    worker = Worker()
+    assert len(graves) == 1
+    assert sorted(seen.pid for seen in worker.board.workers()) == sorted([NEIGHBOUR, os.getpid()])
+    assert lines(caplog) == []
+
+
+# --- In the master
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """How many OOM kills the container has had."""
+    found: list[int | None] = [5]
+
+    class Container:
+        def out_of_memory_kills(self) -> int | None:
+            return found[0]
+
+        def read(self) -> Usage:
+            return Usage(100 * MB, 128 * MB, "cgroup v2")
+
+    monkeypatch.setattr(page, "Container", Container)
+    return found
+
+
+def test_a_master_lays_out_the_page_before_it_forks(kills: list[int | None]) -> None:
+    page.lay_out()
+    assert (page.board().master, page.board().kills) == (os.getpid(), 5)
+    kills[0] = 6
+    page.lay_out()  # once: what comes after it is news
+    assert page.board().kills == 5
+    page._board.pop().close()
+    kills[0] = None
+    page.lay_out()
+    assert page.board().kills == 0
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("killed", "timed_out", "expected"),
+    [
+        (0, False, deaths.CRASH),
+        (0, True, deaths.TIMEOUT),
+        (1, False, deaths.OOM_KILL),
+        (1, True, deaths.OOM_KILL),
+    ],
+)
+def test_a_master_tells_of_the_death(
+    kills: list[int | None],
+    killed: int,
+    timed_out: bool,
+    expected: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    page.lay_out()
+    pid = forked_worker(nothing)
+    assert kills[0] is not None
+    kills[0] += killed
+    assert page.buried(pid, timed_out=timed_out) is False
+    (line,) = lines(caplog)
+    assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
+    assert ("→ 128 MB in its last" in line) is bool(killed)  # then the container was at its limit
+    assert caplog.records[0].levelno == logging.ERROR
+    assert (page.board().deaths, page.board().kills) == (1, 5 + killed)
+    assert page.board().workers() == []
+    assert page.board().master == os.getpid()
+    # The next one that dies has not been killed.
+    pid = forked_worker(nothing)
+    page.buried(pid, timed_out=False)
+    assert deaths.CRASH in lines(caplog)[1]
+
+
+@needs_fork
+def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
+    kills: list[int | None],
+) -> None:
+    page.lay_out()
+    floor = page._highest[0]
+
+    def grows(crew: Crew) -> None:
+        block = bytearray(floor + 64 * MB)
+        block[::4096] = bytes(len(block[::4096]))
+
+    pid = forked_worker(grows)
+    page.buried(pid, timed_out=False)
+    death = page.board().last_death
+    assert death is not None
+    assert death["rss_bytes"] >= floor + 64 * MB
+    pid = forked_worker(nothing)
+    page.buried(pid, timed_out=False)
+    death = page.board().last_death
+    assert death is not None
+    assert death["rss_bytes"] < floor + 64 * MB
+
+
+@needs_fork
+@pytest.mark.parametrize(("state", "replaced"), [(RETIRING, False), (REPLACED, True)])
+def test_a_master_hears_whether_another_was_started_in_its_place(
+    kills: list[int | None], state: int, replaced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    page.lay_out()
+
+    def leaves(crew: Crew) -> None:
+        assert crew.slot is not None
+        crew.slot.enter(state)
+        crew.leave()
+
+    pid = forked_worker(leaves)
+    assert page.buried(pid, timed_out=False) is replaced
+    assert lines(caplog) == []
+    assert page.board().workers() == []
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("state", "leaves", "measured"),
+    [
+        (RETIRING, True, True),
+        (REPLACED, True, True),
+        (RETIRING, False, False),  # killed in the middle of what it was finishing
+        (READY, True, False),  # its server ends, or its time was up
+    ],
+)
+def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
+    kills: list[int | None],
+    monkeypatch: pytest.MonkeyPatch,
+    state: int,
+    leaves: bool,
+    measured: bool,
+) -> None:
+    page.lay_out()
+
+    def ends(crew: Crew) -> None:
+        assert crew.slot is not None
+        page.board().retires(5000.0)
+        crew.slot.enter(state)
+        if leaves:
+            crew.leave()
+
+    pid = forked_worker(ends)
+    monkeypatch.setattr(page.time, "monotonic", lambda: 5000.75)
+    page.buried(pid, timed_out=False)
+    assert page.board().release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
+
+
+def test_a_worker_that_is_not_on_the_page_is_none_of_it(
+    kills: list[int | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    page.lay_out()
+    kills[0] = 6
+    assert page.buried(2**31 - 5, timed_out=True) is False
+    assert lines(caplog) == []
+
+
+def forked_worker(do: Callable[[Crew], object]) -> int:
+    """A worker forked of this process as of its master, killed after it has done something."""
+    pid = dies(do)
+    assert [seen.pid for seen in page.board().workers()] == [pid]
+    return pid
+
+
+# --- The threads of a pool
+
+
+def test_all_threads_of_a_pool_are_started_at_once() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        start_threads(pool.submit, 4)
+        assert len(pool._threads) == 4
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_none_are_where_there_are_none(count: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        start_threads(pool.submit, count)
+        assert len(pool._threads) == 0
+
+
+def test_a_pool_that_is_smaller_than_it_says_holds_nobody_up() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        start_threads(pool.submit, 2)
+        assert pool.submit(int).result(5) == 0
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_worker_has_its_server_start_the_others(within: bool) -> None:
+    """Within: its first request is served by one of them."""
+    submitted: list[object] = []
+    server = Server("Fake", os.getpid(), 1, bool, 3, submitted.append)
+    crew = Crew(
+        Settings.load({}, {}),
+        Engine(Clock()),  # type: ignore[arg-type]
+        now=Clock(),
+        find=lambda: server,
+    )
+    if within:
+        thread = threading.Thread(target=crew.start)
+        thread.start()
+        thread.join()
+    else:
+        crew.start()
+    assert len(submitted) == 3 - within
+
+
+# --- The servers
+
+
+def test_a_process_that_no_server_has_started_has_none() -> None:
+    assert find_server() is None
+
+
+def test_a_module_of_the_same_name_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("uwsgi", "mod_wsgi", "gunicorn.workers.base"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert find_server() is None
+
+
+@pytest.mark.parametrize(
+    ("worker", "master", "found"), [(1, 77, True), (1, 0, False), (0, 77, False)]
+)
+def test_a_worker_of_uwsgi_that_has_a_master_is_reloaded(
+    monkeypatch: pytest.MonkeyPatch, worker: int, master: int, found: bool
+) -> None:
+    uwsgi = types.SimpleNamespace(
+        worker_id=lambda: worker, masterpid=lambda: master, numproc=4, threads=2
+    )
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)  # type: ignore[arg-type]
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *args: sent.append(args))
+    server = find_server()
+    assert (server is not None) is found
+    if server is not None:
+        assert server[:3] == ("uWSGI", 77, 4)
+        server.replace(False)
+        assert sent == [(os.getpid(), signal.SIGHUP)]
+
+
+@pytest.mark.parametrize(("group", "found"), [("shop", True), ("", False)])
+def test_a_daemon_process_of_mod_wsgi_is_restarted_and_apaches_own_is_not(
+    monkeypatch: pytest.MonkeyPatch, group: str, found: bool
+) -> None:
+    mod_wsgi = types.SimpleNamespace(process_group=group, maximum_processes=3)
+    monkeypatch.setitem(sys.modules, "mod_wsgi", mod_wsgi)  # type: ignore[arg-type]
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *args: sent.append(args))
+    server = find_server()
+    assert (server is not None) is found
+    if server is not None:
+        assert server[:3] == ("mod_wsgi", os.getppid(), 3)
+        server.replace(False)
+        assert sent == [(os.getpid(), signal.SIGUSR1)]
+
+
+class GunicornWorker:
+    """As much of gunicorn.workers.base.Worker as is looked at."""
+
+    def __init__(self) -> None:
+        self.ppid = os.getppid()
+        self.cfg = types.SimpleNamespace(workers=2, threads=3)
+
+    def handle_exit(self, number: int, frame: object) -> None:
+        raise AssertionError("signalled")
+
+
+class TornadoWorker(GunicornWorker):
+    pass
+
+
+@pytest.fixture
+def gunicorn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[GunicornWorker], None]]:
+    base = types.SimpleNamespace(Worker=GunicornWorker)
+    monkeypatch.setitem(sys.modules, "gunicorn.workers.base", base)  # type: ignore[arg-type]
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda worker: signal.signal(signal.SIGTERM, worker.handle_exit) and None
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["", "a master of root's"])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_worker_of_gunicorns_ends_and_has_another_started_before_if_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+    gunicorn: Callable[[GunicornWorker], None],
+    at_once: bool,
+    refused: bool,
+) -> None:
+    gunicorn(GunicornWorker())
+    sent: list[tuple[int, int]] = []
+
+    def send(pid: int, number: int) -> None:
+        sent.append((pid, number))
+        if refused and pid != os.getpid():
+            raise PermissionError
+
+    monkeypatch.setattr(os, "kill", send)
+    server = find_server()
+    assert server is not None
+    assert server[:3] == ("Gunicorn", os.getppid(), 2)
+    server.replace(at_once)
+    expected = [(os.getpid(), signal.SIGTERM)]
+    assert sent == ([(os.getppid(), signal.SIGTTIN), *expected] if at_once else expected)
+
+
+@pytest.mark.parametrize("kind", ["of another process", "tornado"])
+def test_some_workers_of_gunicorns_are_not_replaced(
+    gunicorn: Callable[[GunicornWorker], None], kind: str
+) -> None:
+    worker = TornadoWorker() if kind == "tornado" else GunicornWorker()
+    if kind != "tornado":
+        worker.ppid = os.getpid()  # forked by the app, with the worker's handlers
+    gunicorn(worker)
+    assert find_server() is None
+
+
+def test_a_server_whose_finder_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> Server | None:
+        raise AttributeError("another version")
+
+    found = Server("Found", 1, 1, bool)
+    monkeypatch.setattr(servers, "FINDERS", (fails, lambda: None, lambda: found))
+    assert find_server() is found
