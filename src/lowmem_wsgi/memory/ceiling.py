@@ -21,7 +21,6 @@ The soft limit alone is moved. Child processes inherit it, and may lift it up to
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from collections.abc import Callable
 
 from ..settings import MB
 from ..system.native import original
-from ..system.procfs import Kept, read_text
+from ..system.procfs import Kept, Statm, parse_statm, read_stat
 from ..system.usage import Usage
 
 # What stays free under the container's limit: for the kernel's own (page tables, sockets), for
@@ -56,8 +55,6 @@ MANY, JUST_NOW = 10, 1.0
 STEP = 256 * 1024
 # What a thread's stack maps where RLIMIT_STACK does not say (pthread_create(3), x86 and ARM).
 USUAL_STACK = 8 * MB
-
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def room_for(usage: Usage, workers: int, reserve: float = RESERVE_SHARE) -> int:
@@ -132,23 +129,19 @@ class Ceiling:
 
     def _count_stacks(self) -> bool:
         """Return whether the system tells how many threads there are."""
-        try:
-            # Field 20 of proc(5)'s stat; the second, in brackets, may hold anything.
-            threads = int(read_text(f"{self._proc}/self/stat").rpartition(")")[2].split()[17])
-        except (ValueError, IndexError):  # no /proc here
+        stat = read_stat(proc=self._proc)
+        if stat is None:
             return False
-        self._stacks = (threads - 1) * _stack_size()
+        self._stacks = (stat.threads - 1) * _stack_size()
         return True
 
     def _keep(self, coming: int) -> None:
         # Read this process first: growth between the two reads is then counted twice rather than
         # missed.
-        try:
-            data, anonymous = self._mapped()
-        except (ValueError, IndexError):  # no /proc here, or somebody has closed our file
-            if self._statm is not None:
-                self._statm.forget()
+        mapped = self._mapped()
+        if mapped is None:  # no /proc here, or somebody has closed our file
             return
+        data, anonymous = mapped.data, mapped.anonymous
         usage = self._read()
         if not self.holds_for(usage):
             self._release()  # the container's limit was lifted
@@ -216,11 +209,8 @@ class Ceiling:
     def _idle(self) -> int:
         """Return the bytes mapped and not in use, without the stacks of the threads there are."""
         self._count_stacks()
-        try:
-            data, anonymous = self._mapped()
-        except (ValueError, IndexError):
-            return 0
-        return max(0, data - anonymous - self._stacks)
+        mapped = self._mapped()
+        return 0 if mapped is None else max(0, mapped.data - mapped.anonymous - self._stacks)
 
     def possible(self) -> bool:
         """Whether there is one here."""
@@ -296,12 +286,14 @@ class Ceiling:
 
         return (self._before or resource.getrlimit(resource.RLIMIT_DATA))[1]
 
-    def _mapped(self) -> tuple[int, int]:
-        """Bytes of data mapped, and of anonymous memory in use."""
+    def _mapped(self) -> Statm | None:
+        """Return what this process has mapped; None where nobody tells."""
         if self._statm is None:
             self._statm = Kept(f"{self._proc}/self/statm")
-        pages = [int(field) for field in self._statm.read().split()]
-        return pages[5] * _PAGE, (pages[1] - pages[2]) * _PAGE
+        found = parse_statm(self._statm.read())
+        if found is None:
+            self._statm.forget()
+        return found
 
 
 def _stack_size() -> int:

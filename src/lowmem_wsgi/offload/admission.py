@@ -18,7 +18,7 @@ from .. import log
 from ..imports.tracker import WATCH
 from ..memory.reading import Memory
 from ..settings import MB, Settings, format_size, threshold_bytes
-from ..system.procfs import read_text
+from ..system.procfs import read_stat, read_statm
 from ..system.usage import Usage
 from .errors import OffloadBusy, OffloadTooLarge
 
@@ -35,8 +35,6 @@ SOON, LATER = 0.005, 0.05
 SETTLED = 0.5
 # The list is in use for as long as a process takes to start: seconds to wait for it at most.
 PATIENCE = 5.0
-
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Request(NamedTuple):
@@ -294,9 +292,8 @@ def _parse(text: str) -> list[Child]:
 def born(pid: int) -> str:
     """When the process was started, in what the system counts; nothing where it does not run."""
     if os.path.exists("/proc/self/stat"):
-        # Fields 3 and 22 of proc(5)'s stat; the second, in brackets, may hold anything.
-        fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
+        stat = read_stat(pid)
+        return "" if stat is None or stat.ended else str(stat.started)
     import psutil
 
     try:
@@ -307,5 +304,5 @@ def born(pid: int) -> str:
 
 def anonymous(pid: int) -> int:
     """Bytes of its own that the process uses; 0 where that cannot be told."""
-    fields = read_text(f"/proc/{pid}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * _PAGE if len(fields) > 2 else 0
+    statm = read_statm(pid)
+    return 0 if statm is None else statm.anonymous

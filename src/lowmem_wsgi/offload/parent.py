@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..settings import KB, format_size
-from ..system.procfs import read_text
+from ..system.procfs import read_statm
 from . import admission as room
 from . import child as _child
 from .arguments import Parcel
@@ -216,13 +216,14 @@ class Process:
             return rss > room.size(self._memory)
         import resource
 
-        data = read_text(f"/proc/{self.pid}/statm").split()
+        statm = read_statm(self.pid)
         try:
             soft, hard = resource.prlimit(self.pid, resource.RLIMIT_DATA)
-            used = int(data[5]) * resource.getpagesize()
-        except (OSError, IndexError, ValueError):  # it is gone
+        except OSError:  # it is gone
             return False
-        return soft != hard and used > soft - AT_LIMIT
+        if statm is None:
+            return False
+        return soft != hard and statm.data > soft - AT_LIMIT
 
     def _hang_on(self) -> None:
         """Until it has closed its channel, or GRACE is over."""

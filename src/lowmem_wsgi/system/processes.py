@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
-from .procfs import read_text, status_bytes
+from .procfs import read_stat, status_bytes
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -50,11 +50,10 @@ def sizes_of(pids: Collection[int]) -> dict[int, tuple[int, int]] | None:
     others is not told. None where one is ending: what it held is being given back."""
     found = {}
     for pid in pids:
-        stat = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        rss = status_bytes("VmRSS:", str(pid))
-        if not stat or stat[0] in "ZX" or not rss:
+        stat, rss = read_stat(pid), status_bytes("VmRSS:", str(pid))
+        if stat is None or stat.ended or not rss:
             return None
-        found[pid] = (int(stat[1]), process_figures(pid)["pss_bytes"] or rss)
+        found[pid] = (stat.parent, process_figures(pid)["pss_bytes"] or rss)
     return found
 
 

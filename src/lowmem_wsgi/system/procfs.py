@@ -10,10 +10,61 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .usage import Usage
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class Stat(NamedTuple):
+    """What /proc/PID/stat says (proc(5))."""
+
+    state: str
+    parent: int
+    threads: int
+    started: int  # ticks after the boot
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended and nobody has waited for it yet."""
+        return self.state in "ZX"
+
+
+def read_stat(process: int | str = "self", proc: str = "/proc") -> Stat | None:
+    """Return what the kernel says of a process; None where it says nothing."""
+    # The second field, in brackets, may hold anything. Then come the third and the rest.
+    fields = read_text(f"{proc}/{process}/stat").rpartition(")")[2].split()
+    try:
+        return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
+    except (ValueError, IndexError):
+        return None
+
+
+class Statm(NamedTuple):
+    """What /proc/PID/statm says (proc(5)), in bytes."""
+
+    resident: int
+    shared: int  # of that, with files and other processes
+    data: int  # mapped for data and stacks: what RLIMIT_DATA bounds
+
+    @property
+    def anonymous(self) -> int:
+        """What is in use and no file's."""
+        return self.resident - self.shared
+
+
+def parse_statm(text: str) -> Statm | None:
+    """Return what the text says; None where it is none of the kernel's."""
+    fields = text.split()
+    try:
+        return Statm(int(fields[1]) * _PAGE, int(fields[2]) * _PAGE, int(fields[5]) * _PAGE)
+    except (ValueError, IndexError):
+        return None
+
+
+def read_statm(process: int | str = "self", proc: str = "/proc") -> Statm | None:
+    return parse_statm(read_text(f"{proc}/{process}/statm"))
 
 
 class OwnRss:
@@ -82,12 +133,13 @@ def own_uss(proc: str = "/proc") -> int:
 
 def process_seconds(proc: str = "/proc") -> float:
     """Seconds since this process was started, or forked; 0 where that is not told."""
+    stat = read_stat(proc=proc)
+    if stat is None:
+        return 0.0
     try:
-        # Field 22 of proc(5)'s stat, in ticks since the boot.
-        ticks = int(read_text(f"{proc}/self/stat").rpartition(")")[2].split()[19])
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        return max(0.0, now - ticks / os.sysconf("SC_CLK_TCK"))
-    except (ValueError, IndexError, AttributeError, OSError):
+        return max(0.0, now - stat.started / os.sysconf("SC_CLK_TCK"))
+    except (ValueError, AttributeError, OSError):
         return 0.0
 
 

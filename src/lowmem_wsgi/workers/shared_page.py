@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..settings import MB
+from ..system.procfs import read_stat
 from . import site_totals as ledger
 
 try:
@@ -385,11 +386,9 @@ def claim(board: Board, rss: int, *, now: Callable[[], float] = time.monotonic) 
 
 def is_alive(pid: int) -> bool:
     """Whether there is such a process, that has not ended already."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read(500).rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (OSError, IndexError):
-        pass
+    stat = read_stat(pid)
+    if stat is not None:
+        return not stat.ended
     try:  # where /proc tells nothing, or not of others' processes
         os.kill(pid, 0)
     except ProcessLookupError:

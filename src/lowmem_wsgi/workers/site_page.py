@@ -10,6 +10,7 @@ import time
 
 from ..system.cgroup import Container
 from ..system.private_dir import Refused, private_directory, runtime_directory
+from ..system.procfs import read_stat
 from . import postmortem as deaths
 from .servers import Server
 from .shared_page import GONE, REPLACED, RETIRING, Board, is_alive
@@ -42,11 +43,8 @@ def board_of(server: Server | None) -> Board:
 
 def _name(master: int) -> str:
     """Of a server's page. With its start: after a container's restart the pids are the same."""
-    try:
-        with open(f"/proc/{master}/stat", "rb") as file:
-            start = file.read(1000).rpartition(b")")[2].split()[19].decode()  # field 22 of proc(5)
-    except (OSError, IndexError):
-        start = "0" if is_alive(master) else "gone"
+    stat = read_stat(master)
+    start = stat.started if stat is not None else 0 if is_alive(master) else "gone"
     return f"workers-{master}-{start}"
 
 
