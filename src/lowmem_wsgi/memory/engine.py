@@ -65,6 +65,8 @@ class Engine:
         self._rules = rules
         # How many requests there are, of all apps.
         self.in_flight: Callable[[], int] = int
+        # Whether a worker of this site is about to be gone.
+        self.ending: Callable[[], bool] = bool
         self._users = 0
         self._pid = os.getpid()
         self._undo: list[Callable[[], object]] = []
@@ -165,7 +167,11 @@ class Engine:
         """At each look: the ceiling, and what may still come in."""
         self._start_watchdog()
         self.ceiling.arm()
-        self.intake.look(usage, level, self.monitor.thresholds[1])
+        self.intake.look(usage, level, self.monitor.thresholds[1], lambda: self._may_fall(usage))
+
+    def _may_fall(self, usage: Usage) -> bool:
+        """Whether a worker ends, or one request holds all that is over warn."""
+        return self.ending() or 0 < usage.used - self.monitor.thresholds[0] <= self.interrupt.grown
 
     def leave(self) -> None:
         """One app less. The last one ends the monitor and undoes what `start` did."""

@@ -1,7 +1,9 @@
 """What may still come in: less and less, as memory runs out.
 
-At warn, large bodies are turned away, larger ones first. At critical, when the ladder has been
-climbed and a fresh worker has not helped either, everything is, for as long as it lasts.
+At warn, large bodies are turned away, larger ones first. At critical, when cleanups and a fresh
+worker have not helped, everything is, for as long as that lasts. While memory is about to be given
+back (a worker ends, or one request holds what is too much), the site stays open: on a tenth of a
+processor either takes many seconds.
 """
 
 from __future__ import annotations
@@ -34,10 +36,15 @@ class Intake:
         self.largest: int | None = None
         self._since: float | None = None
 
-    def look(self, usage: Usage, level: str, critical: int) -> None:
-        """Take a reading, and the level after it."""
+    def look(
+        self, usage: Usage, level: str, critical: int, may_fall: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take a reading, and the level after it.
+
+        `may_fall`: whether memory is about to be given back. Asked at critical only.
+        """
         self.largest = None if level == OK else max(SMALL, (critical - usage.used) // TIMES)
-        if level != CRITICAL:
+        if level != CRITICAL or may_fall():
             self._since = None
         elif self._since is None:
             self._since = self._now()

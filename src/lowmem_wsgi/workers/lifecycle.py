@@ -142,6 +142,7 @@ class Crew:
         self._started_in = age if fresh else min(age, LONGEST_START)
         self._fresh = fresh
         self._engine.ceiling.workers = self.count
+        self._engine.ending = self.ending
         self._engine.monitor.follow("The black box", self.look)
         if not page.master:
             self._bury(page)
@@ -184,6 +185,12 @@ class Crew:
         else:
             found = sum(seen.takes_room(since) and is_alive(seen.pid) for seen in page.workers())
         return max(1, found, self.server.size if self.server is not None else 1)
+
+    def ending(self) -> bool:
+        """Whether a worker of this site was told to end, and is still there."""
+        return any(
+            seen.state in (RETIRING, REPLACED) and is_alive(seen.pid) for seen in board().workers()
+        )
 
     def look(self, usage: Usage, level: str) -> None:
         """Take a reading, and the level after it: write it down, and act on it."""

@@ -88,3 +88,15 @@ def test_a_new_child_is_open() -> None:
     door.intake.forget()
     assert (door.intake.closed, door.intake.largest) == (False, None)
     assert not door.look(460, CRITICAL).closed
+
+
+def test_while_memory_is_about_to_be_given_back_it_stays_open() -> None:
+    """A worker that ends takes its time on a tenth of a processor."""
+    door = Door()
+    usage = Usage(460 * MB, 512 * MB, "cgroup v2")
+    for _ in range(3):
+        door.clock.now += PATIENCE
+        door.intake.look(usage, CRITICAL, CRITICAL_AT, lambda: True)
+        assert not door.intake.closed
+    assert not door.look(460, CRITICAL).closed  # the time counts from here
+    assert door.look(460, CRITICAL, after=PATIENCE).closed
