@@ -34,8 +34,7 @@ def restored_interpreter() -> Iterator[None]:
         board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
     WATCH.stop()
     WATCH.modules = ()
-    log.once.forget()
-    log.limited.forget()
+    log.forget()
     yield
     gc.set_threshold(*threshold)
     sys.setrecursionlimit(depth)

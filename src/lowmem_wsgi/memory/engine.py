@@ -268,8 +268,6 @@ def _after_fork() -> None:
     """In a new child: no lock may stay held by a thread that is not there any more."""
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
-    for limiter in (log.limited, log.once):  # first: what follows may log
-        limiter.after_fork()
     pressure.after_fork()
     for app in _served():
         app.after_fork()

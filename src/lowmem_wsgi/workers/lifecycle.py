@@ -332,7 +332,8 @@ class Crew:
         """What happened in WINDOW, or the lead where that is longer, a second.
 
         What one request takes at once is a step, and no growth. So the time is cut into quarters of
-        as many requests each, and the second smallest of their rates is taken.
+        as many requests each, and the second smallest of their rates is taken. The site grows at
+        least as fast as this worker: what another worker gives back as it ends hides that.
         """
         window = max(WINDOW, self._lead())
         recent = [reading for reading in self._readings if now - reading.at <= window]
@@ -347,11 +348,9 @@ class Crew:
         spans = [(a, b, b.at - a.at) for a, b in pairs if b.at > a.at]
         if len(spans) < 2:
             return Rates(0.0, 0.0, 0.0)
-        return Rates(
-            sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1],
-            sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1],
-            requests / (recent[-1].at - recent[0].at),
-        )
+        used = sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1]
+        rss = sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1]
+        return Rates(max(used, rss), rss, requests / (recent[-1].at - recent[0].at))
 
     def _lead(self) -> float:
         """Seconds before memory is short to ask for a replacement. Until one was measured, a worker

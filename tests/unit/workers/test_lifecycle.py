@@ -462,6 +462,21 @@ def test_one_that_a_slow_request_would_keep_is_replaced_while_there_is_room_for_
     assert abs(worker.process.rss - at) <= 5 * MB
 
 
+def test_what_other_workers_give_back_as_they_end_hides_no_growth() -> None:
+    """Of three that leak, one ends every 0.3 s, and this one is never idle."""
+    worker = Worker(rest=100)
+    worker.live(1)
+    worker.engine.in_flight = {"request": 0}
+    for turn in range(60):
+        if worker.replaced:
+            break
+        worker.rest += -50 if turn % 3 == 2 else 30
+        worker.crew.ended(worker.crew.began("GET", "/leaks"))
+        worker.live(0.1, grow=100)
+    assert worker.replaced == [False]
+    assert CRITICAL_AT - 100 * MB < worker.process.rss + worker.rest * MB <= CRITICAL_AT + 10 * MB
+
+
 def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
     worker = Worker(rest=200)
     worker.live(5)
