@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -12,6 +13,7 @@ import pytest
 from lowmem_wsgi import log
 from lowmem_wsgi.imports.tracker import WATCH
 from lowmem_wsgi.memory import engine
+from lowmem_wsgi.workers import lifecycle
 from lowmem_wsgi.workers import site_page as page
 from lowmem_wsgi.workers.shared_page import LEDGER_AT, SIZE
 
@@ -39,6 +41,9 @@ def restored_interpreter() -> Iterator[None]:
     gc.set_threshold(*threshold)
     sys.setrecursionlimit(depth)
     gc.unfreeze()
+    for crew in lifecycle._current:
+        with contextlib.suppress(ValueError):  # the test has closed the page
+            crew.give_up()  # its thread may be in the middle of a look
     for running in engine._current:
         running.monitor.stop()
         running.watchdog.stop()

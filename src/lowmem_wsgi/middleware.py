@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from . import log
 from ._version import __version__
 from .admin.routes import Admin
 from .guards import out_of_memory
-from .guards.admission import Overload, busy
+from .guards.admission import Admission, busy
 from .guards.keys import Keys
 from .guards.sessions import Sessions
 from .guards.static_cache import StaticFiles
@@ -27,6 +26,7 @@ from .http.refusals import Refusal
 from .http.route_names import Names, by_path, told
 from .imports.tracker import WATCH
 from .memory import engine
+from .memory.in_flight import InFlight
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
 from .workers import lifecycle as crew
@@ -68,28 +68,29 @@ class LowMemory:
     def __init__(self, app: WSGIApplication, **settings: object) -> None:
         self.app = app
         self.settings = rules = Settings.load(settings)
-        self.overload = Overload(rules.max_in_flight, rules.exempt_paths)
-        self.in_flight = self.overload.in_flight  # the engine keeps this, and must not keep us
-        self.uploads = UploadCap(rules.max_upload, rules.upload_limits)
+        # Another app's monitor may be at work: from here on it sees this one.
+        self.engine = engine.join(rules, self, _INSIDE, _THROUGH)
+        self._in_flight = self.engine.in_flight
+        self._count = count = self.engine.counters.add
+        self._admission = Admission(
+            rules.max_in_flight, rules.exempt_paths, self.engine.intake, self._in_flight, count
+        )
+        self.uploads = UploadCap(rules.max_upload, rules.upload_limits, count)
         self.keys = Keys(rules.secret_key, app)
         self.sessions = Sessions(
             rules.session_cookies,
             rules.session_lifetime,
             self.keys,
+            count=count,
             sliding=rules.session_sliding,
             static_prefix=rules.static_prefix,
         )
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
         self._names = Names(rules.static_prefix)
-        self._numbers = itertools.count(1).__next__
-        self.out_of_memory = 0
-        # Another app's monitor may be at work: from here on it sees this one.
-        self.engine = engine.join(rules, self, _INSIDE, _THROUGH)
         self._interrupt = self.engine.interrupt
         self._watchdog = self.engine.watchdog
         self.crew = crew.join(rules, self.engine)
         self.crew.heavy = WATCH.own
-        self.overload.intake = self.engine.intake
         self._limits = {
             limit: MappingProxyType(self._told_to_apps(limit)) for limit in self.uploads.limits
         }
@@ -196,29 +197,8 @@ class LowMemory:
         """In a new child: no request is in flight, and no lock held."""
         self._lock = threading.Lock()
         self._started = False
-        self.overload.after_fork()
-        self.uploads.after_fork()
         self.sessions.after_fork()
         self.crew.after_fork()
-
-    def work(self) -> Mapping[int, int]:
-        """The requests in flight, each with the ident of its thread."""
-        return self.overload.work()
-
-    def where(self) -> str | None:
-        """The route that this thread is at, if it serves a request."""
-        doing = self.overload.doing(threading.get_ident())
-        return None if doing is None else by_path(*doing)
-
-    def counts(self) -> Mapping[str, int]:
-        """What was counted here since the process began."""
-        return {
-            "requests": self.overload.total,
-            "uploads_rejected": self.uploads.rejected,
-            "sessions_expired": self.sessions.expired,
-            "shed": self.overload.shed,
-            "out_of_memory": self.out_of_memory,
-        }
 
     # --- A request, from its start to after its last byte
 
@@ -227,15 +207,12 @@ class LowMemory:
         protects, so the request is refused."""
         environ = exchange.environ
         try:
-            path = environ[PATH]
-            exchange.request = number = self._numbers()
+            path, method = environ[PATH], environ.get("REQUEST_METHOD", "")
+            exchange.request = number = self._in_flight.enter(method, path, id(self))
             # 413 and 400 first: where the request can never succeed, whatever else there is to say.
-            refusal = self.uploads.refusal(environ)
+            refusal = self.uploads.refusal(environ) or self._admission.refusal(environ, number)
             if refusal is not None:
-                self.overload.count()
-                return refusal
-            refusal = self.overload.enter(number, environ)
-            if refusal is not None:
+                self._in_flight.leave(number)
                 return refusal
             if self._watchdog.asleep:
                 self._watchdog.wake()
@@ -248,8 +225,8 @@ class LowMemory:
             log.failure("A guard", REFUSED)
             return UNGUARDED
         try:
-            exchange.order = self.overload.total if self.overload.in_flight() < 2 else -1
-            exchange.place = self.crew.began(environ.get("REQUEST_METHOD", ""), path)
+            exchange.order = number if self._in_flight.count() < 2 else -1
+            exchange.place = self.crew.began(method, path)
         except MemoryError:
             raise
         except Exception:
@@ -304,7 +281,7 @@ class LowMemory:
         """End the request. A MemoryError meant for it may come at any line; then this is called
         again, so each step is harmless when repeated."""
         try:
-            self.overload.leave(exchange.request)
+            self._in_flight.leave(exchange.request)
             if self._interrupt.striking:
                 self._interrupt.settle()
             if exchange.place >= 0:
@@ -321,7 +298,7 @@ class LowMemory:
             if not self._closed:
                 if order:
                     self._book(exchange, order)
-                self._after_request(self.engine.in_flight)
+                self._after_request(self._in_flight.count)
             if DRAIN in exchange.environ:
                 drain(exchange.environ)
         except Exception:
@@ -329,7 +306,7 @@ class LowMemory:
 
     def _book(self, exchange: Exchange, order: int) -> None:
         try:
-            others = order != self.overload.total  # there were some, before it or since
+            others = order != self._in_flight.latest  # there were some, before it or since
             route = exchange.route or told(exchange.environ)  # where the answer is not the app's
             name = self._names(exchange.environ, exchange.status, route)
             self._growth.ended(name, others)
@@ -340,8 +317,7 @@ class LowMemory:
         again = COUNTED in environ  # asked for repeatedly
         if not again:
             environ[COUNTED] = True
-            with self._lock:
-                self.out_of_memory += 1
+            self._count("out_of_memory")
         usage = self.engine.ceiling.usage
         if usage is None:
             return out_of_memory.refusal(
@@ -367,7 +343,7 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start(fresh=fresh)  # first: it has the server start its threads
             self.engine.start()
-            WATCH.where = self.engine.where
+            WATCH.where = functools.partial(_where, self._in_flight)
             WATCH.begins, WATCH.ends = self.engine.load_begins, self.engine.load_ends
             if not WATCH.watches(self.settings.heavy_modules):
                 WATCH.start(self.settings.heavy_modules)
@@ -441,6 +417,12 @@ _THROUGH = tuple(
 
 def _unamended(environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
     return headers
+
+
+def _where(in_flight: InFlight) -> str | None:
+    """Return the route that this thread serves, of whichever app."""
+    doing = in_flight.here()
+    return None if doing is None else by_path(*doing)
 
 
 def _nothing(exchange: Exchange) -> None:

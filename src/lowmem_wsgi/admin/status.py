@@ -86,7 +86,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "requests": {
             "total": counts["requests"],
             # The page has room for eight of a worker; of our own we know all.
-            "in_flight": len(lowmem.engine.work())
+            "in_flight": lowmem.engine.in_flight.count()
             + sum(len(worker["in_flight"]) for worker in workers if not worker["this"]),
             **{name: counts[name] for name in REQUESTS},
         },
@@ -242,7 +242,7 @@ def _besides(
 def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[str, Any]:
     row = {"pid": pid, "role": "worker", "state": "ready", "this": pid == os.getpid()}
     if seen is None:  # it has no place on the page
-        total = lowmem.overload.total
+        total = lowmem.engine.in_flight.total
         return row | {
             "age_seconds": process_age(),
             "requests": total,

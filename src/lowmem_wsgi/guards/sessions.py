@@ -79,6 +79,7 @@ class Sessions:
         lifetime: float,
         find_keys: Callable[[], Sequence[bytes]],
         *,
+        count: Callable[[str], None] = lambda name: None,
         sliding: bool = True,
         static_prefix: str = "/static/",
         clock: Callable[[], float] | None = None,
@@ -93,7 +94,7 @@ class Sessions:
         self._static_prefix = wsgi_path(static_prefix)
         self._clock = clock or time.time
         self._lock = threading.Lock()
-        self.expired = 0
+        self._count = count
         # Python's http.cookies, which Bottle uses, starts a new cookie after white space, and
         # others after a comma; Django strips what is white space in Unicode, here in UTF-8's
         # bytes, from names; WebOb begins a name wherever a letter of one can stand. Neither
@@ -274,8 +275,7 @@ class Sessions:
         return not _CACHED.search(policy)
 
     def _ended(self, environ: WSGIEnvironment, name: str, reason: str) -> None:
-        with self._lock:
-            self.expired += 1
+        self._count("sessions_expired")
         if reason == "ended":
             why, setting = "past the end that the app gave it", "Max-Age or Expires, by the app"
         else:

@@ -7,8 +7,7 @@ whatever the app made of the error.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..http.body import BODY, Body, declared_length, may_have_undeclared_body
@@ -26,19 +25,19 @@ SETTING = "LOWMEM_MAX_UPLOAD, or LOWMEM_UPLOAD_LIMITS for this path"
 class UploadCap:
     """Limits in bytes: one for all paths, others by path prefix (the longest wins)."""
 
-    def __init__(self, limit: int, limits: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        limits: Mapping[str, int] | None = None,
+        count: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._limit = limit
         self._limits = sorted(
             ((wsgi_path(path), size) for path, size in (limits or {}).items()),
             key=lambda pair: len(pair[0].rstrip("/")),
             reverse=True,
         )
-        self._lock = threading.Lock()
-        self.rejected = 0
-
-    def after_fork(self) -> None:
-        """In a new child: the lock may have been held by a thread that the child does not have."""
-        self._lock = threading.Lock()
+        self._count = count
 
     @property
     def limits(self) -> set[int]:
@@ -107,8 +106,7 @@ class UploadCap:
 
     def _too_large(self, sent: str, limit: int, *, count: bool = True) -> Refusal:
         if count:
-            with self._lock:
-                self.rejected += 1
+            self._count("uploads_rejected")
         return Refusal(
             TOO_LARGE,
             f"This upload is larger than the {format_size(limit)} allowed here.",

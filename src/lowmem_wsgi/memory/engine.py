@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from . import pressure
 from .ceiling import Ceiling
 from .cleanup import Ladder
 from .gc_runner import Collector
+from .in_flight import Counters, InFlight
 from .intake import Intake
 from .interrupt import Interrupt
 from .monitor import Monitor
@@ -37,6 +38,9 @@ OF_THE_FIRST = (
     *("heavy_modules", "purge_modules", "gc_threshold", "recursion_limit"),
     *("ceiling", "recycle"),
 )
+
+# What the guards count.
+COUNTED = "uploads_rejected", "sessions_expired", "shed", "out_of_memory"
 
 
 class Engine:
@@ -56,15 +60,16 @@ class Engine:
         self.ladder = Ladder(self.collector, rules.heavy_modules if rules.purge_modules else ())
         self.memory = Memory(rules.memory_limit)
         self.ceiling = Ceiling(rules.ceiling, self.memory.glance)
-        self.interrupt = Interrupt(self.work, inside, through)
+        self.in_flight = InFlight()
+        self.counters = Counters(*COUNTED)
+        self.interrupt = Interrupt(self.in_flight.threads, inside, through)
         self.intake = Intake()
         self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
         self.monitor.follow("The ceiling", self._watch)
         self.collector.noticed = self.monitor.nudge
+        self.collector.in_flight = self.in_flight.count
         self.watchdog = Watchdog(self.ceiling, self.interrupt)
         self._rules = rules
-        # How many requests there are, of all apps.
-        self.in_flight: Callable[[], int] = int
         # Whether a worker of this site is about to be gone.
         self.ending: Callable[[], bool] = bool
         self._users = 0
@@ -134,22 +139,11 @@ class Engine:
         """Undo this, too, when the last app leaves. Call it after `start`."""
         self._undo.append(undo)
 
-    def work(self) -> Mapping[object, int]:
-        """What is in flight in this process: a key for each request, its thread's ident."""
-        return {
-            (id(app), request): thread
-            for app in _served()
-            for request, thread in app.work().items()
-        }
-
-    def where(self) -> str | None:
-        """The route that this thread is at, of whichever app."""
-        found = (app.where() for app in _served())
-        return next((route for route in found if route is not None), None)
-
     def counts(self) -> dict[str, float]:
         """What this process has counted: the apps' requests, runs of the collector, cleanups."""
-        counts: dict[str, float] = {
+        return {
+            "requests": self.in_flight.total,
+            **self.counters.read(),
             "gc_runs": self.collector.runs,
             "gc_collected": self.collector.collected,
             "gc_seconds": self.collector.total_seconds,
@@ -158,10 +152,6 @@ class Engine:
             "cleanups": self.ladder.count,
             **{f"freed_{kind}": freed for kind, freed in self.ladder.freed.items()},
         }
-        for app in _served():
-            for name, count in app.counts().items():
-                counts[name] = counts.get(name, 0) + count
-        return counts
 
     def _watch(self, usage: Usage, level: str) -> None:
         """At each look: the ceiling, and what may still come in."""
@@ -188,6 +178,7 @@ class Engine:
 
     def after_fork(self) -> None:
         self._pid = os.getpid()
+        self.in_flight.forget()
         self.collector.after_fork()
         self.ladder.after_fork()
         self.ceiling.after_fork()
@@ -201,22 +192,6 @@ class App(Protocol):
     """What the engine serves."""
 
     def after_fork(self) -> None: ...
-
-    def work(self) -> Mapping[int, int]:
-        """The requests in flight: any number for each, the ident of its thread."""
-        ...
-
-    def where(self) -> str | None:
-        """The route that this thread is at, if it serves a request of the app's."""
-        ...
-
-    def counts(self) -> Mapping[str, int]:
-        """What it has counted so far, by name."""
-        ...
-
-    def in_flight(self) -> int:
-        """How many requests there are."""
-        ...
 
 
 _lock = threading.RLock()
@@ -239,18 +214,11 @@ def join(
             _watch_forks()
         found = _current[0]
         found.join(rules)
-        # One app, mostly; and it is asked after each request.
-        found.in_flight = app.in_flight if len(_apps) == 1 else _in_flight
-        found.collector.in_flight = found.in_flight
         return found
 
 
 def _served() -> list[App]:
     return [app for ref in _apps if (app := ref()) is not None]
-
-
-def _in_flight() -> int:
-    return sum(app.in_flight() for app in _served())
 
 
 def current() -> Engine | None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..settings import MB
 from ..system.native import original
@@ -63,7 +63,7 @@ class Interrupt:
 
     def __init__(
         self,
-        work: Callable[[], Mapping[object, int]] = dict,
+        work: Callable[[], Mapping[Any, int]] = dict,
         inside: Collection[CodeType] = (),
         through: Collection[CodeType] = (),
         *,

@@ -43,8 +43,7 @@ class Memory:
             machine = read_machine(self._root)
             fits = machine is not None and machine.limit <= asked
             usage = machine if machine and fits else Usage(self._rss(), asked, "process")
-        if self._limit is not None and self._limit < usage.limit:
-            usage.limit = self._limit
+        usage = self._limited(usage)
         self._own = usage.source == "process"
         return usage
 
@@ -59,11 +58,12 @@ class Memory:
         usage = self._container.glance()
         if usage is None and self._own:
             usage = Usage(self._rss(), self._limit or DEFAULT_LIMIT, "process")
-        if usage is None:
-            return self.read()
-        if self._limit is not None and self._limit < usage.limit:
-            usage.limit = self._limit
-        return usage
+        return self.read() if usage is None else self._limited(usage)
+
+    def _limited(self, usage: Usage) -> Usage:
+        if self._limit is None or self._limit >= usage.limit:
+            return usage
+        return usage._replace(limit=self._limit)
 
     def parts(self) -> dict[str, int]:
         """What is used of the container and no process's: see Container.parts."""

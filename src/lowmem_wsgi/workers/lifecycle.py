@@ -152,7 +152,7 @@ class Crew:
             start_threads(self.server.submit, self.server.threads - own)
 
     def idle(self) -> bool:
-        return not self._engine.work()
+        return not self._engine.in_flight.count()
 
     def leave(self) -> None:
         """The process ends as it should."""
@@ -162,9 +162,10 @@ class Crew:
 
     def give_up(self) -> None:
         """The process goes on, with another crew: the place is that one's."""
-        if self.slot is not None and self.slot.pid == os.getpid():
-            board().free(self.slot.index)
-        self.slot = None
+        with self._telling:
+            if self.slot is not None and self.slot.pid == os.getpid():
+                board().free(self.slot.index)
+            self.slot, self._started = None, False
 
     def abort(self) -> None:
         """The process ends in the middle of what it is doing."""
@@ -332,8 +333,9 @@ class Crew:
         """What happened in WINDOW, or the lead where that is longer, a second.
 
         What one request takes at once is a step, and no growth. So the time is cut into quarters of
-        as many requests each, and the second smallest of their rates is taken. The site grows at
-        least as fast as this worker: what another worker gives back as it ends hides that.
+        as many requests each, and the second smallest of their rates is taken. What another
+        worker gives back as it ends hides how the site grows. So the others are taken to grow as
+        fast as this worker.
         """
         window = max(WINDOW, self._lead())
         recent = [reading for reading in self._readings if now - reading.at <= window]
@@ -350,7 +352,7 @@ class Crew:
             return Rates(0.0, 0.0, 0.0)
         used = sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1]
         rss = sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1]
-        return Rates(max(used, rss), rss, requests / (recent[-1].at - recent[0].at))
+        return Rates(max(used, rss * self.count()), rss, requests / (recent[-1].at - recent[0].at))
 
     def _lead(self) -> float:
         """Seconds before memory is short to ask for a replacement. Until one was measured, a worker

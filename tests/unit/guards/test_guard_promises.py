@@ -378,7 +378,7 @@ def test_a_route_without_memory_for_its_answer_is_503(
 @pytest.mark.parametrize(
     ("guard", "method"),
     [
-        ("overload", "enter"),
+        ("_admission", "refusal"),
         ("uploads", "refusal"),
         ("sessions", "open"),
         ("sessions", "amend"),
@@ -438,7 +438,7 @@ def test_no_memory_for_a_body_is_503_and_not_400(make: Callable[[], Any], chunke
     environ = post("/", b"x" * 100, chunked=chunked)
     environ["wsgi.input"] = Unreadable()
     assert retried(call(wrapped, environ)) == (503, "2")
-    assert wrapped.out_of_memory == 1
+    assert wrapped.status()["requests"]["out_of_memory"] == 1
 
 
 def test_no_memory_for_a_session_neither_logs_out_nor_lets_it_leave_unsealed(
@@ -538,7 +538,7 @@ def test_a_request_struck_as_it_ends_leaves_nothing_behind(app: Any) -> None:
         if strike.struck is None:
             break
         struck.append(strike.struck)
-        assert wrapped.in_flight() == 0, strike.struck
+        assert wrapped.engine.in_flight.count() == 0, strike.struck
     assert len(struck) > 100
     assert left_behind(wrapped) == (0, [])
     assert call(wrapped, make_environ()).code == 200
@@ -571,7 +571,7 @@ def test_a_request_struck_at_any_line_is_answered_200_or_503(app: Any) -> None:
         if strike.struck is None:
             break
         struck.append(strike.struck)
-        assert wrapped.in_flight() == 0, strike.struck
+        assert wrapped.engine.in_flight.count() == 0, strike.struck
         if not raised:
             status, headers = sent[-1][:2]
             assert (status[:3], dict(headers).get("Retry-After")) in (("200", None), ("503", "2"))
@@ -591,7 +591,7 @@ def test_a_child_forked_while_a_413_is_counted_and_a_session_ends_serves_both() 
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with wrapped.uploads._lock, wrapped.sessions._lock:
+        with wrapped.sessions._lock:
             held.set()
             go_on.wait(60)
 

@@ -45,7 +45,7 @@ def never(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 def test_a_declared_length_over_the_cap_is_413_and_the_app_is_not_called() -> None:
     wrapped = LowMemory(never)
     assert call(wrapped, post("/", b"x" * (512 * KB + 1)), strict=True).code == 413
-    assert wrapped.uploads.rejected == 1
+    assert wrapped.status()["requests"]["uploads_rejected"] == 1
 
 
 def test_a_body_of_exactly_the_cap_is_served() -> None:
@@ -83,13 +83,14 @@ def test_an_undeclared_body_over_the_cap_is_413_whatever_the_app_answers() -> No
         start_response("200 OK", TEXT)(b"all is well")
         return []
 
-    for app in (swallows, breaks, streams, echo_length, sends_a_file, writes):
+    apps = (swallows, breaks, streams, echo_length, sends_a_file, writes)
+    for count, app in enumerate(apps, 1):
         wrapped = LowMemory(app)
         environ = post("/", b"x" * 600 * KB, chunked=True, **{"wsgi.file_wrapper": FileWrapper})
         response = call(wrapped, environ)
         assert response.code == 413, app
         assert b"512 KB" in response.body
-        assert wrapped.uploads.rejected == 1
+        assert wrapped.status()["requests"]["uploads_rejected"] == count
 
 
 def test_an_overflow_after_the_first_byte_is_cut_off_and_logged(
@@ -105,7 +106,7 @@ def test_an_overflow_after_the_first_byte_is_cut_off_and_logged(
         call(wrapped, post("/slow", b"x" * 600 * KB, chunked=True))
     (record,) = caplog.records
     assert "/slow" in record.getMessage()
-    assert wrapped.uploads.rejected == 1
+    assert wrapped.status()["requests"]["uploads_rejected"] == 1
 
 
 def test_an_app_never_sees_a_byte_over_the_cap() -> None:
@@ -382,14 +383,14 @@ def test_one_request_too_many_is_503_with_retry_after_and_health_never() -> None
     assert (response.code, response.header("Retry-After")) == (503, "2")
     for path in ("/healthz", "/ready/deep"):
         inside = wrapped(make_environ(path), lambda *_: None)
-        assert wrapped.overload.in_flight() == 3
+        assert wrapped.engine.in_flight.count() == 3
         inside.close()  # type: ignore[attr-defined]
-    assert wrapped.overload.shed == 1
+    assert wrapped.status()["requests"]["shed"] == 1
     held.pop().close()  # type: ignore[attr-defined]
     wrapped(make_environ("/x"), lambda *_: None).close()  # type: ignore[attr-defined]
-    assert wrapped.overload.shed == 1
+    assert wrapped.status()["requests"]["shed"] == 1
     held.pop().close()  # type: ignore[attr-defined]
-    assert wrapped.overload.in_flight() == 0
+    assert wrapped.engine.in_flight.count() == 0
 
 
 # --- Static files

@@ -181,9 +181,9 @@ def test_a_request_that_runs_out_of_memory_is_503_and_the_next_one_is_served(
     assert (response.code, response.header("Retry-After")) == (503, "2")
     assert response.header("Cache-Control") == "no-store"
     assert wrapped.status()["requests"]["out_of_memory"] == 1
-    assert wrapped.overload.in_flight() == 0
+    assert wrapped.engine.in_flight.count() == 0
     assert call(wrapped, make_environ("/well")).body == b"well"
-    assert wrapped.out_of_memory == 1
+    assert wrapped.status()["requests"]["out_of_memory"] == 1
 
 
 @every_app
@@ -238,7 +238,7 @@ def test_other_errors_stay_what_the_framework_makes_of_them(app: Callable[[], An
         return response.code, response.body
 
     assert outcome(wrapped) == outcome(bare)
-    assert wrapped.out_of_memory == 0
+    assert wrapped.status()["requests"]["out_of_memory"] == 0
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_child_process_without_room_is_503_and_no_hit_of_the_ceiling(
     response = call(wrapped, make_environ("/fail"))
     assert (response.code, response.header("Retry-After")) == (503, "2")
     assert f"GET /fail: {error} (setting: memory=" in caplog.text
-    assert wrapped.out_of_memory == 0
+    assert wrapped.status()["requests"]["out_of_memory"] == 0
     assert not wrapped.engine.ceiling.met_by_one()
 
 
@@ -284,8 +284,8 @@ def test_an_error_is_told_by_its_class_and_runs_no_code_of_the_apps(app: Callabl
         assert call(wrapped, make_environ("/fail")).code == 500
     except Proxy:
         pass
-    assert wrapped.out_of_memory == 0
-    assert wrapped.overload.in_flight() == 0
+    assert wrapped.status()["requests"]["out_of_memory"] == 0
+    assert wrapped.engine.in_flight.count() == 0
 
 
 def test_an_app_that_answers_a_memory_error_itself_is_left_to_it() -> None:
@@ -298,7 +298,7 @@ def test_an_app_that_answers_a_memory_error_itself_is_left_to_it() -> None:
     wrapped = LowMemory(app)
     response = call(wrapped, make_environ("/fail"))
     assert (response.code, response.body) == (413, b"a smaller file, please")
-    assert wrapped.out_of_memory == 0
+    assert wrapped.status()["requests"]["out_of_memory"] == 0
 
 
 def test_django_with_its_own_page_is_503_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,12 +333,12 @@ def test_after_the_first_byte_the_server_must_cut_it_off(
     with pytest.raises(MemoryError):
         call(server, make_environ("/stream"))
     assert response.chunks == [b"first,"]
-    assert wrapped.out_of_memory == 1
+    assert wrapped.status()["requests"]["out_of_memory"] == 1
     assert view.holding() == [False, False]
     (line,) = [r.getMessage() for r in caplog.records if r.name == "lowmem_wsgi"]
     assert "/stream" in line
     assert "MemoryError" in line
-    assert wrapped.overload.in_flight() == 0
+    assert wrapped.engine.in_flight.count() == 0
 
 
 def test_it_counts_as_a_meeting_with_the_ceiling() -> None:
@@ -354,7 +354,7 @@ def test_it_counts_as_a_meeting_with_the_ceiling() -> None:
 def test_where_there_is_no_ceiling_nothing_meets_it() -> None:
     wrapped = LowMemory(plain, ceiling="off")
     call(wrapped, make_environ("/fail"))
-    assert wrapped.out_of_memory == 1
+    assert wrapped.status()["requests"]["out_of_memory"] == 1
     assert not wrapped.engine.ceiling.met_by_one()
 
 
@@ -400,7 +400,7 @@ def test_what_counts_as_a_shortage(error: BaseException, expected: bool) -> None
     else:
         with pytest.raises(type(error)):
             call(wrapped, make_environ("/fail"))
-    assert wrapped.out_of_memory == expected
+    assert wrapped.status()["requests"]["out_of_memory"] == expected
 
 
 @pytest.mark.parametrize("name", ["Flask", "Flask with its own page", "Django"])
@@ -410,7 +410,7 @@ def test_frameworks_tell_of_the_others_as_well(name: str) -> None:
     assert call(wrapped, make_environ("/fail")).code == 503
     view.error = RuntimeError("another")
     assert call(wrapped, make_environ("/fail")).code == 500
-    assert wrapped.out_of_memory == 1
+    assert wrapped.status()["requests"]["out_of_memory"] == 1
 
 
 # --- The log
@@ -448,7 +448,7 @@ def test_many_that_run_out_of_memory_are_one_line_and_all_counted(
     for _ in range(20):
         call(wrapped, make_environ("/fail"))
     assert len(lines(caplog)) == 1
-    assert wrapped.out_of_memory == 20
+    assert wrapped.status()["requests"]["out_of_memory"] == 20
 
 
 # --- Turned away
@@ -490,14 +490,14 @@ def test_when_critical_lasts_everything_is_turned_away_until_it_ends(
     for method in ("GET", "POST"):
         response = call(site.wrapped, make_environ("/late", method))
         assert (response.code, response.header("Retry-After")) == (503, "2")
-    assert site.wrapped.overload.shed == 2
+    assert site.wrapped.status()["requests"]["shed"] == 2
     (line,) = lines(caplog)
     assert "critical" in line
     assert "LOWMEM_CRITICAL_AT" in line
     site.use(0.9, WARN)
     assert call(site.wrapped, make_environ("/after")).code == 200
     assert site.served == ["/early", "/after"]
-    assert site.wrapped.overload.in_flight() == 0
+    assert site.wrapped.engine.in_flight.count() == 0
 
 
 @pytest.mark.parametrize("route", ["/healthz", "/ready", "/ready/deep"])
@@ -537,7 +537,7 @@ def test_at_warn_large_bodies_are_turned_away_and_small_ones_are_not(
     assert "LOWMEM_WARN_AT" in line
     site.use(0.5, OK)
     assert call(site.wrapped, post("/import", body)).code == 200
-    assert site.wrapped.overload.shed == 1
+    assert site.wrapped.status()["requests"]["shed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_holes_that_come_later_are_filled_without_asking_and_take_from_what_may_
 ) -> None:
     site = Site(tmp_path)
     site.ceiling.arm()
-    site.usage.used += 10 * MB
+    site.usage = site.usage._replace(used=site.usage.used + 10 * MB)
     site.map(data=200 * MB, rss=100 * MB)
     site.ceiling.arm()
     assert site.ceiling.holes == 70 * MB
@@ -214,7 +214,7 @@ def test_however_many_holes_there_are_something_may_be_mapped_anew(
     """One allocator's holes are no use to another's arenas."""
     site = Site(tmp_path)
     site.ceiling.arm()
-    site.usage.used = reserve(512 * MB) - room * MB
+    site.usage = site.usage._replace(used=reserve(512 * MB) - room * MB)
     site.map(data=400 * MB, rss=100 * MB)
     site.ceiling.arm()
     assert site.ceiling.holes == 270 * MB
@@ -229,14 +229,14 @@ def test_a_limit_of_the_container_that_is_lifted_takes_the_ceiling_with_it(
     before = limits.now
     site.ceiling.arm()
     assert limits.now != before
-    site.usage.source = "process"
+    site.usage = site.usage._replace(source="process")
     site.ceiling.arm()
     assert limits.now == before
     assert (site.ceiling.limit, site.ceiling.left, site.ceiling.room) == (None, None, None)
     assert site.ceiling.usage is None  # so nobody blames a ceiling that is not there
     site.ceiling.open_reserve()  # there is none
     assert limits.now == before
-    site.usage.source = "cgroup v2"
+    site.usage = site.usage._replace(source="cgroup v2")
     site.ceiling.arm()
     assert limits.now != before
 
@@ -292,10 +292,10 @@ def test_it_comes_down_as_others_grow_and_goes_up_again(tmp_path: Path, limits: 
 def test_small_changes_are_left_for_later(tmp_path: Path, limits: Limits) -> None:
     site = Site(tmp_path)
     site.ceiling.arm()
-    site.usage.used += STEP - 1
+    site.usage = site.usage._replace(used=site.usage.used + STEP - 1)
     site.ceiling.arm()
     assert limits.calls == 1
-    site.usage.used += 1
+    site.usage = site.usage._replace(used=site.usage.used + 1)
     site.ceiling.arm()
     assert limits.calls == 2
 
@@ -392,7 +392,7 @@ def test_once_lifted_it_stays_lifted_whoever_still_looks(tmp_path: Path, limits:
     site.ceiling.arm()
     site.ceiling.lift()
     calls = limits.calls
-    site.usage.used = 500 * MB
+    site.usage = site.usage._replace(used=500 * MB)
     for late in (site.ceiling.arm, site.ceiling.keep, site.ceiling.open_reserve):
         late()
         assert (site.ceiling.limit, site.ceiling.left) == (None, None)
@@ -478,11 +478,11 @@ def test_the_reserve_is_really_free_when_the_working_limit_is_met(
     tmp_path: Path, limits: Limits
 ) -> None:
     site = Site(tmp_path)
-    site.usage.used = reserve(512 * MB)
+    site.usage = site.usage._replace(used=reserve(512 * MB))
     site.map(data=459 * MB, rss=459 * MB)
     site.ceiling.arm()
     site.map(data=459 * MB + START, rss=459 * MB + START)
-    site.usage.used += START
+    site.usage = site.usage._replace(used=site.usage.used + START)
     site.ceiling.arm()
     assert site.ceiling.left == 0
     before = limits.now[0]
@@ -505,7 +505,7 @@ def test_while_a_heavy_package_loads_it_may_map_freely(tmp_path: Path, limits: L
         assert limits.now == free
     # What it has mapped and not touched (OpenBLAS) is no hole; what it uses, is used.
     site.map(data=320 * MB, rss=110 * MB)
-    site.usage.used += 20 * MB
+    site.usage = site.usage._replace(used=site.usage.used + 20 * MB)
     site.ceiling.keep()
     assert limits.now == free
     site.clock.now += OPEN
@@ -569,7 +569,7 @@ def test_a_package_that_there_is_no_room_for_is_refused_before_it_begins(
     site = Site(tmp_path)
     site.ceiling.arm()
     before = limits.now
-    site.usage.used = 512 * MB - left
+    site.usage = site.usage._replace(used=512 * MB - left)
     if refused:
         with pytest.raises(MemoryError, match="too little memory"):
             site.ceiling.load_begins()
@@ -583,7 +583,7 @@ def test_a_package_that_there_is_no_room_for_is_refused_before_it_begins(
 
 def test_without_a_ceiling_nothing_is_refused(tmp_path: Path, limits: Limits) -> None:
     site = Site(tmp_path, False)
-    site.usage.used = 512 * MB
+    site.usage = site.usage._replace(used=512 * MB)
     site.ceiling.arm()
     site.ceiling.load_begins()
     site.ceiling.load_ends()
@@ -614,7 +614,7 @@ def test_there_is_one_where_it_is_asked_for_or_where_a_limit_is_enforced(
     tmp_path: Path, limits: Limits, source: str, wanted: bool | None
 ) -> None:
     site = Site(tmp_path, wanted)
-    site.usage.source = source
+    site.usage = site.usage._replace(source=source)
     site.ceiling.arm()
     expected = wanted if wanted is not None else source != "process"
     assert (limits.calls == 1) is expected

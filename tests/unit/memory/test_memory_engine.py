@@ -617,8 +617,7 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     call(wrapped, make_environ())
     running = wrapped.engine
     locks = [running.collector._running, running.ladder._lock, running.monitor._lock]
-    locks += [pressure._lock, engine._lock, wrapped._lock, wrapped.overload._lock]
-    locks += [wrapped.uploads._lock, wrapped.sessions._lock]
+    locks += [pressure._lock, engine._lock, wrapped._lock, wrapped.sessions._lock]
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:

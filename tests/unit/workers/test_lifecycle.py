@@ -82,6 +82,13 @@ class Rss:
         pass
 
 
+class Flying(dict[object, int]):
+    """Requests in flight, and their threads."""
+
+    def count(self) -> int:
+        return len(self)
+
+
 class Engine:
     """As much of one as a crew asks for, where memory and time are the test's."""
 
@@ -91,7 +98,7 @@ class Engine:
         self.counted = {"requests": 0.0}
         self.ran: object = None
         self.interrupt = Interrupt(self.work, now=clock)
-        self.in_flight: dict[object, int] = {}
+        self.in_flight = Flying()
         self.workers: Callable[[], int] = int
         self.acting = True
         self.thresholds = (WARN_AT, CRITICAL_AT)
@@ -105,7 +112,7 @@ class Engine:
     def follow(self, name: str, follower: object) -> None:
         self.followed_by = follower
 
-    def work(self) -> dict[object, int]:
+    def work(self) -> Flying:
         return self.in_flight
 
     def settle(self) -> None: ...
@@ -360,7 +367,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
     ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker()
-    worker.engine.in_flight = {"request": 0}
+    worker.engine.in_flight = Flying(request=0)
     worker.live(5)
     # It stands at critical, where it has got at once.
     monkeypatch.setattr(worker.crew, "_lately", lambda now: module.Rates(0.0, 0.0, 0.0))
@@ -369,7 +376,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
     assert worker.level == CRITICAL
     assert worker.replaced == []
     if ends:
-        worker.engine.in_flight = {}
+        worker.engine.in_flight = Flying()
         worker.live(0.1)
     else:
         worker.live(0.5)
@@ -378,7 +385,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
 
 def test_a_busy_worker_is_replaced_at_once_where_there_is_no_time() -> None:
     worker = Worker()
-    worker.engine.in_flight = {"request": 0}
+    worker.engine.in_flight = Flying(request=0)
     worker.live(60, grow=30, until=lambda: worker.replaced)
     assert worker.process.rss <= CRITICAL_AT
 
@@ -466,7 +473,7 @@ def test_what_other_workers_give_back_as_they_end_hides_no_growth() -> None:
     """Of three that leak, one ends every 0.3 s, and this one is never idle."""
     worker = Worker(rest=100)
     worker.live(1)
-    worker.engine.in_flight = {"request": 0}
+    worker.engine.in_flight = Flying(request=0)
     for turn in range(60):
         if worker.replaced:
             break

@@ -1,0 +1,73 @@
+"""The requests that this process serves now, of all its apps."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+
+class InFlight:
+    """Requests enter and leave. Needs no lock: the interpreter makes each step whole."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        # A request's number -> the ident of its thread, method, path, and which app's it is.
+        self._requests: dict[int, tuple[int, str, str, int]] = {}
+        self.latest = 0  # the number of the request that came last
+
+    def enter(self, method: str, path: str, app: int) -> int:
+        """Note a request in this thread, and return its number. `leave` must follow."""
+        self.latest = number = next(self._numbers)
+        self._requests[number] = threading.get_ident(), method, path, app
+        return number
+
+    def leave(self, number: int) -> None:
+        """The request is over. Idempotent, and harmless inside any lock (a finalizer calls it)."""
+        self._requests.pop(number, None)
+
+    def count(self) -> int:
+        """Return how many requests there are."""
+        return len(self._requests)
+
+    def rank(self, number: int) -> int:
+        """Return how many requests of the same app are in flight that came no later than this."""
+        requests = self._requests.copy()
+        app = requests[number][3]
+        return sum(request[3] == app and other <= number for other, request in requests.items())
+
+    def threads(self) -> dict[int, int]:
+        """Return the ident of each request's thread, by the request's number."""
+        return {number: request[0] for number, request in self._requests.copy().items()}
+
+    def here(self) -> tuple[str, str] | None:
+        """Return method and path of the request that this thread serves, the latest; or None."""
+        thread = threading.get_ident()
+        requests = reversed(self._requests.copy().values())
+        return next((request[1:3] for request in requests if request[0] == thread), None)
+
+    @property
+    def total(self) -> int:
+        """How many requests have come so far."""
+        return value(self._numbers) - 1
+
+    def forget(self) -> None:
+        """In a new child: the requests are its parent's."""
+        self._requests = {}
+
+
+class Counters:
+    """Counts by name. Needs no lock."""
+
+    def __init__(self, *names: str) -> None:
+        self._counts = {name: itertools.count() for name in names}
+
+    def add(self, name: str) -> None:
+        next(self._counts[name])
+
+    def read(self) -> dict[str, int]:
+        return {name: value(count) for name, count in self._counts.items()}
+
+
+def value(count: itertools.count[int]) -> int:
+    """Return what the count gives next, without taking that. (`repr` alone tells.)"""
+    return int(repr(count)[len("count(") : -1])
