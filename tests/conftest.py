@@ -10,10 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lowmem_wsgi import log
+from lowmem_wsgi import log, runtime
 from lowmem_wsgi.imports.tracker import WATCH
-from lowmem_wsgi.memory import engine
-from lowmem_wsgi.workers import lifecycle
 from lowmem_wsgi.workers import site_page as page
 from lowmem_wsgi.workers.shared_page import LEDGER_AT, SIZE
 
@@ -31,7 +29,7 @@ def restored_interpreter() -> Iterator[None]:
     """Each test leaves the collector, the recursion limit, the ceiling and the logs as it found
     them, the site's counts at nothing, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
-    engine._current.clear()
+    runtime._current.clear()
     for board in page._board:
         board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
     WATCH.stop()
@@ -41,11 +39,10 @@ def restored_interpreter() -> Iterator[None]:
     gc.set_threshold(*threshold)
     sys.setrecursionlimit(depth)
     gc.unfreeze()
-    for crew in lifecycle._current:
+    for running in runtime._current:
         with contextlib.suppress(ValueError):  # the test has closed the page
-            crew.give_up()  # its thread may be in the middle of a look
-    for running in engine._current:
+            running.worker.give_up()  # its thread may be in the middle of a look
         running.monitor.stop()
         running.watchdog.stop()
         running.ceiling.lift()
-    engine._current.clear()
+    runtime._current.clear()

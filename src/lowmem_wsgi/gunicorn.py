@@ -99,7 +99,7 @@ def pre_fork(server: _Any, worker: _Any) -> None:
     """Before each fork: freeze, so that no pass in a worker touches, and so copies, the pages it
     shares."""
     _prepare(server)  # where when_ready was the site's
-    from .memory.engine import current
+    from .runtime import current
 
     engine = current()
     if engine.collector.freezing if engine else _settings.gc_freeze:
@@ -143,11 +143,11 @@ def post_worker_init(worker: _Any) -> None:
 
 def worker_abort(worker: _Any) -> None:
     """The worker has timed out: what it was at stays on the page."""
-    from .workers.lifecycle import current
+    from .runtime import current
 
-    crew = current()
-    if crew is not None:
-        crew.abort()
+    engine = current()
+    if engine is not None:
+        engine.worker.abort()
 
 
 def worker_exit(server: _Any, worker: _Any) -> None:
@@ -155,16 +155,16 @@ def worker_exit(server: _Any, worker: _Any) -> None:
     object by object, of all that the master had loaded: 4 ms for 43 with pandas."""
     import threading
 
-    from .workers.lifecycle import current
+    from .runtime import current
 
-    crew = current()
+    engine = current()
     ending = _sys.exc_info()[1]
-    if crew is None or worker.alive or not isinstance(ending, SystemExit) or ending.code:
+    if engine is None or worker.alive or not isinstance(ending, SystemExit) or ending.code:
         return
-    crew.leave()
+    engine.worker.leave()
     pool = getattr(getattr(worker, "tpool", None), "_threads", ())  # they would be waited for
     others = [t for t in threading.enumerate() if t is not threading.main_thread()]
-    if not crew.idle() or any(not t.daemon and t not in pool for t in others):
+    if not engine.worker.idle() or any(not t.daemon and t not in pool for t in others):
         return
     import atexit
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from . import log
+from . import log, runtime
 from ._version import __version__
 from .admin.routes import Admin
 from .guards import out_of_memory
@@ -25,11 +25,9 @@ from .http.paths import PATH
 from .http.refusals import Refusal
 from .http.route_names import Names, by_path, told
 from .imports.tracker import WATCH
-from .memory import engine
 from .memory.in_flight import InFlight
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
-from .workers import lifecycle as crew
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -69,7 +67,7 @@ class LowMemory:
         self.app = app
         self.settings = rules = Settings.load(settings)
         # Another app's monitor may be at work: from here on it sees this one.
-        self.engine = engine.join(rules, self, _INSIDE, _THROUGH)
+        self.engine = runtime.join(rules, self, _INSIDE, _THROUGH, WATCH.own)
         self._in_flight = self.engine.in_flight
         self._count = count = self.engine.counters.add
         self._admission = Admission(
@@ -89,8 +87,7 @@ class LowMemory:
         self._names = Names(rules.static_prefix)
         self._interrupt = self.engine.interrupt
         self._watchdog = self.engine.watchdog
-        self.crew = crew.join(rules, self.engine)
-        self.crew.heavy = WATCH.own
+        self.crew = self.engine.worker
         self._limits = {
             limit: MappingProxyType(self._told_to_apps(limit)) for limit in self.uploads.limits
         }
@@ -198,7 +195,6 @@ class LowMemory:
         self._lock = threading.Lock()
         self._started = False
         self.sessions.after_fork()
-        self.crew.after_fork()
 
     # --- A request, from its start to after its last byte
 

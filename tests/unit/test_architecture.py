@@ -11,22 +11,23 @@ ROOT = Path(lowmem_wsgi.__file__).parent
 
 # A room may import from the rooms of a higher number, and from its own. (DESIGN §5.)
 LEVELS = {
-    "__main__": -1,
-    "cli": 0,
-    "gunicorn": 0,
-    "__init__": 0,
+    "__main__": -2,
+    "cli": -1,
+    "gunicorn": -1,
+    "__init__": -1,
+    "offload": 0,
     "middleware": 1,
-    "admin": 2,
-    "workers": 2,
-    "guards": 2,
-    "offload": 2,
-    "imports": 3,
-    "memory": 3,
-    "http": 3,
-    "system": 4,
-    "settings": 5,
-    "log": 5,
-    "_version": 6,
+    "runtime": 2,
+    "admin": 3,
+    "workers": 3,
+    "guards": 3,
+    "imports": 4,
+    "memory": 4,
+    "http": 4,
+    "system": 5,
+    "settings": 6,
+    "log": 6,
+    "_version": 7,
 }
 # Rooms on one level keep apart.
 NEIGHBOURS: set[tuple[str, str]] = set()

@@ -85,7 +85,7 @@ class Ceiling:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
-        self.workers = workers
+        self._workers = workers
         self._now = now
         self._wanted = wanted is not False and sys.platform == "linux"
         self._anywhere = wanted is True
@@ -119,7 +119,7 @@ class Ceiling:
     def arm(self, coming: int = 0) -> None:
         """Keep the ceiling where the container would be full. `coming`: threads about to start."""
         if self._wanted and self._count_stacks():
-            self._sharers = max(1, self.workers())
+            self._sharers = max(1, self._workers())
             self._keep(coming * _stack_size())
 
     def keep(self) -> None:

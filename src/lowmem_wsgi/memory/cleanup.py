@@ -55,6 +55,7 @@ class Ladder:
         heavy: Sequence[str] = (),
         *,
         rss: Callable[[], int] | None = None,
+        record: Callable[[dict[str, Any], str], object] = lambda result, why: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._collector = collector
@@ -68,7 +69,7 @@ class Ladder:
         # Bytes freed so far, by kind of step.
         self.freed = dict.fromkeys(KINDS, 0)
         # Told of each run: its result, and why it was.
-        self.ran: Callable[[dict[str, Any], str], object] | None = None
+        self._record = record
 
     def run(
         self,
@@ -106,11 +107,10 @@ class Ladder:
     def _report(self, result: dict[str, Any], why: str) -> None:
         for step in result["steps"]:
             self.freed[step["step"].partition(" ")[0]] += max(0, step["freed_bytes"])
-        if self.ran is not None:
-            try:
-                self.ran(result, why)
-            except Exception:
-                log.failure("Noting a cleanup")
+        try:
+            self._record(result, why)
+        except Exception:
+            log.failure("Noting a cleanup")
 
     def _climb(self, level: str, tell: bool, leave_shared: Callable[[], bool]) -> dict[str, Any]:
         before = left = self._rss()

@@ -76,6 +76,8 @@ class Collector:
         trim: bool = True,
         rss: Callable[[], int] | None = None,
         give_back: Callable[[], object] | None = None,
+        noticed: Callable[[int], None] = lambda rss: None,
+        in_flight: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.passes = passes
@@ -88,12 +90,13 @@ class Collector:
         self._forget_threads()
 
         # Told of the RSS, whenever it is looked at.
-        self.noticed: Callable[[int], None] | None = None
+        self._noticed = noticed
         # Books to routes what requests leave behind.
-        self.growth = Growth(self._rss, now=now)
+        self._measure = self._rss
+        self.growth = Growth(self._size, now=now)
         self._measured = give_back is not None or rss is not None  # what is weighed is settled
         # How many requests there are, for what no request has asked for.
-        self.in_flight: Callable[[], int] = _somebody
+        self.in_flight = in_flight
         # Whether a thaw would take copies of pages shared with the process that forked this one.
         self.shares_pages = False
         self.runs = 0
@@ -235,6 +238,9 @@ class Collector:
         if self.growth.due(ended if alone else ended - WEIGH_ANYWAY):
             self._weigh()
 
+    def _size(self) -> int:
+        return self._measure()
+
     def _weigh(self) -> None:
         if not self.growth.loading:
             self._find_measure()
@@ -244,15 +250,14 @@ class Collector:
         """Before anything is weighed, and not sooner: ctypes, which giving back needs as well."""
         if not self._measured:
             self._measured = True
-            self.growth.size = (find_in_use() if self.trimming else None) or self._rss
+            self._measure = (find_in_use() if self.trimming else None) or self._rss
 
     def _look_around(
         self, now: float, in_flight: Callable[[], int], *, alone: bool = False
     ) -> None:
         self._looked_at = now
         used = self._rss()
-        if self.noticed is not None:
-            self.noticed(used)
+        self._noticed(used)
         if alone:
             self.growth.peaked(used - self._left)
         self._left = used

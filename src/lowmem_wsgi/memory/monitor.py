@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .. import log
 from ..settings import MB, Settings, format_size, threshold_bytes
@@ -38,8 +38,8 @@ RETRY = 10.0
 # What was seen is half forgotten after so many seconds.
 MEMORY_OF_GROWTH = 60.0
 
-# What wants to know of each look: the reading, and the level after it.
-Follower = Callable[[Usage, str], None]
+# What is done at each look, with the reading and the level after it.
+Duty = Callable[[Usage, str], None]
 
 
 def next_look(distance: int, steepest: float) -> float:
@@ -58,6 +58,8 @@ class Monitor:
         ladder: Ladder,
         collector: Collector,
         *,
+        duties: Sequence[tuple[str, Duty]] = (),
+        may_act: Callable[[], bool] = lambda: True,
         now: Callable[[], float] = time.monotonic,
         shared: Callable[[], int] = shared_bytes,
     ) -> None:
@@ -68,12 +70,12 @@ class Monitor:
         self._collector = collector
         self._now = now
         self.running = False
-        self.acting = True  # else it only looks: the process is about to end
+        self._may_act = may_act  # else it only looks: the process is about to end
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._woken_at = 0
         self._lock = threading.Lock()
-        self._followers: dict[str, Follower] = {}
+        self._duties = tuple(duties)
         self._tidied_at = self._logged_at = self._acted_at = 0.0
         self._retry_at = 0.0
         self._read_at = float("-inf")
@@ -85,10 +87,6 @@ class Monitor:
     @property
     def level(self) -> str:
         return self._governor.level
-
-    def follow(self, name: str, follower: Follower) -> None:
-        """Call follower(usage, level) at each look. One of a name: the last one given."""
-        self._followers[name] = follower
 
     def start(self) -> None:
         """Raises RuntimeError where no thread can be had; tried again after RETRY seconds."""
@@ -126,7 +124,7 @@ class Monitor:
 
     def after_fork(self) -> None:
         """In a new child: there is no thread here, and nothing was seen yet."""
-        self.running, self.acting = False, True
+        self.running = False
         self._stop, self._wake = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._memory.reopen()
@@ -143,14 +141,15 @@ class Monitor:
         self._keep_thresholds(usage.limit)
         before = self.level
         level = self._governor.observe(usage.used)
-        latest = self._tell_followers(usage, level)  # first: the ladder takes its time
-        if not self.acting:
+        latest = self._do_duties(usage, level)  # first: a cleanup takes its time
+        acting = self._may_act()
+        if not acting:
             pass
         elif level != before:
             self._changed(usage, before, level)
         elif level != OK and now - self._acted_at >= self._rules.cleanup_interval:
             self._act(usage, level, tell=False)
-        if self.acting and now - self._tidied_at >= self._rules.cleanup_interval:
+        if acting and now - self._tidied_at >= self._rules.cleanup_interval:
             self._tidied_at = now
             self._collector.tidy()
         if now - self._logged_at >= self._rules.check_interval:
@@ -160,13 +159,13 @@ class Monitor:
 
     # --- In between
 
-    def _tell_followers(self, usage: Usage, level: str) -> float:
+    def _do_duties(self, usage: Usage, level: str) -> float:
         """Return the seconds to the next look, at the latest."""
-        return min([REST, *(self._tell(name, usage, level) for name in list(self._followers))])
+        return min([REST, *(self._do(name, duty, usage, level) for name, duty in self._duties)])
 
-    def _tell(self, name: str, usage: Usage, level: str) -> float:
+    def _do(self, name: str, duty: Duty, usage: Usage, level: str) -> float:
         try:
-            self._followers[name](usage, level)
+            duty(usage, level)
         except MemoryError:  # for the moment
             return SHORTEST
         except Exception:

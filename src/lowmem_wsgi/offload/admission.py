@@ -194,7 +194,7 @@ def out_of_memory_kills() -> int | None:
 def _memory() -> tuple[Memory, Callable[[int], int]]:
     """The reading, and from the limit the bytes where it turns critical: by the app's settings,
     else by the environment's."""
-    from ..memory.engine import current
+    from ..runtime import current
 
     engine = current()
     if engine is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
@@ -36,7 +35,7 @@ from .site_page import board, board_of
 from .site_totals import COUNTS, Growth, Ledger
 
 if TYPE_CHECKING:
-    from ..memory.engine import Engine
+    from ..runtime import Runtime
 
 # Growth is measured over so many seconds, or over the time that a replacement is to come before;
 # and in so many parts.
@@ -76,23 +75,23 @@ def _stuck(situation: Situation) -> str:
     return f"; requests met its ceiling{holes}"
 
 
-class Crew:
+class Worker:
     """Call `start` in the worker; then `began` and `ended` with each request."""
 
     def __init__(
         self,
         rules: Settings,
-        engine: Engine,
+        engine: Runtime,
         *,
+        heavy: Callable[[], str] = str,
         now: Callable[[], float] = time.monotonic,
         find: Callable[[], Server | None] = find_server,
     ) -> None:
         self._recycling = rules.recycle
         self._engine = engine
-        self._growth = engine.collector.growth
         self._now = now
         self._find = find
-        self.heavy: Callable[[], str] = str  # the heavy modules it has loaded, for the log
+        self._heavy = heavy  # the heavy modules it has loaded, for the log
         self._rss = OwnRss()
         self._forget()
 
@@ -113,7 +112,7 @@ class Crew:
 
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`."""
-        if self._growth.closely:
+        if self._engine.collector.growth.closely:
             self._engine.collector.before_request()
         return self.slot.began(method, path) if self.slot is not None else -1
 
@@ -132,7 +131,6 @@ class Crew:
             return
         self._started = True
         self._counted = self._engine.counts()  # what came before the fork is not ours
-        self._engine.ladder.ran = self._note_cleanup
         self.server = self._find()
         page = board_of(self.server)
         self.slot = claim(page, self._rss(), now=self._now)
@@ -141,15 +139,17 @@ class Crew:
         age = process_seconds() or LONGEST_START  # where the system does not tell
         self._started_in = age if fresh else min(age, LONGEST_START)
         self._fresh = fresh
-        self._engine.ceiling.workers = self.count
-        self._engine.ending = self.ending
-        self._engine.monitor.follow("The black box", self.look)
         if not page.master:
             self._bury(page)
         if self.server is not None and self.server.submit is not None:
             # Not this one, if it is of the pool.
             own = threading.current_thread() is not threading.main_thread()
             start_threads(self.server.submit, self.server.threads - own)
+
+    @property
+    def retiring(self) -> bool:
+        """Whether this worker is about to end, replaced by another."""
+        return self.slot is not None and self.slot.state in (RETIRING, REPLACED)
 
     def idle(self) -> bool:
         return not self._engine.in_flight.count()
@@ -161,7 +161,7 @@ class Crew:
             self.slot.enter(self.slot.state | GONE)
 
     def give_up(self) -> None:
-        """The process goes on, with another crew: the place is that one's."""
+        """The process goes on without this worker: its place is free."""
         with self._telling:
             if self.slot is not None and self.slot.pid == os.getpid():
                 board().free(self.slot.index)
@@ -180,6 +180,8 @@ class Crew:
 
     def count(self) -> int:
         """How many workers share what room there is. Of those that are ending, who still grow."""
+        if not self._started:
+            return 1
         page, since = board(), self._now() - JUST_NOW
         if page.taken() == [self.slot.index if self.slot is not None else -1]:
             found = 1  # most sites, most of the time
@@ -189,7 +191,7 @@ class Crew:
 
     def ending(self) -> bool:
         """Whether a worker of this site was told to end, and is still there."""
-        return any(
+        return self._started and any(
             seen.state in (RETIRING, REPLACED) and is_alive(seen.pid) for seen in board().workers()
         )
 
@@ -262,8 +264,10 @@ class Crew:
 
     # --- In between
 
-    def _note_cleanup(self, result: dict[str, Any], why: str) -> None:
-        board().ledger.event("cleanup", result["freed_bytes"], why)
+    def note_cleanup(self, result: dict[str, Any], why: str) -> None:
+        """Mark a cleanup in the site's last hour."""
+        if self._started:
+            board().ledger.event("cleanup", result["freed_bytes"], why)
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
         """Whether it is worth a closer look: away from ok, or soon to be."""
@@ -390,7 +394,6 @@ class Crew:
         self._retired_at = self._now()
         page.retires(self._retired_at)
         self.slot.enter(REPLACED if at_once else RETIRING)
-        self._engine.monitor.acting = False
         page.ledger.add({"recycles": 1})
         page.ledger.event("recycle", situation.grown, situation.level)
         log.logger.warning(
@@ -408,13 +411,12 @@ class Crew:
         except Exception:
             log.failure("Asking for a fresh worker")
             self.slot.enter(READY)
-            self._engine.monitor.acting = True
             page.end_turn()
 
     def _carried(self) -> str:
         """What it has grown by, as far as that is known."""
         try:
-            route, heavy = top(self._engine.collector.growth.routes), self.heavy()
+            route, heavy = top(self._engine.collector.growth.routes), self._heavy()
         except Exception:
             log.failure("Telling what has grown")
             return ""
@@ -455,30 +457,6 @@ class Crew:
                     deaths.report(page, seen, why)
         if kills is not None:
             page.change(kills=kills)
-
-
-_current: list[Crew] = []  # none or one
-
-
-def join(rules: Settings, engine: Engine) -> Crew:
-    """The crew of this process, which has one engine."""
-    if not _current:
-        atexit.register(_leave)
-    if not _current or _current[0]._engine is not engine:
-        for before in _current:
-            before.give_up()
-        _current[:] = [Crew(rules, engine)]
-    return _current[0]
-
-
-def _leave() -> None:
-    for crew in _current:
-        crew.leave()
-
-
-def current() -> Crew | None:
-    """The crew of this process, if an app has joined it."""
-    return _current[0] if _current else None
 
 
 def start_threads(submit: Callable[..., object], count: int) -> None:

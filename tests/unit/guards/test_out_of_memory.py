@@ -472,7 +472,7 @@ class Site:
     def use(self, share: float, level: str) -> None:
         """Memory is this share of critical, and at this level."""
         critical = self.engine.monitor.thresholds[1]
-        self.engine._watch(Usage(int(share * critical), critical * 9 // 8, "process"), level)
+        self.engine._keep_ceiling(Usage(int(share * critical), critical * 9 // 8, "process"), level)
 
     def close(self) -> None:
         self.use(1.01, CRITICAL)

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from helpers.fakes import MB, Clock, Process
 from helpers.forks import asked
 from helpers.servers import wait_for
 from helpers.wsgi import call, make_environ
-from lowmem_wsgi import LowMemory, log, on_pressure
-from lowmem_wsgi.memory import engine, pressure
+from lowmem_wsgi import LowMemory, log, on_pressure, runtime
+from lowmem_wsgi.memory import pressure
 from lowmem_wsgi.memory.cleanup import Ladder, clear_caches
 from lowmem_wsgi.memory.gc_runner import Collector
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
@@ -39,7 +40,9 @@ def no_callbacks() -> Any:
 class Site:
     """A monitor and all that belongs to it, around one process of a test's own."""
 
-    def __init__(self, used_mb: int = 100, **settings: Any) -> None:
+    def __init__(
+        self, used_mb: int = 100, *, duties: Sequence[tuple[str, Any]] = (), **settings: Any
+    ) -> None:
         self.clock = Clock()
         self.process = Process(used_mb * MB)
         self.rules = Settings.load(settings, {})
@@ -50,7 +53,9 @@ class Site:
         self.ladder = Ladder(self.collector, heavy, rss=self.process.read, now=self.clock)
         # A root without anything: so the figures are the process's own.
         self.memory = Memory(512 * MB, root="/nonexistent", rss=self.process.read)
-        self.monitor = Monitor(self.rules, self.memory, self.ladder, self.collector, now=self.clock)
+        self.monitor = Monitor(
+            self.rules, self.memory, self.ladder, self.collector, now=self.clock, duties=duties
+        )
 
     def use(self, mb: float) -> None:
         self.process.rss = self.process.live = int(mb * MB)
@@ -185,7 +190,7 @@ def test_a_request_after_close_starts_nothing_again() -> None:
 
 
 def test_an_app_that_is_thrown_away_leaves_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_apps", weakref.WeakSet())  # the only one of its process
+    monkeypatch.setattr(runtime, "_apps", ())  # the only one of its process
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
     monitor = wrapped.engine.monitor
@@ -193,7 +198,7 @@ def test_an_app_that_is_thrown_away_leaves_the_engine(monkeypatch: pytest.Monkey
     del wrapped
     collector.thaw()  # it is frozen, and goes with the slow clock
     assert not monitor.running
-    assert engine.current() is None
+    assert runtime.current() is None
 
 
 def test_a_callback_may_ask_for_a_cleanup_itself() -> None:
@@ -500,14 +505,16 @@ def test_thresholds_that_do_not_fit_the_limit_found_give_way_with_a_warning(
 def test_a_follower_that_has_no_memory_is_told_again_soon_and_one_that_fails_is_logged(
     caplog: pytest.LogCaptureFixture, error: Exception | None, pause: float, lines: int
 ) -> None:
-    site, told = Site(), []
+    told: list[tuple[int, str]] = []
 
-    def follower(usage: Usage, level: str) -> None:
+    def duty(usage: Usage, level: str) -> None:
         if error is not None:
             raise error
 
-    site.monitor.follow("The one", follower)
-    site.monitor.follow("The other", lambda usage, level: told.append((usage.used, level)))
+    def other(usage: Usage, level: str) -> None:
+        told.append((usage.used, level))
+
+    site = Site(duties=[("The one", duty), ("The other", other)])
     assert site.monitor.tick() == pytest.approx(min(pause, next_look(300 * MB, 0)))
     assert told == [(100 * MB, OK)]
     assert len(caplog.records) == lines
@@ -617,7 +624,7 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     call(wrapped, make_environ())
     running = wrapped.engine
     locks = [running.collector._running, running.ladder._lock, running.monitor._lock]
-    locks += [pressure._lock, engine._lock, wrapped._lock, wrapped.sessions._lock]
+    locks += [pressure._lock, runtime._lock, wrapped._lock, wrapped.sessions._lock]
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -810,7 +817,7 @@ class Loads:
 def test_a_load_leaves_nothing_open_however_it_ends(
     monkeypatch: pytest.MonkeyPatch, ceiling: Loads, growth: Loads, begins: bool
 ) -> None:
-    found = engine.Engine(Settings.load({}, {}))
+    found = runtime.Runtime(Settings.load({}, {}))
     monkeypatch.setattr(found, "ceiling", ceiling)
     monkeypatch.setattr(found.collector, "growth", growth)
     if begins:

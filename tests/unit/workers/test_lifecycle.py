@@ -18,7 +18,7 @@ import pytest
 from helpers.fakes import MB, Clock, Process
 from helpers.forks import asked, child, kill
 from helpers.wsgi import call, make_environ
-from lowmem_wsgi import LowMemory
+from lowmem_wsgi import LowMemory, runtime
 from lowmem_wsgi.memory.attribution import Growth
 from lowmem_wsgi.memory.interrupt import Interrupt
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Governor
@@ -28,7 +28,8 @@ from lowmem_wsgi.workers import lifecycle as module
 from lowmem_wsgi.workers import postmortem as deaths
 from lowmem_wsgi.workers import servers
 from lowmem_wsgi.workers import site_page as page
-from lowmem_wsgi.workers.lifecycle import Crew, start_threads
+from lowmem_wsgi.workers.lifecycle import Worker as LifeCycle
+from lowmem_wsgi.workers.lifecycle import start_threads
 from lowmem_wsgi.workers.recycling import (
     GIVEN_BACK,
     IN_VAIN,
@@ -64,7 +65,7 @@ NEIGHBOUR = os.getppid()
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A page, and a runtime directory, of the test's own."""
     monkeypatch.setattr(page, "_board", [])
-    monkeypatch.setattr(module, "_current", [])
+    monkeypatch.setattr(runtime, "_current", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     yield tmp_path / "lowmem-wsgi"
     for board in page._board:
@@ -96,11 +97,8 @@ class Engine:
         self.ceiling = self.monitor = self.memory = self.ladder = self.collector = self
         self.growth = Growth(lambda: 0)
         self.counted = {"requests": 0.0}
-        self.ran: object = None
         self.interrupt = Interrupt(self.work, now=clock)
         self.in_flight = Flying()
-        self.workers: Callable[[], int] = int
-        self.acting = True
         self.thresholds = (WARN_AT, CRITICAL_AT)
         self.room: int | None = None
         self.holes = 0
@@ -108,9 +106,6 @@ class Engine:
         self.hit_at: float | None = None
         self.clock = clock
         self.kills = lambda: kills
-
-    def follow(self, name: str, follower: object) -> None:
-        self.followed_by = follower
 
     def work(self) -> Flying:
         return self.in_flight
@@ -156,7 +151,7 @@ class Worker:
         self.engine = Engine(self.clock, kills)
         self.replaced: list[bool] = []
         self.server = Server("Fake", os.getpid(), size, self.replaced.append) if served else None
-        self.crew = Crew(
+        self.crew = LifeCycle(
             Settings.load(settings, {}),
             self.engine,  # type: ignore[arg-type]
             now=self.clock,
@@ -333,7 +328,7 @@ def test_where_the_server_cannot_do_it_one_line_says_so(
     assert "cannot replace it" in line
     assert "Gunicorn" in line
     assert worker.slot.state == READY
-    assert worker.engine.acting
+    assert not worker.crew.retiring
 
 
 def test_a_worker_that_is_born_too_big_is_told_of_once_and_never_replaced(
@@ -521,9 +516,9 @@ def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
 
 def test_a_worker_that_is_on_its_way_out_acts_no_more() -> None:
     worker = Worker()
-    assert worker.engine.acting
+    assert not worker.crew.retiring
     worker.live(60, grow=20, until=lambda: worker.replaced)
-    assert not worker.engine.acting
+    assert worker.crew.retiring
 
 
 def test_one_that_has_been_replaced_is_not_once_more_as_it_ends() -> None:
@@ -685,11 +680,11 @@ def test_the_room_is_shared_by_those_at_work_and_those_the_server_will_start(
     worker = Worker(size=size)
     for place, changes in enumerate(others, 5):
         neighbour(worker.board, place, **changes)
-    assert worker.engine.workers() == expected
+    assert worker.crew.count() == expected
 
 
 def test_without_a_server_it_is_one() -> None:
-    assert Worker(served=False).engine.workers() == 1
+    assert Worker(served=False).crew.count() == 1
 
 
 @needs_fork
@@ -708,9 +703,9 @@ def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> Non
 
     with child(slow):
         clock.now += 1
-        assert worker.engine.workers() == 2
+        assert worker.crew.count() == 2
         clock.now += 1  # since then it has not
-        assert worker.engine.workers() == 1
+        assert worker.crew.count() == 1
 
 
 # --- The place on the page
@@ -720,7 +715,6 @@ def test_starting_twice_takes_one_place() -> None:
     worker = Worker()
     worker.crew.start()
     assert worker.board.taken() == [0]
-    assert worker.engine.followed_by == worker.crew.look
 
 
 def test_without_a_place_it_goes_on() -> None:
@@ -747,7 +741,7 @@ def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
         wrapped = LowMemory(ok)
         assert call(wrapped, make_environ()).body == b"ok"
         assert len(page.board().taken()) == 1
-        assert wrapped.engine.ceiling.workers() == 1
+        assert wrapped.crew.count() == 1
         wrapped.close()
         before.append(wrapped)
     assert call(before[0], make_environ()).body == b"ok"  # closed, and it still serves
@@ -756,7 +750,9 @@ def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
 def test_apps_beside_each_other_are_one_crew() -> None:
     one, other = LowMemory(int), LowMemory(int)  # type: ignore[arg-type]
     assert one.crew is other.crew
-    assert module.current() is one.crew
+    found = runtime.current()
+    assert found is not None
+    assert found.worker is one.crew
 
 
 @needs_fork
@@ -860,13 +856,13 @@ def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
     assert deaths.left_in_order(worker.slot) is expected
 
 
-def dies(do: Callable[[Crew], object]) -> int:
+def dies(do: Callable[[LifeCycle], object]) -> int:
     """A worker of the same server does something and is killed; its pid."""
 
     server = Server("Fake", os.getpid(), 1, bool)
 
     def work() -> None:
-        crew = Crew(
+        crew = LifeCycle(
             Settings.load({}, {}),
             Engine(Clock()),  # type: ignore[arg-type]
             now=Clock(),
@@ -881,7 +877,7 @@ def dies(do: Callable[[Crew], object]) -> int:
     return pid
 
 
-def nothing(crew: Crew) -> None:
+def nothing(crew: LifeCycle) -> None:
     pass
 
 
@@ -927,7 +923,7 @@ def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
     ids=["left", "was replaced", "was replaced and left"],
 )
 def test_an_end_in_order_is_not_told_of(
-    do: Callable[[Crew], object], caplog: pytest.LogCaptureFixture
+    do: Callable[[LifeCycle], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     Worker().gone()
     dies(do)
@@ -1080,7 +1076,7 @@ def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
     page.lay_out()
     floor = page._highest[0]
 
-    def grows(crew: Crew) -> None:
+    def grows(crew: LifeCycle) -> None:
         block = bytearray(floor + 64 * MB)
         block[::4096] = bytes(len(block[::4096]))
 
@@ -1103,7 +1099,7 @@ def test_a_master_hears_whether_another_was_started_in_its_place(
 ) -> None:
     page.lay_out()
 
-    def leaves(crew: Crew) -> None:
+    def leaves(crew: LifeCycle) -> None:
         assert crew.slot is not None
         crew.slot.enter(state)
         crew.leave()
@@ -1133,7 +1129,7 @@ def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
 ) -> None:
     page.lay_out()
 
-    def ends(crew: Crew) -> None:
+    def ends(crew: LifeCycle) -> None:
         assert crew.slot is not None
         page.board().retires(5000.0)
         crew.slot.enter(state)
@@ -1155,7 +1151,7 @@ def test_a_worker_that_is_not_on_the_page_is_none_of_it(
     assert lines(caplog) == []
 
 
-def forked_worker(do: Callable[[Crew], object]) -> int:
+def forked_worker(do: Callable[[LifeCycle], object]) -> int:
     """A worker forked of this process as of its master, killed after it has done something."""
     pid = dies(do)
     assert [seen.pid for seen in page.board().workers()] == [pid]
@@ -1189,7 +1185,7 @@ def test_a_worker_has_its_server_start_the_others(within: bool) -> None:
     """Within: its first request is served by one of them."""
     submitted: list[object] = []
     server = Server("Fake", os.getpid(), 1, bool, 3, submitted.append)
-    crew = Crew(
+    crew = LifeCycle(
         Settings.load({}, {}),
         Engine(Clock()),  # type: ignore[arg-type]
         now=Clock(),

@@ -7,6 +7,7 @@ was.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import logging
@@ -18,19 +19,20 @@ from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Protocol
 
-from .. import log
-from ..settings import Settings
-from ..system.usage import Usage
-from . import pressure
-from .ceiling import Ceiling
-from .cleanup import Ladder
-from .gc_runner import Collector
-from .in_flight import Counters, InFlight
-from .intake import Intake
-from .interrupt import Interrupt
-from .monitor import Monitor
-from .reading import Memory
-from .watchdog import Watchdog
+from . import log
+from .memory import pressure
+from .memory.ceiling import Ceiling
+from .memory.cleanup import Ladder
+from .memory.gc_runner import Collector
+from .memory.in_flight import Counters, InFlight
+from .memory.intake import Intake
+from .memory.interrupt import Interrupt
+from .memory.monitor import Monitor
+from .memory.reading import Memory
+from .memory.watchdog import Watchdog
+from .settings import Settings
+from .system.usage import Usage
+from .workers.lifecycle import Worker
 
 # There is one of each in a process, and the first app says what it is.
 OF_THE_FIRST = (
@@ -43,11 +45,12 @@ OF_THE_FIRST = (
 COUNTED = "uploads_rejected", "sessions_expired", "shed", "out_of_memory"
 
 
-class Engine:
+class Runtime:
     """Collector, ladder, ceiling and monitor, made for each other.
 
     `inside`: code objects of which one runs in a request's thread as long as an app does;
-    `through`: those that may run between it and the app.
+    `through`: those that may run between it and the app. `heavy`: the heavy modules that this
+    process has loaded, for the log.
     """
 
     def __init__(
@@ -55,29 +58,44 @@ class Engine:
         rules: Settings,
         inside: Collection[CodeType] = (),
         through: Collection[CodeType] = (),
+        heavy: Callable[[], str] = str,
     ) -> None:
-        self.collector = Collector(passes=0, freeze=False, trim=False)
-        self.ladder = Ladder(self.collector, rules.heavy_modules if rules.purge_modules else ())
-        self.memory = Memory(rules.memory_limit)
-        self.ceiling = Ceiling(rules.ceiling, self.memory.glance)
         self.in_flight = InFlight()
         self.counters = Counters(*COUNTED)
+        self.memory = Memory(rules.memory_limit)
+        self.worker = Worker(rules, self, heavy=heavy)
+        self.collector = Collector(
+            passes=0,
+            freeze=False,
+            trim=False,
+            in_flight=self.in_flight.count,
+            noticed=self._nudge,
+        )
+        self.ladder = Ladder(
+            self.collector,
+            rules.heavy_modules if rules.purge_modules else (),
+            record=self.worker.note_cleanup,
+        )
+        self.ceiling = Ceiling(rules.ceiling, self.memory.glance, workers=self.worker.count)
         self.interrupt = Interrupt(self.in_flight.threads, inside, through)
         self.intake = Intake()
-        self.monitor = Monitor(rules, self.memory, self.ladder, self.collector)
-        self.monitor.follow("The ceiling", self._watch)
-        self.collector.noticed = self.monitor.nudge
-        self.collector.in_flight = self.in_flight.count
+        self.monitor = Monitor(
+            rules,
+            self.memory,
+            self.ladder,
+            self.collector,
+            # What follows from each reading, in this order.
+            duties=(("The ceiling", self._keep_ceiling), ("The worker", self.worker.look)),
+            may_act=lambda: not self.worker.retiring,
+        )
         self.watchdog = Watchdog(self.ceiling, self.interrupt)
         self._rules = rules
-        # Whether a worker of this site is about to be gone.
-        self.ending: Callable[[], bool] = bool
-        self._users = 0
+        self.users = 0
         self._pid = os.getpid()
         self._undo: list[Callable[[], object]] = []
 
     def join(self, rules: Settings) -> None:
-        self._users += 1
+        self.users += 1
         others = [name for name in OF_THE_FIRST if vars(rules)[name] != vars(self._rules)[name]]
         if others:
             log.limited(
@@ -153,28 +171,33 @@ class Engine:
             **{f"freed_{kind}": freed for kind, freed in self.ladder.freed.items()},
         }
 
-    def _watch(self, usage: Usage, level: str) -> None:
+    def _keep_ceiling(self, usage: Usage, level: str) -> None:
         """At each look: the ceiling, and what may still come in."""
         self._start_watchdog()
         self.ceiling.arm()
         self.intake.look(usage, level, self.monitor.thresholds[1], lambda: self._may_fall(usage))
 
+    def _nudge(self, rss: int) -> None:
+        self.monitor.nudge(rss)  # which is made after what calls this
+
     def _may_fall(self, usage: Usage) -> bool:
         """Whether a worker ends, or one request holds all that is over warn."""
-        return self.ending() or 0 < usage.used - self.monitor.thresholds[0] <= self.interrupt.grown
+        return (
+            self.worker.ending()
+            or 0 < usage.used - self.monitor.thresholds[0] <= self.interrupt.grown
+        )
 
     def leave(self) -> None:
         """One app less. The last one ends the monitor and undoes what `start` did."""
         with _lock:
-            self._users -= 1
-            if self._users > 0:
+            self.users -= 1
+            if self.users > 0:
                 return
             self.monitor.stop()
             self.watchdog.stop()
             self.intake.forget()
             while self._undo:
                 self._undo.pop()()
-            _current[:] = [other for other in _current if other is not self]
 
     def after_fork(self) -> None:
         self._pid = os.getpid()
@@ -186,6 +209,7 @@ class Engine:
         self.intake.forget()
         self.watchdog.after_fork()
         self.monitor.after_fork()
+        self.worker.after_fork()
 
 
 class App(Protocol):
@@ -196,7 +220,7 @@ class App(Protocol):
 
 _lock = threading.RLock()
 _apps: tuple[weakref.ref[App], ...] = ()  # replaced whole: threads read it without the lock
-_current: list[Engine] = []  # none or one
+_current: list[Runtime] = []  # none or one; the last one stays, as its worker's place does
 
 
 def join(
@@ -204,14 +228,17 @@ def join(
     app: App,
     inside: Collection[CodeType] = (),
     through: Collection[CodeType] = (),
-) -> Engine:
+    heavy: Callable[[], str] = str,
+) -> Runtime:
     """The process's engine, with one more app to serve."""
     global _apps  # noqa: PLW0603
     with _lock:
         _apps = (*(ref for ref in _apps if ref() is not None), weakref.ref(app))
-        if not _current:
-            _current.append(Engine(rules, inside, through))
-            _watch_forks()
+        if current() is None:
+            for before in _current:
+                before.worker.give_up()
+            _current[:] = [Runtime(rules, inside, through, heavy)]
+            _watch_process()
         found = _current[0]
         found.join(rules)
         return found
@@ -221,15 +248,21 @@ def _served() -> list[App]:
     return [app for ref in _apps if (app := ref()) is not None]
 
 
-def current() -> Engine | None:
-    """The process's engine, if an app has joined it."""
-    return _current[0] if _current else None
+def current() -> Runtime | None:
+    """The process's engine, if an app has joined it and not left."""
+    return _current[0] if _current and _current[0].users else None
 
 
 @functools.cache  # once a process: it cannot be undone
-def _watch_forks() -> None:
+def _watch_process() -> None:
+    atexit.register(_leave)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
+
+
+def _leave() -> None:
+    for engine in _current:
+        engine.worker.leave()
 
 
 def _after_fork() -> None:
