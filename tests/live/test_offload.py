@@ -379,6 +379,21 @@ def test_two_hundred_calls_eight_at_once_each_get_their_own_result() -> None:
         assert list(threads.map(tasks.double, range(200))) == [2 * n for n in range(200)]
 
 
+@pytest.mark.parametrize("late", [tasks.double, tasks.divide])
+def test_a_result_that_comes_while_the_parent_looks_whether_the_child_runs_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, late: Any
+) -> None:
+    """On a busy machine the child may answer and end between a look at its channel and one at the
+    process: here it always does."""
+    monkeypatch.setattr(process, "LOOK", 0.001)
+    monkeypatch.setattr(subprocess.Popen, "poll", subprocess.Popen.wait)
+    if late is tasks.double:
+        assert late(21) == 42
+    else:
+        with pytest.raises(ZeroDivisionError):
+            late(0)
+
+
 def test_a_future_holds_the_result_or_the_exception() -> None:
     good, bad = tasks.double.submit(4), tasks.divide.submit(0)
     assert isinstance(good, Future)

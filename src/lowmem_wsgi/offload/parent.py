@@ -130,6 +130,8 @@ class Process:
                 view = view[self._channel.send(view) :]
             except TimeoutError:
                 self._look()
+                if self._has_ended():
+                    return
             except ConnectionError:
                 return
 
@@ -175,10 +177,15 @@ class Process:
         data = bytearray(length)
         view, got = memoryview(data), 0
         while got < length:
-            self._wait_at_most(LOOK)
+            # Of a child that has ended, all that it sent is here already. (A process that it
+            # started may still hold the channel open.)
+            ended = self._has_ended()
+            self._wait_at_most(0 if ended else LOOK)
             try:
                 count = self._channel.recv_into(view[got:])
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
+                if ended:
+                    raise self._death() from None
                 self._look()
                 continue
             except ConnectionError:
@@ -196,13 +203,18 @@ class Process:
         self._channel.settimeout(min(seconds, left))
 
     def _look(self) -> None:
-        """It has said nothing for a while. Raises what there is to say of it."""
-        if self._popen.poll() is not None:  # and what it has started holds the channel open
-            raise self._death()
+        """Look at a child that has been silent. Raises OffloadMemoryError for one stuck at its
+        limit."""
+        if self._popen.poll() is not None:
+            return
         full = self._is_full()
         if full and self._was_full:
             raise self._ran_out()
         self._was_full = full
+
+    def _has_ended(self) -> bool:
+        """Whether the child had ended at the last look."""
+        return self._popen.returncode is not None
 
     def _is_full(self) -> bool:
         """Whether it has come to its limit."""
