@@ -39,6 +39,7 @@ from lowmem_wsgi import (
 from lowmem_wsgi.offload import admission as room
 from lowmem_wsgi.offload import child as _child
 from lowmem_wsgi.offload import parent as process
+from lowmem_wsgi.system import shortage
 from lowmem_wsgi.system.usage import Usage
 
 MB = 1024 * 1024
@@ -919,8 +920,8 @@ def test_of_a_processes_requests_one_may_wait_and_the_apps_own_threads_as_well(
 def test_what_the_dynamic_linker_says_without_memory_is_known() -> None:
     error = ImportError("Unable to import required dependency numpy.")
     error.__cause__ = ImportError("libscipy_openblas64_.so: cannot map zero-fill pages")
-    assert _child.ran_out(error)
-    assert not _child.ran_out(ImportError("No module named 'numpy'"))
+    assert shortage.ran_out(error)
+    assert not shortage.ran_out(ImportError("No module named 'numpy'"))
 
 
 @on_linux

@@ -125,7 +125,9 @@ def work(answer: Answer, job: Any) -> None:
     except HungUp:
         raise
     except Exception as error:
-        limit_memory(None)  # to be able to tell of it, whatever it is
+        limit_memory(None)  # to have memory to report it
+        from ..system.shortage import ran_out
+
         if ran_out(error):
             answer.send(MEMORY, pickle.dumps(text_of(error)))
         else:
@@ -198,32 +200,6 @@ def leave() -> NoReturn:
 
 
 # --- An error
-
-
-# How a lack of memory shows where it is no MemoryError, and what the message has in it then.
-SHORTAGES = (
-    (SystemError, "without exception set"),  # CPython, errors.c
-    (SystemError, "without setting an exception"),
-    (RuntimeError, "can't start new thread"),  # which takes 8 MB
-    (OSError, "Cannot allocate memory"),  # ENOMEM
-    (ImportError, "failed to map segment"),  # glibc, of a compiled module
-    (ImportError, "cannot map zero-fill pages"),
-    (ImportError, "annot allocate memory"),
-    (ImportError, "Out of memory"),  # musl
-)
-
-
-def ran_out(error: BaseException | None) -> bool:
-    """Whether memory ran out, or it came of that: libraries' own handlers may stumble over it
-    (pandas's takes an error to have arguments), or make an ImportError of it."""
-    seen = 0
-    while error is not None and seen < 100:
-        if isinstance(error, MemoryError) or any(
-            isinstance(error, kind) and sign in str(error) for kind, sign in SHORTAGES
-        ):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
 
 
 def failure(error: BaseException) -> Failure:
