@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_wsgi import log
-from lowmem_wsgi.imports.tracker import WATCH
+from lowmem_wsgi.imports import tracker
 from lowmem_wsgi.memory import engine
 from lowmem_wsgi.workers import site_page as page
 from lowmem_wsgi.workers.shared_page import LEDGER_AT, SIZE
@@ -32,8 +32,9 @@ def restored_interpreter() -> Iterator[None]:
     engine._current.clear()
     for board in page._board:
         board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
-    WATCH.stop()
-    WATCH.modules = ()
+    watching = tracker.installed()
+    if watching is not None:
+        watching.stop()
     log.once.forget()
     log.limited.forget()
     yield

@@ -25,7 +25,7 @@ from .http.exchange import Exchange, Stream
 from .http.paths import PATH
 from .http.refusals import Refusal
 from .http.route_names import Names, by_path, told
-from .imports.tracker import WATCH
+from .imports import tracker
 from .memory import engine
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
@@ -88,7 +88,7 @@ class LowMemory:
         self._interrupt = self.engine.interrupt
         self._watchdog = self.engine.watchdog
         self.crew = crew.join(rules, self.engine)
-        self.crew.heavy = WATCH.own
+        self.crew.heavy = tracker.own
         self.overload.intake = self.engine.intake
         self._limits = {
             limit: MappingProxyType(self._told_to_apps(limit)) for limit in self.uploads.limits
@@ -179,7 +179,7 @@ class LowMemory:
 
     def heavy(self) -> list[dict[str, Any]]:
         """The heavy modules that are loaded (see imports/tracker.py). Bytes and seconds."""
-        return WATCH.loaded()
+        return tracker.loaded()
 
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
@@ -367,11 +367,7 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start(fresh=fresh)  # first: it has the server start its threads
             self.engine.start()
-            WATCH.where = self.engine.where
-            WATCH.begins, WATCH.ends = self.engine.load_begins, self.engine.load_ends
-            if not WATCH.watches(self.settings.heavy_modules):
-                WATCH.start(self.settings.heavy_modules)
-                self.engine.on_leave(WATCH.stop)
+            self._track_loads()
             try:
                 out_of_memory.watch()
             except Exception:
@@ -383,6 +379,14 @@ class LowMemory:
         except Exception:
             log.failure("Starting up")
         self._started = True
+
+    def _track_loads(self) -> None:
+        before = tracker.installed()
+        found = tracker.install(self.settings.heavy_modules)
+        found.attach(self.engine)
+        self.engine.on_leave(functools.partial(found.detach, self.engine))
+        if before is None:
+            self.engine.on_leave(found.stop)
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}
@@ -416,7 +420,7 @@ class LowMemory:
             limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")
         elif rules.lazy_heavy:
             limits.append(
-                "nothing imported late: that takes our Gunicorn config, or imports.lazy.install() "
+                "nothing imported late: that takes our Gunicorn config, or imports.install() "
                 "before the app's imports (LOWMEM_LAZY_HEAVY)"
             )
         limits += [
