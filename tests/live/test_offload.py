@@ -55,6 +55,19 @@ MB = 1024 * 1024
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 
+def plain(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b"plain"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def an_app_before() -> None:
+    """What LowMemory keeps open until the process ends is open before the first test."""
+    app = LowMemory(plain)
+    call(app, make_environ())
+    app.close()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No zombie, no descriptor, no temporary file, no thread; a list of children of its own."""

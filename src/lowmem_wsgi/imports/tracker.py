@@ -196,7 +196,7 @@ class Tracker:
         try:
             if outermost:
                 for listener in self._listeners:
-                    _heard(listener.load_begins)
+                    _tell(listener.load_begins)
             elif any(outer in self._first_uses for outer in loading):
                 self.note_first_use(family, None)
             loading.append(family)
@@ -208,7 +208,7 @@ class Tracker:
                 loading.remove(family)
             if outermost:
                 for listener in self._listeners:
-                    _heard(listener.load_ends)
+                    _tell(listener.load_ends)
         first = {"loaded_at": self._now(), "route": route, "cost_bytes": 0, "seconds": 0.0}
         first |= {"late": family in self._first_uses, "first_use": self._first_uses.get(family)}
         record = self._records.setdefault(family, first)
@@ -226,18 +226,21 @@ class Tracker:
         )
 
     def _route(self) -> str | None:
-        routes = (_heard(listener.where) for listener in self._listeners)
-        return next((route for route in routes if route is not None), None)
+        try:
+            routes = (listener.where() for listener in self._listeners)
+            return next((route for route in routes if route is not None), None)
+        except Exception:  # no reason for an import to fail
+            return None
 
 
-def _heard(method: Callable[[], str | None]) -> str | None:
-    """Call a listener, whose faults are no reason for an import to fail."""
+def _tell(method: Callable[[], None]) -> None:
+    """Call a listener. MemoryError alone is a reason for an import to fail."""
     try:
-        return method()
+        method()
     except MemoryError:
         raise
     except Exception:
-        return None
+        pass
 
 
 class _Loader:

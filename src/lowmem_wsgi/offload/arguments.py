@@ -1,8 +1,8 @@
 """The arguments of a call, packed for a child: pickled, but for files.
 
-A file on disk is passed as its descriptor and its position. Any other file (a stream of a request, a
-BytesIO) is first copied to a temporary file without a name, piece by piece. So no file is ever whole
-in memory, and none is left behind.
+A file on disk is passed as its descriptor and its position. Any other file (a stream of a request,
+a BytesIO) is first copied to a temporary file without a name, piece by piece. So no file is ever
+whole in memory, and none is left behind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Arguments:
 
 
 def pack(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-    """Pack the arguments of `name`. Raises TypeError that names an argument which cannot be sent."""
+    """Pack the arguments of `name`. Raises TypeError for one that cannot be sent, and names it."""
     arguments = Arguments()
     try:
         arguments.data = _dumps((args, dict(kwargs)), arguments)

@@ -87,7 +87,7 @@ class Process:
         self.pid = self._popen.pid
 
     def _start(self, arguments: Arguments) -> None:
-        """Raises OffloadBusy where the system has no process, descriptor or memory for the child."""
+        """Raises OffloadBusy where the system has no process, descriptor or memory left."""
         try:
             with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
                 self._open(arguments, ours, theirs)
@@ -141,7 +141,7 @@ class Process:
                 return
 
     def receive(self) -> tuple[bytes, bytearray]:
-        """Return the next frame: the kind, the pickle. Raises OffloadError if the child has ended."""
+        """Return the next frame: the kind, the pickle. Raises OffloadError for a dead child."""
         import struct
 
         kind, length = struct.unpack(_child.HEAD, self._read(struct.calcsize(_child.HEAD)))
