@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_wsgi import log, runtime
-from lowmem_wsgi.imports.tracker import WATCH
+from lowmem_wsgi.imports import tracker
 from lowmem_wsgi.workers import site_page as page
 from lowmem_wsgi.workers.shared_page import LEDGER_AT, SIZE
 
@@ -32,8 +32,9 @@ def restored_interpreter() -> Iterator[None]:
     runtime._current.clear()
     for board in page._board:
         board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
-    WATCH.stop()
-    WATCH.modules = ()
+    watching = tracker.installed()
+    if watching is not None:
+        watching.stop()
     log.forget()
     yield
     gc.set_threshold(*threshold)

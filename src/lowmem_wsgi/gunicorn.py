@@ -205,13 +205,10 @@ def _mind_heavy_modules() -> None:
     """Before the app imports them: put that off, or at least watch what it costs."""
     try:
         if _settings.lazy_heavy:
-            from .imports.lazy import install
-
-            install(_settings.heavy_modules)
+            from .imports import install
         else:
-            from .imports.tracker import WATCH
-
-            WATCH.start(_settings.heavy_modules)
+            from .imports.tracker import install  # type: ignore[assignment]
+        install(_settings.heavy_modules)
     except Exception:
         _failure("Late imports")
 

@@ -23,9 +23,8 @@ from .http.body import DRAIN, Body, drain
 from .http.exchange import Exchange, Stream
 from .http.paths import PATH
 from .http.refusals import Refusal
-from .http.route_names import Names, by_path, told
-from .imports.tracker import WATCH
-from .memory.in_flight import InFlight
+from .http.route_names import Names, told
+from .imports import tracker
 from .memory.monitor import freed_by_step
 from .settings import Settings, format_size
 
@@ -67,7 +66,7 @@ class LowMemory:
         self.app = app
         self.settings = rules = Settings.load(settings)
         # Another app's monitor may be at work: from here on it sees this one.
-        self.engine = runtime.join(rules, self, _INSIDE, _THROUGH, WATCH.own)
+        self.engine = runtime.join(rules, self, _INSIDE, _THROUGH, tracker.own)
         self._in_flight = self.engine.in_flight
         self._count = count = self.engine.counters.add
         self._admission = Admission(
@@ -177,7 +176,7 @@ class LowMemory:
 
     def heavy(self) -> list[dict[str, Any]]:
         """The heavy modules that are loaded (see imports/tracker.py). Bytes and seconds."""
-        return WATCH.loaded()
+        return tracker.loaded()
 
     def start(self) -> None:
         """Start now what the first request would start: the monitor, the ceiling."""
@@ -339,11 +338,7 @@ class LowMemory:
             self.engine.notice_fork()
             self.crew.start(fresh=fresh)  # first: it has the server start its threads
             self.engine.start()
-            WATCH.where = functools.partial(_where, self._in_flight)
-            WATCH.begins, WATCH.ends = self.engine.load_begins, self.engine.load_ends
-            if not WATCH.watches(self.settings.heavy_modules):
-                WATCH.start(self.settings.heavy_modules)
-                self.engine.on_leave(WATCH.stop)
+            self._track_loads()
             try:
                 out_of_memory.watch()
             except Exception:
@@ -355,6 +350,14 @@ class LowMemory:
         except Exception:
             log.failure("Starting up")
         self._started = True
+
+    def _track_loads(self) -> None:
+        before = tracker.installed()
+        found = tracker.install(self.settings.heavy_modules)
+        found.attach(self.engine)
+        self.engine.on_leave(functools.partial(found.detach, self.engine))
+        if before is None:
+            self.engine.on_leave(found.stop)
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}
@@ -388,7 +391,7 @@ class LowMemory:
             limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")
         elif rules.lazy_heavy:
             limits.append(
-                "nothing imported late: that takes our Gunicorn config, or imports.lazy.install() "
+                "nothing imported late: that takes our Gunicorn config, or imports.install() "
                 "before the app's imports (LOWMEM_LAZY_HEAVY)"
             )
         limits += [
@@ -413,12 +416,6 @@ _THROUGH = tuple(
 
 def _unamended(environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
     return headers
-
-
-def _where(in_flight: InFlight) -> str | None:
-    """Return the route that this thread serves, of whichever app."""
-    doing = in_flight.here()
-    return None if doing is None else by_path(*doing)
 
 
 def _nothing(exchange: Exchange) -> None:

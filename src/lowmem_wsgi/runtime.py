@@ -20,6 +20,7 @@ from types import CodeType
 from typing import Protocol
 
 from . import log
+from .http.route_names import by_path
 from .memory import pressure
 from .memory.ceiling import Ceiling
 from .memory.cleanup import Ladder
@@ -152,6 +153,11 @@ class Runtime:
             self.ceiling.load_ends()
         finally:
             self.collector.growth.load_ends()
+
+    def where(self) -> str | None:
+        """Return the route that this thread serves, of whichever app."""
+        doing = self.in_flight.here()
+        return None if doing is None else by_path(*doing)
 
     def on_leave(self, undo: Callable[[], object]) -> None:
         """Undo this, too, when the last app leaves. Call it after `start`."""

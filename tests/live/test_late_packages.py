@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.joi
 
 INSTALL = f"""\
 import sys
-from lowmem_wsgi.imports import lazy
-lazy.install({list(PACKAGES)})
+import lowmem_wsgi.imports
+lowmem_wsgi.imports.install({list(PACKAGES)})
 """
 
 

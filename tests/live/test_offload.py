@@ -14,7 +14,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +33,9 @@ from werkzeug.datastructures import FileStorage
 
 import apps.heavy_tasks as tasks
 from helpers.servers import APPS, wait_for
+from helpers.wsgi import call, make_environ
 from lowmem_wsgi import (
+    LowMemory,
     OffloadBusy,
     OffloadDied,
     OffloadError,
@@ -39,10 +48,24 @@ from lowmem_wsgi import (
 from lowmem_wsgi.offload import admission as room
 from lowmem_wsgi.offload import child as _child
 from lowmem_wsgi.offload import parent as process
+from lowmem_wsgi.system import shortage
 from lowmem_wsgi.system.usage import Usage
 
 MB = 1024 * 1024
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+
+
+def plain(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b"plain"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def an_app_before() -> None:
+    """What LowMemory keeps open until the process ends is open before the first test."""
+    app = LowMemory(plain)
+    call(app, make_environ())
+    app.close()
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +76,7 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    room._without_app.cache_clear()
+    room.gate.cache_clear()
     gc.collect()
     files, threads = open_files(), threading.active_count()
     yield
@@ -62,7 +85,7 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     assert not children(), "a child is left, or a zombie"
     assert open_files() == files
     assert not list((tmp_path / "temporary").iterdir())
-    room._without_app.cache_clear()
+    room.gate.cache_clear()
 
 
 def open_files() -> list[str]:
@@ -379,6 +402,21 @@ def test_two_hundred_calls_eight_at_once_each_get_their_own_result() -> None:
         assert list(threads.map(tasks.double, range(200))) == [2 * n for n in range(200)]
 
 
+@pytest.mark.parametrize("late", [tasks.double, tasks.divide])
+def test_a_result_that_comes_while_the_parent_looks_whether_the_child_runs_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, late: Any
+) -> None:
+    """On a busy machine the child may answer and end between a look at its channel and one at the
+    process: here it always does."""
+    monkeypatch.setattr(process, "LOOK", 0.001)
+    monkeypatch.setattr(subprocess.Popen, "poll", subprocess.Popen.wait)
+    if late is tasks.double:
+        assert late(21) == 42
+    else:
+        with pytest.raises(ZeroDivisionError):
+            late(0)
+
+
 def test_a_future_holds_the_result_or_the_exception() -> None:
     good, bad = tasks.double.submit(4), tasks.divide.submit(0)
     assert isinstance(good, Future)
@@ -416,7 +454,7 @@ def held(function: Any) -> Iterator[Future[int]]:
 
 
 def _listed() -> list[room.Child]:
-    with room.children() as (running, _):
+    with room.gate().children() as (running, _):
         return list(running)
 
 
@@ -471,8 +509,11 @@ def test_without_a_private_directory_a_process_knows_its_own_children(
 ) -> None:
     (tmp_path / "runtime" / "lowmem-wsgi").write_text("no directory")
     assert tasks.double(1) == 2
-    assert [child.name for child in room._here] == ["apps.heavy_tasks.double"]
-    room._here.clear()
+    assert [child.name for child in _listed()] == []  # it has ended
+    with held(tasks.one_at_a_time):
+        assert [child.name for child in _listed()] == ["apps.heavy_tasks.one_at_a_time"]
+        with pytest.raises(OffloadBusy, match="1 of 1 at once are running"):
+            tasks.one_at_a_time(0)
 
 
 # --- Streams
@@ -792,7 +833,7 @@ class Time:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
         self.now = 100.0
         monkeypatch.setattr(room, "time", self)
-        monkeypatch.setattr(room, "attempt", lambda *_: found(self.now - 100))
+        monkeypatch.setattr(room.Gate, "attempt", lambda *_: found(self.now - 100))
 
     def monotonic(self) -> float:
         return self.now
@@ -803,7 +844,7 @@ class Time:
     def ask(self) -> Any:
         """For room, for 10 s at most: what was found, or the error; how long it took."""
         try:
-            found = room.start_in(room.Request("sheet", MB, 9, 10), Any)
+            found = room.Gate().start(room.Request("sheet", MB, 9, 10), Any)
         except OffloadBusy as error:
             found = error
         return found, self.now - 100
@@ -842,17 +883,17 @@ def test_after_its_end_what_it_used_has_a_moment_to_be_back(
 
 def test_who_has_ended_since_the_last_look_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks.double(1)  # and is on the list
-    monkeypatch.setattr(room, "look", lambda: (USAGE, 450 * MB))
+    monkeypatch.setattr(room.Gate, "look", lambda _: (USAGE, 450 * MB))
     request = room.Request("sheet", 350 * MB, 9, 10)
     words = "it may come to 356 MB, and 350 MB are left below 450 MB, and no other child holds room"
-    assert room.attempt(request, Any) == (words, True)
-    assert room.attempt(request, Any) == (words, False)
+    assert room.gate().attempt(request, Any) == (words, True)
+    assert room.gate().attempt(request, Any) == (words, False)
 
 
 def test_what_can_never_fit_is_an_error_of_its_own_that_is_not_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "look", lambda: (USAGE, 450 * MB))
+    monkeypatch.setattr(room.Gate, "look", lambda _: (USAGE, 450 * MB))
     with pytest.raises(
         OffloadTooLarge, match=r"memory= is 2 GB, .* limit of 512 MB leaves a child 444 MB at most"
     ) as caught:
@@ -866,8 +907,8 @@ def test_without_a_word_a_child_gets_no_more_than_half_of_a_small_container(
 ) -> None:
     for limit, expected in ((256 * MB, 128 * MB), (512 * MB, 256 * MB), (8192 * MB, 256 * MB)):
         usage = Usage(60 * MB, limit, "cgroup v2")
-        monkeypatch.setattr(room, "look", lambda usage=usage: (usage, usage.limit * 7 // 8))
-        assert room.default_memory() == expected
+        monkeypatch.setattr(room.Gate, "look", lambda _, usage=usage: (usage, usage.limit * 7 // 8))
+        assert room.gate().default_memory() == expected
         assert offload(tasks.plain)(1)[1] == 2
         [child] = room._parse(
             next(Path(os.environ["XDG_RUNTIME_DIR"]).glob("*/offloaded")).read_text()
@@ -875,37 +916,43 @@ def test_without_a_word_a_child_gets_no_more_than_half_of_a_small_container(
         assert child.memory == expected
 
 
-def test_of_a_processes_requests_one_may_wait_and_the_apps_own_threads_as_well(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    serving: set[int] = set()
-    where = lambda: "GET /sheet" if threading.get_ident() in serving else None  # noqa: E731
-    monkeypatch.setattr(room.WATCH, "where", where)
+def test_of_a_processes_requests_one_may_wait_and_the_apps_own_threads_as_well() -> None:
     patient = offload(tasks.one_at_a_time, at_once=1, wait="30s")
 
-    def request() -> int:
-        serving.add(threading.get_ident())
-        return patient(0)
+    def sheet(environ: Any, start_response: Any) -> list[bytes]:
+        try:
+            pid = patient(0)
+        except OffloadBusy as error:
+            start_response("409 Conflict", [])
+            return [str(error).encode()]
+        start_response("200 OK", [])
+        return [str(pid).encode()]
 
-    with ThreadPoolExecutor(2) as threads:
-        with held(tasks.one_at_a_time):
-            waits = threads.submit(request)
-            wait_for(lambda: room._waiting, "it to wait")
-            submitted = patient.submit(0)
-            with pytest.raises(OffloadBusy, match="running, and another request waits for room"):
-                threads.submit(request).result(20)
-            assert not waits.done()
-            assert not submitted.done()
-        assert waits.result(30) != submitted.result(30)
-        assert not room._waiting
-        assert threads.submit(request).result(30)
+    app = LowMemory(sheet)
+    request = lambda: call(app, make_environ("/sheet"))  # noqa: E731
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            with held(tasks.one_at_a_time):
+                requests = [threads.submit(request), threads.submit(request)]
+                [refused] = wait(requests, 20, FIRST_COMPLETED).done
+                assert refused.result().status == "409 Conflict"
+                assert b"running, and another request waits for room" in refused.result().body
+                [waits] = set(requests) - {refused}
+                submitted = patient.submit(0)
+                assert not waits.done()
+                assert not submitted.done()
+            assert waits.result(30).status == "200 OK"
+            assert waits.result().body != str(submitted.result(30)).encode()
+            assert threads.submit(request).result(30).status == "200 OK"
+    finally:
+        app.close()
 
 
 def test_what_the_dynamic_linker_says_without_memory_is_known() -> None:
     error = ImportError("Unable to import required dependency numpy.")
     error.__cause__ = ImportError("libscipy_openblas64_.so: cannot map zero-fill pages")
-    assert _child.ran_out(error)
-    assert not _child.ran_out(ImportError("No module named 'numpy'"))
+    assert shortage.ran_out(error)
+    assert not shortage.ran_out(ImportError("No module named 'numpy'"))
 
 
 @on_linux

@@ -40,7 +40,7 @@ def site(server: str, notes: Path, **more: Any) -> Any:
 
 
 def listed() -> list[room.Child]:
-    with room.children() as (running, _):
+    with room.gate().children() as (running, _):
         return list(running)
 
 

@@ -10,6 +10,7 @@ from .. import log
 from ..http.body import BODY
 from ..http.paths import ROUTE
 from ..http.refusals import Refusal
+from ..system.shortage import is_shortage
 from .admission import RETRY_AFTER, busy
 
 if TYPE_CHECKING:
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
 # with why, and what governs it.
 MARK = "lowmem.out_of_memory"
 RECEIVING = "Listening to the framework's errors"
-# Where the interpreter has no memory even for the error, it says (CPython's thread.c, errors.c):
-SIGNS = (
-    (RuntimeError, "can't start new thread"),
-    (SystemError, "without exception set"),
-    (SystemError, "without setting an exception"),
-    # Of a library: what ld.so and mmap say (dlopen(3)), and what Python says of one half loaded.
-    (ImportError, "cannot map zero-fill pages"),
-    (ImportError, "failed to map segment"),
-    (ImportError, "annot allocate memory"),
-    (ImportError, "cannot load module more than once per process"),
-)
 
 
 def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
@@ -51,12 +41,6 @@ def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
     """
     told = environ.get(MARK)
     return busy(*told) if isinstance(told, tuple) else None
-
-
-def is_shortage(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(
-        isinstance(error, kind) and sign in str(error) for kind, sign in SIGNS
-    )
 
 
 def let_go(error: BaseException) -> None:

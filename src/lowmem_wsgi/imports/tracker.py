@@ -1,7 +1,8 @@
-"""Which heavy modules are loaded: since when, for which route, and what they cost.
+"""Which heavy modules are loaded: since when, for which route, and at what cost.
 
-A finder at the head of sys.meta_path, which finds nothing itself. It takes what the finders behind
-it have found for a heavy module, and looks at the process's size before and after the load.
+The tracker is the package's one finder. It stands at the head of sys.meta_path and is kept nowhere
+else. It finds nothing itself: it takes what the finders behind it have found for a heavy module,
+measures the process before and after the load, and has a module whose import was put off filled.
 """
 
 from __future__ import annotations
@@ -14,10 +15,40 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..settings import format_size
 from ..system.procfs import OwnRss
+
+if TYPE_CHECKING:
+    from .lazy import LateImports
+
+
+def install(modules: Iterable[str]) -> Tracker:
+    """Track these modules, too, from now on. Return the installed tracker."""
+    tracker = installed()
+    if tracker is None:
+        tracker = Tracker()
+        sys.meta_path.insert(0, tracker)
+    tracker.watch(modules)
+    return tracker
+
+
+def installed() -> Tracker | None:
+    """Return the tracker in sys.meta_path, if there is one."""
+    return next((finder for finder in sys.meta_path if isinstance(finder, Tracker)), None)
+
+
+def loaded() -> list[dict[str, Any]]:
+    """See `Tracker.loaded`. Empty without a tracker."""
+    tracker = installed()
+    return [] if tracker is None else tracker.loaded()
+
+
+def own() -> str:
+    """See `Tracker.own`. Empty without a tracker."""
+    tracker = installed()
+    return "" if tracker is None else tracker.own()
 
 
 def rss() -> int:
@@ -29,11 +60,26 @@ def rss() -> int:
         reader.reopen()  # which closes
 
 
-class Watch:
-    """A finder for sys.meta_path, and what it has seen.
+class Listener(Protocol):
+    """Hears of loads, each time on the thread that loads."""
 
-    `modules`: the heavy ones; what is below one (`pandas.io` of `pandas`) counts as it. `where`
-    tells the route that the current thread is serving, or None; it is asked when a load begins.
+    def where(self) -> str | None:
+        """Return the route that this thread serves, or None."""
+        ...
+
+    def load_begins(self) -> None:
+        """This thread is about to load heavy modules. Raise MemoryError to forbid the load."""
+        ...
+
+    def load_ends(self) -> None:
+        """This thread has loaded the modules, or failed to. Must be idempotent."""
+        ...
+
+
+class Tracker:
+    """A finder for sys.meta_path, and the loads that it has seen.
+
+    Forks need no care: the records say which process made them.
     """
 
     def __init__(
@@ -43,56 +89,66 @@ class Watch:
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        # The heavy modules. A module below one (`pandas.io` of `pandas`) counts as it.
         self.modules: tuple[str, ...] = ()
-        self.where: Callable[[], str | None] = _nowhere
-        # Told when this thread begins to load something, and when it is done with all of that.
-        self.begins: Callable[[], object] = _nowhere
-        self.ends: Callable[[], object] = _nowhere
-        # Those that a first use loads, and where that is (file:line), if it is known.
-        self.late: dict[str, str | None] = {}
+        self.late_imports: LateImports | None = None
+        self._listeners: tuple[Listener, ...] = ()
+        # Modules that a first use has loaded, and its file and line, if they are known.
+        self._first_uses: dict[str, str | None] = {}
         self._rss = rss
         self._now = now
         self._clock = clock
         self._records: dict[str, dict[str, Any]] = {}
-        self._pids: dict[str, int] = {}  # the process that loaded it: this one, or the master
+        self._pids: dict[str, int] = {}  # the process that loaded the module: this one or a parent
         self._thread = threading.local()
 
-    def start(self, modules: Iterable[str]) -> None:
-        """Watch these too. Harmless when repeated."""
+    def watch(self, modules: Iterable[str]) -> None:
+        """Track these modules, too. Idempotent."""
         self.modules = tuple(dict.fromkeys((*self.modules, *modules)))
-        if self not in sys.meta_path:
-            sys.meta_path.insert(0, self)
 
-    def watches(self, modules: Iterable[str]) -> bool:
-        """Whether it has started, for all of these."""
-        return self in sys.meta_path and set(modules) <= set(self.modules)
+    def attach(self, listener: Listener) -> None:
+        """Tell `listener` of loads. Idempotent."""
+        if listener not in self._listeners:
+            self._listeners += (listener,)
+
+    def detach(self, listener: Listener) -> None:
+        """Tell `listener` nothing more. Idempotent."""
+        self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+    def fill_for(self, late_imports: LateImports) -> None:
+        """Have the modules whose import was put off filled when they are loaded."""
+        self.late_imports = late_imports
 
     def stop(self) -> None:
-        """Watch no more. What was seen stays."""
+        """Leave sys.meta_path. Idempotent."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
     def family(self, name: str) -> str | None:
-        """The heavy module that `name` is, or is a part of."""
+        """Return the heavy module that `name` is, or is a part of."""
         for module in self.modules:
             if name == module or name.startswith(module + "."):
                 return module
         return None
 
     def loading(self) -> list[str]:
-        """What this thread is about to load, the innermost last."""
+        """Return the modules that this thread is loading, the innermost last."""
         found: list[str] | None = getattr(self._thread, "loading", None)
         if found is None:
             found = self._thread.loading = []
         return found
 
+    def note_first_use(self, family: str, place: str | None) -> None:
+        """A first use, at `place` (file:line), is about to load the module. Idempotent."""
+        self._first_uses.setdefault(family, place)
+
     def loaded(self) -> list[dict[str, Any]]:
-        """The heavy modules that are loaded, in the order of the setting.
+        """Return the heavy modules that are loaded, in the order of the setting.
 
         `module`; `loaded_at` (Unix seconds), `route`, `cost_bytes` (growth of the process's RSS)
         and `seconds`, all None where the module was loaded unseen; `late`: whether a first use
-        loaded it; `first_use`: the file and line of that, None for what came with another. What
-        one loads for another (numpy for pandas) is booked to the former alone.
+        loaded it; `first_use`: the file and line of that, None for a module that came with another.
+        A module that another one loads (numpy for pandas) is booked to itself alone.
         """
         unseen = dict.fromkeys(("loaded_at", "route", "cost_bytes", "seconds"))
         return [
@@ -105,7 +161,7 @@ class Watch:
         ]
 
     def own(self) -> str:
-        """What this process has loaded itself, and not a master before it forked: for the log."""
+        """Return for the log what this process has loaded itself, and no parent before a fork."""
         return ", ".join(
             f"{record['module']} ({format_size(record['cost_bytes'])})"
             for record in self.loaded()
@@ -117,86 +173,110 @@ class Watch:
     ) -> ModuleSpec | None:
         """For the import system."""
         family = self.family(name)
-        if family is None or family in self.loading():
+        if family is None or (family in self.loading() and not self._is_put_off(name)):
             return None
         spec = behind(self, name, path, target)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec.loader, self, family)  # type: ignore[assignment]
+            spec.loader = _Loader(spec.loader, self, name, family)  # type: ignore[assignment]
         return spec
+
+    def _is_put_off(self, name: str) -> bool:
+        return self.late_imports is not None and name in self.late_imports.waiting
 
     @contextlib.contextmanager
     def measured(self, family: str) -> Iterator[None]:
-        """Book to `family` what happens within, less what is booked to others meanwhile."""
-        if family in self.loading():
+        """Book the growth and the time within to `family`, less what is booked to others
+        meanwhile."""
+        loading = self.loading()
+        if family in loading:
             yield
             return
-        route = self.route()
-        outermost = not self.loading()
+        route = self._route()
+        outermost = not loading
         try:
             if outermost:
-                _attempt(self.begins)  # a MemoryError where there is no room for it
-            elif any(outer in self.late for outer in self.loading()):
-                self.late.setdefault(family, None)
-            self.loading().append(family)
+                for listener in self._listeners:
+                    _tell(listener.load_begins)
+            elif any(outer in self._first_uses for outer in loading):
+                self.note_first_use(family, None)
+            loading.append(family)
             size, seconds = self._unbooked()
             yield
             size_now, seconds_now = self._unbooked()
         finally:
-            if family in self.loading():
-                self.loading().remove(family)
+            if family in loading:
+                loading.remove(family)
             if outermost:
-                _attempt(self.ends)
+                for listener in self._listeners:
+                    _tell(listener.load_ends)
         first = {"loaded_at": self._now(), "route": route, "cost_bytes": 0, "seconds": 0.0}
-        first |= {"late": family in self.late, "first_use": self.late.get(family)}
+        first |= {"late": family in self._first_uses, "first_use": self._first_uses.get(family)}
         record = self._records.setdefault(family, first)
         self._pids.setdefault(family, os.getpid())
         record["cost_bytes"] += max(0, size_now - size)
         record["seconds"] = round(record["seconds"] + max(0.0, seconds_now - seconds), 6)
 
     def _unbooked(self) -> tuple[int, float]:
-        """The process's size and the time, less what is booked: so that nothing is booked twice,
-        neither what a load contains nor what another thread loads at the same time."""
+        """Return the process's size and the time, less what is booked. So nothing is booked twice,
+        neither a load within another nor the load of another thread at the same time."""
         records = list(self._records.values())
         return (
             self._rss() - sum(record["cost_bytes"] for record in records),
             self._clock() - sum(record["seconds"] for record in records),
         )
 
-    def route(self) -> str | None:
-        """What `where` says; None also where it fails: who asks has something else to do."""
+    def _route(self) -> str | None:
         try:
-            return self.where()
-        except Exception:
+            routes = (listener.where() for listener in self._listeners)
+            return next((route for route in routes if route is not None), None)
+        except Exception:  # no reason for an import to fail
             return None
+
+
+def _tell(method: Callable[[], None]) -> None:
+    """Call a listener. MemoryError alone is a reason for an import to fail."""
+    try:
+        method()
+    except MemoryError:
+        raise
+    except Exception:
+        pass
 
 
 class _Loader:
     """Another's loader. It is in the spec only until the module is executed."""
 
-    def __init__(self, loader: Any, watch: Watch, family: str) -> None:
+    def __init__(self, loader: Any, tracker: Tracker, name: str, family: str) -> None:
         self.loader = loader
-        self._watch = watch
+        self._name = name
         self._family = family
+        self._tracker = tracker
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)  # for those who only want to know
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         compiled = isinstance(self.loader, ExtensionFileLoader)  # which is loaded here
-        with self._watch.measured(self._family) if compiled else contextlib.nullcontext():
+        with self._tracker.measured(self._family) if compiled else contextlib.nullcontext():
             created: ModuleType | None = self.loader.create_module(spec)
-        return created
+        late = self._tracker.late_imports
+        return late.module(self._name) if created is None and late is not None else created
 
     def exec_module(self, module: ModuleType) -> None:
-        restore(module, self.loader)
-        with self._watch.measured(self._family):
+        # Leave no trace in the module: the other's loader has loaded it.
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        late = self._tracker.late_imports
+        filled = contextlib.nullcontext() if late is None else late.filled(self._name, module)
+        with self._tracker.measured(self._family), filled:
             self.loader.exec_module(module)
 
 
 def behind(
     finder: object, name: str, path: Sequence[str] | None, target: ModuleType | None = None
 ) -> ModuleSpec | None:
-    """What the finders behind this one find."""
+    """Return what the finders behind this one find."""
     others = list(sys.meta_path)
     if finder in others:
         del others[: others.index(finder) + 1]
@@ -206,28 +286,3 @@ def behind(
         if spec is not None:
             return spec
     return None
-
-
-def restore(module: ModuleType, loader: Any) -> None:
-    """Leave no trace in the module: it was loaded by that loader."""
-    if module.__spec__ is not None:
-        module.__spec__.loader = loader
-    module.__loader__ = loader
-
-
-def _attempt(whom: Callable[[], object]) -> None:
-    try:
-        whom()
-    except MemoryError:
-        raise
-    except Exception:  # who asks is about to import
-        pass
-
-
-def _nowhere() -> None:
-    return None
-
-
-# The process's own.
-WATCH = Watch()
-loaded = WATCH.loaded

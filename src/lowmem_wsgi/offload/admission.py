@@ -1,8 +1,8 @@
-"""Whether there is room for one more child: a list of those that run, which all workers of this
-machine share, and what the container has left.
+"""Admission of child processes: whether there is room for one more.
 
-The list is a file in the private directory, locked while it is looked at. Whoever looks takes those
-off that do not run any more.
+Two things decide: a list of the children that run, which all workers of this machine share, and the
+memory that the container has left. The list is a file in the private directory, locked while a
+process looks at it. Each look takes the children off that have ended.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import contextlib
 import functools
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 from .. import log
-from ..imports.tracker import WATCH
 from ..memory.reading import Memory
 from ..settings import MB, Settings, format_size, threshold_bytes
 from ..system.procfs import read_stat, read_statm
 from ..system.usage import Usage
 from .errors import OffloadBusy, OffloadTooLarge
 
-# What the interpreter itself uses before it does anything (measured: 3 to 5 MB of its own on
-# Python 3.10 to 3.13, beside pages of files that all share).
+# The interpreter's own use before it does anything (measured: 3 to 5 MB of its own on Python 3.10
+# to 3.13, beside pages of files that all share).
 INTERPRETER = 6 * MB
-# Without `memory`: so much, or half of the limit where that is less.
+# Without `memory`: this much, or half of the limit where that is less.
 MEMORY = 256 * MB
 # Without at_once: as many as fit into all the memory there is, and no more than this.
 MOST = 4
 # Seconds between two looks, growing from the first to the second.
 SOON, LATER = 0.005, 0.05
-# Seconds for what a child has used to be back after its end.
+# Seconds after a child's end until its memory is back.
 SETTLED = 0.5
-# The list is in use for as long as a process takes to start: seconds to wait for it at most.
+# Seconds to wait for the list at most. A process that starts a child holds it that long.
 PATIENCE = 5.0
 
 
 class Request(NamedTuple):
-    """For what there is to be room: one more of `at_once` children that run `name`, of which each
-    may grow by `memory` bytes. `wait`: seconds."""
+    """A wish for room: one more of `at_once` children that run `name`, each of which may grow by
+    `memory` bytes. `wait`: seconds."""
 
     name: str
     memory: int
@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
 
 class Child(NamedTuple):
-    """One that runs. `born`: tells it from a later process of the same pid."""
+    """A child that runs. `born` tells it from a later process of the same pid."""
 
     pid: int
     born: str
@@ -57,7 +57,13 @@ class Child(NamedTuple):
 
 
 class Started(Protocol):
+    """A child that this process has started."""
+
     pid: int
+
+    def let_go(self) -> None:
+        """Close this process's end of the child's lifeline."""
+        ...
 
 
 S = TypeVar("S", bound=Started)
@@ -70,10 +76,10 @@ def reason_to_wait(
     top: int | None,
     held: Callable[[int], int],
 ) -> str | None:
-    """Why the child may not be started now; None: it may.
+    """Return why the child may not be started now, or None if it may.
 
     `top`: bytes that the site may use, None where nobody enforces a limit. `held(pid)`: bytes that
-    a child uses already, which `usage` has in it.
+    a child uses already, and `usage` includes.
     """
     at_once = request.at_once or max(1, min(MOST, usage.limit // size(request.memory)))
     same = sum(child.name == request.name for child in running)
@@ -92,151 +98,171 @@ def reason_to_wait(
 
 
 def size(memory: int) -> int:
-    """What a child may come to use in all, bytes."""
+    """Return the bytes that a child may come to use in all."""
     return INTERPRETER + memory
 
 
 class Full(NamedTuple):
-    """There is no room now. `others`: whether some child holds some, or has just ended."""
+    """There is no room now. `others`: whether another child holds some, or has just ended."""
 
     reason: str
     others: bool
 
 
-def start_in(request: Request, begin: Callable[[], S]) -> S:
-    """`begin` the child as soon as there is room for it.
+class Gate:
+    """Lets children of this process start when there is room. For all threads. See `gate`."""
 
-    Raises OffloadTooLarge where there never will be. Raises OffloadBusy after `wait` seconds; at
-    once where no other child holds room, or another request waits already.
-    """
-    until = time.monotonic() + request.wait
-    found = attempt(request, begin)
-    if isinstance(found, Full) and found.others and request.wait > 0:
-        with _place(request, found.reason):
-            seen, pause = time.monotonic(), SOON
-            while isinstance(found, Full):
-                left = min(until, seen + SETTLED) - time.monotonic()
-                if left <= 0:
-                    break
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, LATER)
-                found = attempt(request, begin)
-                if isinstance(found, Full) and found.others:
-                    seen = time.monotonic()
-    if isinstance(found, Full):
-        raise OffloadBusy(f"no room for {request.name}: {found.reason}")
-    return found
+    def __init__(self) -> None:
+        self._started: weakref.WeakSet[Started] = weakref.WeakSet()
+        # The request of each process that waits for room.
+        self._waiting: dict[int, object] = {}
+        # The list where there is no private directory: this process's own children.
+        self._own: list[Child] = []
+        self._without_app: tuple[Memory, Settings] | None = None
 
+    def start(self, request: Request, begin: Callable[[], S]) -> S:
+        """Call `begin` as soon as there is room for the child.
 
-def attempt(request: Request, begin: Callable[[], S]) -> S | Full:
-    """`begin` the child if there is room for it now. Raises OffloadTooLarge."""
-    with children() as (running, ended):
-        usage, top = look()
-        if top is not None and size(request.memory) > top:
-            raise OffloadTooLarge(
-                f"{request.name} can never run here: its memory= is {format_size(request.memory)}, "
-                f"and the limit of {format_size(usage.limit)} leaves a child "
-                f"{format_size(max(0, top - INTERPRETER))} at most"
+        Raises OffloadTooLarge where there never will be. Raises OffloadBusy after `wait` seconds;
+        at once where no other child holds room, or another request waits already.
+        """
+        until = time.monotonic() + request.wait
+        found = self.attempt(request, begin)
+        if isinstance(found, Full) and found.others and request.wait > 0:
+            with self._wait(request, found.reason):
+                seen, pause = time.monotonic(), SOON
+                while isinstance(found, Full):
+                    left = min(until, seen + SETTLED) - time.monotonic()
+                    if left <= 0:
+                        break
+                    time.sleep(min(pause, left))
+                    pause = min(2 * pause, LATER)
+                    found = self.attempt(request, begin)
+                    if isinstance(found, Full) and found.others:
+                        seen = time.monotonic()
+        if isinstance(found, Full):
+            raise OffloadBusy(f"no room for {request.name}: {found.reason}")
+        return found
+
+    def attempt(self, request: Request, begin: Callable[[], S]) -> S | Full:
+        """Call `begin` if there is room for the child now. Raises OffloadTooLarge."""
+        with self.children() as (running, ended):
+            usage, top = self.look()
+            if top is not None and size(request.memory) > top:
+                raise OffloadTooLarge(
+                    f"{request.name} can never run here: its memory= is "
+                    f"{format_size(request.memory)}, and the limit of {format_size(usage.limit)} "
+                    f"leaves a child {format_size(max(0, top - INTERPRETER))} at most"
+                )
+            reason = reason_to_wait(request, running, usage, top, anonymous)
+            if reason is None:
+                started = begin()
+                running.append(Child(started.pid, born(started.pid), request.memory, request.name))
+                return started
+            if not running:
+                reason += ", and no other child holds room"
+            return Full(reason, bool(running) or ended)
+
+    @contextlib.contextmanager
+    def _wait(self, request: Request, reason: str) -> Iterator[None]:
+        """Wait within. Raises OffloadBusy where another request of this process waits: a server
+        has few threads, and each that waits is one less for the rest of the site.
+
+        A thread of the app's own (`submit`) may always wait, and so may any thread under gevent,
+        where a wait holds no thread.
+        """
+        from ..runtime import current
+
+        engine = current()
+        if engine is None or engine.where() is None or time.sleep.__module__ != "time":
+            yield
+            return
+        me, pid = object(), os.getpid()
+        if self._waiting.setdefault(pid, me) is not me:
+            raise OffloadBusy(
+                f"no room for {request.name}: {reason}, and another request waits for room already"
             )
-        reason = reason_to_wait(request, running, usage, top, anonymous)
-        if reason is None:
-            started = begin()
-            running.append(Child(started.pid, born(started.pid), request.memory, request.name))
-            return started
-        if not running:
-            reason += ", and no other child holds room"
-        return Full(reason, bool(running) or ended)
+        try:
+            yield
+        finally:
+            del self._waiting[pid]
 
+    def default_memory(self) -> int:
+        """Return the bytes that a child may grow by where `memory` is not given."""
+        return min(MEMORY, self.look()[0].limit // 2)
 
-# The request of each process that waits for room.
-_waiting: dict[int, object] = {}
+    def look(self) -> tuple[Usage, int | None]:
+        """Return the site's usage, and the bytes at which it turns critical: None where nobody
+        enforces a limit. The app's settings hold, else the environment's."""
+        from ..runtime import current
 
+        engine = current()
+        if engine is None:
+            memory, settings = self._alone()
+            usage = memory.read()
+            top = threshold_bytes(settings.critical_at, usage.limit)
+        else:
+            usage, top = engine.memory.read(), engine.monitor.thresholds[1]
+        return usage, None if usage.source == "process" else top
 
-@contextlib.contextmanager
-def _place(request: Request, reason: str) -> Iterator[None]:
-    """Wait in here. Raises OffloadBusy where another request of this process does: a server has few
-    threads, and each that waits is one less for the rest of the site.
+    def kills(self) -> int | None:
+        """Return how many processes of the container the OOM killer has taken; None where the
+        system does not say."""
+        from ..runtime import current
 
-    Not for who waits in a thread of the app's own (`submit`), nor under gevent, where a wait holds
-    no thread.
-    """
-    if WATCH.route() is None or time.sleep.__module__ != "time":
-        yield
-        return
-    me, pid = object(), os.getpid()
-    if _waiting.setdefault(pid, me) is not me:
-        raise OffloadBusy(
-            f"no room for {request.name}: {reason}, and another request waits for room already"
-        )
-    try:
-        yield
-    finally:
-        del _waiting[pid]
+        engine = current()
+        return (self._alone()[0] if engine is None else engine.memory).kills()
 
+    def _alone(self) -> tuple[Memory, Settings]:
+        """Return the reading and the settings of a process without LowMemory."""
+        if self._without_app is None:
+            settings = Settings.load()
+            self._without_app = Memory(settings.memory_limit), settings
+        return self._without_app
 
-def default_memory() -> int:
-    """What a child may grow by where nobody says: bytes."""
-    return min(MEMORY, look()[0].limit // 2)
+    @contextlib.contextmanager
+    def children(self) -> Iterator[tuple[list[Child], bool]]:
+        """Yield the children that run, and whether one has ended since the last look. A child that
+        is appended is on the list from then on."""
+        file = _locked()
+        try:
+            before = self._own if file is None else _parse(_text(file))
+            running = [child for child in before if child.born and child.born == born(child.pid)]
+            yield running, len(running) < len(before)
+            if file is None:
+                self._own[:] = running
+            elif running != before:
+                os.ftruncate(file, 0)
+                os.pwrite(file, "".join(_line(child) for child in running).encode(), 0)
+        finally:
+            if file is not None:
+                _unlock(file)
 
+    def add(self, child: Started) -> None:
+        """Let go of the child in forks of this process."""
+        self._started.add(child)
 
-def look() -> tuple[Usage, int | None]:
-    """What the site uses, and how far it may: where it turns critical."""
-    memory, top = _memory()
-    usage = memory.read()
-    return usage, top(usage.limit) if usage.source != "process" else None
-
-
-def out_of_memory_kills() -> int | None:
-    """How many processes of the container the OOM killer has taken; None where none is told."""
-    return _memory()[0].kills()
-
-
-def _memory() -> tuple[Memory, Callable[[int], int]]:
-    """The reading, and from the limit the bytes where it turns critical: by the app's settings,
-    else by the environment's."""
-    from ..runtime import current
-
-    engine = current()
-    if engine is not None:
-        return engine.memory, lambda limit: engine.monitor.thresholds[1]
-    return _without_app()
+    def after_fork(self) -> None:
+        """In a fork that the app has made: the children stay the parent's. They end with the
+        parent, even while the fork lives on."""
+        for child in list(self._started):
+            child.let_go()
 
 
 @functools.cache
-def _without_app() -> tuple[Memory, Callable[[int], int]]:
-    rules = Settings.load()
-    memory = Memory(rules.memory_limit)
-    return memory, lambda limit: threshold_bytes(rules.critical_at, limit)
+def gate() -> Gate:
+    """Return the process's gate. Nothing else makes one."""
+    found = Gate()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=found.after_fork)
+    return found
 
 
 # --- The list
 
 
-@contextlib.contextmanager
-def children() -> Iterator[tuple[list[Child], bool]]:
-    """Those that run, and whether one has ended since anybody looked last. Whoever is appended is
-    on the list from then on."""
-    file = _locked()
-    try:
-        before = _here if file is None else _parse(_text(file))
-        running = [child for child in before if child.born and child.born == born(child.pid)]
-        yield running, len(running) < len(before)
-        if file is None:
-            _here[:] = running
-        elif running != before:
-            os.ftruncate(file, 0)
-            os.pwrite(file, "".join(_line(child) for child in running).encode(), 0)
-    finally:
-        if file is not None:
-            _unlock(file)
-
-
-# Where there is no private directory: those of this process alone.
-_here: list[Child] = []
-
-
 def _locked() -> int | None:
-    """The open file of the list, locked; None where it cannot be had."""
+    """Return the open file of the list, locked, or None where it cannot be had."""
     from ..system.private_dir import Refused, private_directory, runtime_directory
 
     try:
@@ -254,7 +280,7 @@ def _locked() -> int | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
         except OSError:
-            if time.monotonic() > until:  # somebody hangs: rather one child too many than none
+            if time.monotonic() > until:  # a process hangs: rather a child too many than none
                 return file
         time.sleep(SOON)
 
@@ -263,7 +289,7 @@ def _unlock(file: int) -> None:
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_UN)  # also for who was forked meanwhile and has it open
+        fcntl.flock(file, fcntl.LOCK_UN)  # also for a fork that has the file open
     finally:
         os.close(file)
 
@@ -277,7 +303,7 @@ def _line(child: Child) -> str:
 
 
 def _parse(text: str) -> list[Child]:
-    """Lines that are no such are left out."""
+    """Leave out lines that name no child."""
     found = []
     for line in text.splitlines():
         words = line.split(" ")
@@ -290,7 +316,7 @@ def _parse(text: str) -> list[Child]:
 
 
 def born(pid: int) -> str:
-    """When the process was started, in what the system counts; nothing where it does not run."""
+    """Return when the process was started, in the system's own unit; "" where it does not run."""
     if os.path.exists("/proc/self/stat"):
         stat = read_stat(pid)
         return "" if stat is None or stat.ended else str(stat.started)
@@ -303,6 +329,6 @@ def born(pid: int) -> str:
 
 
 def anonymous(pid: int) -> int:
-    """Bytes of its own that the process uses; 0 where that cannot be told."""
+    """Return the bytes of its own that the process uses; 0 where the system does not say."""
     statm = read_statm(pid)
     return 0 if statm is None else statm.anonymous

@@ -62,18 +62,18 @@ def offload(
 ) -> Any:
     """Have each call of `function` made in a child process of its own.
 
-    memory    what the child may grow by, its imports included; more is OffloadMemoryError; None:
+    memory    bytes the child may grow by, its imports included; more is OffloadMemoryError; None:
               256 MB, or half of the container's limit where that is less
     timeout   seconds a call may take, its imports included; more is OffloadTimeout; None: any time
     wait      seconds to wait for other children to end where there is no room; then OffloadBusy,
               which becomes a 503 if it is let out
     at_once   how many children may run the function at a time, on this machine; None: as many as
               fit into its memory, up to four
-    executor  a concurrent.futures.Executor, or what gives one when it is called, that makes the
-              calls instead; then `memory`, `wait` and `at_once` are its business
+    executor  a concurrent.futures.Executor, or a function that returns one, to make the calls
+              instead; `memory`, `wait` and `at_once` are then the executor's business
 
-    Sizes and durations are read as settings are. Raises SettingsError for what is wrong with them,
-    TypeError for a function that no child could import.
+    Sizes and durations are written as in settings. Raises SettingsError for wrong ones, TypeError
+    for a function that no child could import.
     """
     if function is None:
         return lambda function: offload(

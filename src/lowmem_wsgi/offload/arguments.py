@@ -1,8 +1,8 @@
 """The arguments of a call, packed for a child: pickled, but for files.
 
-A file goes by its descriptor where it is one on disk, from where it stands. Any other that can be
-read (a stream of a request, a BytesIO) is first copied to a temporary file without a name, piece
-by piece. So no file is ever whole in memory, and none is left behind.
+A file on disk is passed as its descriptor and its position. Any other file (a stream of a request,
+a BytesIO) is first copied to a temporary file without a name, piece by piece. So no file is ever
+whole in memory, and none is left behind.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .child import OpenFile
 
 PIECE = 256 * 1024
 
-# Wrappers around a file, and where they keep it. (Others may show another text than the file
-# beneath holds, as GzipFile does: those are read.)
+# Wrappers around a file, and where they keep it. (Others are read: they may show another text than
+# the file beneath holds, as GzipFile does.)
 _WRAPPERS = {
     ("tempfile", "_TemporaryFileWrapper"): "file",
     ("tempfile", "SpooledTemporaryFile"): "_file",
@@ -25,8 +25,8 @@ _WRAPPERS = {
 }
 
 
-class Parcel:
-    """Packed arguments; `descriptors` go with them. To be closed."""
+class Arguments:
+    """Packed arguments, and the descriptors that go with them. To be closed."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -39,31 +39,31 @@ class Parcel:
     __del__ = close  # of a call that never began
 
 
-def pack(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Parcel:
-    """Raises TypeError where an argument of `name` cannot be sent, and says which."""
-    parcel = Parcel()
+def pack(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """Pack the arguments of `name`. Raises TypeError for one that cannot be sent, and names it."""
+    arguments = Arguments()
     try:
-        parcel.data = _dumps((args, dict(kwargs)), parcel)
+        arguments.data = _dumps((args, dict(kwargs)), arguments)
     except MemoryError:
-        parcel.close()
+        arguments.close()
         raise
     except Exception as error:
-        parcel.close()
+        arguments.close()
         culprit = _culprit(args, kwargs)
         raise TypeError(f"{culprit} of {name} cannot be sent to the child: {error}") from error
     except BaseException:
-        parcel.close()
+        arguments.close()
         raise
-    return parcel
+    return arguments
 
 
-def _dumps(value: object, parcel: Parcel) -> bytes:
+def _dumps(value: object, arguments: Arguments) -> bytes:
     import io
     import pickle
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: Any) -> OpenFile | None:
-            return _passed(obj, parcel) if is_file(obj) else None
+            return _passed(obj, arguments) if is_file(obj) else None
 
     data = io.BytesIO()
     Pickler(data, pickle.HIGHEST_PROTOCOL).dump(value)
@@ -71,17 +71,17 @@ def _dumps(value: object, parcel: Parcel) -> bytes:
 
 
 def _culprit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Which argument it was."""
+    """Return in words which argument cannot be sent."""
     named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
     named += [(f"argument {name}=", value) for name, value in kwargs.items()]
     for words, value in named:
-        parcel = Parcel()
+        arguments = Arguments()
         try:
-            _dumps(value, parcel)
+            _dumps(value, arguments)
         except Exception:
             return f"{words} ({type(value).__name__})"
         finally:
-            parcel.close()
+            arguments.close()
     return "an argument"
 
 
@@ -89,7 +89,7 @@ def _culprit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def is_file(value: Any) -> bool:
-    """Whether it is a file, or like one: it can `read` and `readline`."""
+    """Return whether the value is a file, or like one: it can `read` and `readline`."""
     kind = type(value)
     if kind in _PLAIN or isinstance(value, type):
         return False
@@ -99,7 +99,7 @@ def is_file(value: Any) -> bool:
 _PLAIN = {str, bytes, int, float, bool, type(None), list, dict, tuple, set}
 
 
-def _passed(file: Any, parcel: Parcel) -> OpenFile:
+def _passed(file: Any, arguments: Arguments) -> OpenFile:
     import io
 
     found = _beneath(file)
@@ -109,12 +109,12 @@ def _passed(file: Any, parcel: Parcel) -> OpenFile:
     if on_disk and found.seekable():
         if found.writable():
             found.flush()
-        return _add(found.fileno(), found.tell(), parcel)
-    return _spooled(file, parcel)
+        return _add(found.fileno(), found.tell(), arguments)
+    return _spooled(file, arguments)
 
 
 def _beneath(file: Any) -> Any:
-    """The file itself, from inside the usual wrappers."""
+    """Return the file itself, from inside the usual wrappers."""
     for _ in range(4):
         kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(file).__mro__}
         inner = next((at for kind, at in _WRAPPERS.items() if kind in kinds), None)
@@ -126,8 +126,8 @@ def _beneath(file: Any) -> Any:
     return file
 
 
-def _spooled(file: Any, parcel: Parcel) -> OpenFile:
-    """A copy of what is left to read of it, which stays where it is if it can."""
+def _spooled(file: Any, arguments: Arguments) -> OpenFile:
+    """Copy the rest of the file. The file then goes back to its position, if it can."""
     import tempfile
 
     position = file.tell() if _can(file, "seekable") else None
@@ -139,17 +139,19 @@ def _spooled(file: Any, parcel: Parcel) -> OpenFile:
         copy.flush()
         if position is not None:
             file.seek(position)
-        return _add(copy.fileno(), 0, parcel, os.O_RDONLY)
+        return _add(copy.fileno(), 0, arguments, os.O_RDONLY)
 
 
 def _can(file: Any, what: str) -> bool:
     return bool(getattr(file, what, bool)())
 
 
-def _add(descriptor: int, position: int, parcel: Parcel, access: int | None = None) -> OpenFile:
+def _add(
+    descriptor: int, position: int, arguments: Arguments, access: int | None = None
+) -> OpenFile:
     import fcntl
 
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND)
     own = os.dup(descriptor)
-    parcel.descriptors.append(own)
+    arguments.descriptors.append(own)
     return OpenFile(own, flags if access is None else access, position)

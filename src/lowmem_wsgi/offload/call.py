@@ -16,7 +16,7 @@ from .errors import OffloadError, OffloadTimeout
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-    from .arguments import Parcel
+    from .arguments import Arguments
     from .parent import Process
 
 P = ParamSpec("P")
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Limits:
-    """The arguments of `offload`, read. Bytes and seconds."""
+    """The parsed keywords of `offload`, in bytes and seconds."""
 
     def __init__(self, *, memory: object, timeout: object, wait: object, at_once: object) -> None:
         problems: list[str] = []
@@ -47,7 +47,7 @@ class Offloaded(Generic[P, R]):
     """A function that runs elsewhere: call it, `submit` it or `stream` it. Made by `offload`.
 
     Arguments and result are pickled. A file among the arguments is passed as a file (see
-    arguments.py). In a child itself it is the function as it was.
+    arguments.py). Inside a child, calls go to the function itself.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Offloaded(Generic[P, R]):
         return f"<offloaded {self.offloaded.__module__}.{self.offloaded.__qualname__}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The result. Raises what the function raises, with the traceback in the child as its
-        cause; else an OffloadError, or TypeError where something cannot be sent."""
+        """Return the function's result, or raise its exception, with the traceback in the child as
+        the cause. Raises OffloadError, or TypeError for a value that cannot be sent."""
         if _child.inside:
             return self.offloaded(*args, **kwargs)
         if self.executor is not None:
@@ -78,9 +78,9 @@ class Offloaded(Generic[P, R]):
         return self._result(self._packed(args, kwargs))
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """The same in a thread of its own: a Future, which can be cancelled until there is room.
+        """Make the call in a thread of its own. The Future can be cancelled until there is room.
 
-        Arguments are packed at once: raises TypeError where one cannot be sent.
+        Packs the arguments at once: raises TypeError for one that cannot be sent.
         """
         if self.executor is not None and not _child.inside:
             executor: Any = self.executor
@@ -94,18 +94,18 @@ class Offloaded(Generic[P, R]):
         if _child.inside:
             _settle(future, lambda: self.offloaded(*args, **kwargs))
             return future
-        parcel = self._packed(args, kwargs)
+        arguments = self._packed(args, kwargs)
         begins = future.set_running_or_notify_cancel
         Thread(
             target=_settle,
-            args=(future, lambda: self._result(parcel, begins)),
+            args=(future, lambda: self._result(arguments, begins)),
             name=f"offload {self._task().name}",
         ).start()
         return future
 
     def stream(self, *args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, Any]:
-        """What the function yields, one by one, as it yields it: it waits while nobody asks for
-        more. The call begins with the first; closing the iterator ends the child."""
+        """Yield the function's values as the function yields them. The function waits while nobody
+        asks for more. The first `next` begins the call; closing the iterator ends the child."""
         if _child.inside:
             return _each(self.offloaded(*args, **kwargs))
         if self.executor is not None:
@@ -117,48 +117,48 @@ class Offloaded(Generic[P, R]):
     def _task(self, *, streaming: bool = False) -> _child.Task:
         return _task(self.offloaded)._replace(streaming=streaming)
 
-    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         from .arguments import pack
 
         return pack(_task(self.offloaded).name, args, kwargs)
 
     def _begin(
-        self, parcel: Parcel, streaming: bool, begins: Callable[[], bool] = lambda: True
+        self, arguments: Arguments, streaming: bool, begins: Callable[[], bool] = lambda: True
     ) -> Process:
-        """The child, once there is room for it, with its task."""
+        """Start the child when there is room for it, and send its task."""
         import pickle
 
-        from .admission import Request, default_memory, start_in
+        from .admission import Request, gate
         from .parent import Process
 
         if os.name != "posix":
             raise OffloadError("offload starts processes on POSIX systems only: use an executor")
-        limits, task = self.limits, self._task(streaming=streaming)
-        memory = limits.memory or default_memory()
+        admission, limits, task = gate(), self.limits, self._task(streaming=streaming)
+        memory = limits.memory or admission.default_memory()
         request = Request(task.name, memory, limits.at_once, limits.wait)
 
         def begin() -> Process:
             if not begins():
                 raise _Cancelled
-            return Process(task, parcel, memory, limits.timeout)
+            return Process(task, arguments, memory, limits.timeout, admission)
 
         try:
-            process = start_in(request, begin)
+            process = admission.start(request, begin)
             try:
                 process.send(pickle.dumps(task))
-                process.send(parcel.data)
+                process.send(arguments.data)
             except BaseException:
                 process.end()
                 raise
-            parcel.data = b""
+            arguments.data = b""
             return process
         finally:
-            parcel.close()
+            arguments.close()
 
-    def _result(self, parcel: Parcel, begins: Callable[[], bool] = lambda: True) -> R:
+    def _result(self, arguments: Arguments, begins: Callable[[], bool] = lambda: True) -> R:
         from .parent import value
 
-        process = self._begin(parcel, False, begins)
+        process = self._begin(arguments, False, begins)
         try:
             kind, data = process.receive()
             if kind != _child.VALUE:
@@ -170,10 +170,10 @@ class Offloaded(Generic[P, R]):
         finally:
             process.end()
 
-    def _stream(self, parcel: Parcel) -> Generator[Any, None, Any]:
+    def _stream(self, arguments: Arguments) -> Generator[Any, None, Any]:
         from .parent import value
 
-        process = self._begin(parcel, True)
+        process = self._begin(arguments, True)
         try:
             while True:
                 kind, data = process.receive()
@@ -192,7 +192,7 @@ def _each(values: Any) -> Generator[Any, None, Any]:
 
 
 class _Cancelled(Exception):
-    """Somebody has cancelled the future before there was room."""
+    """The future was cancelled before there was room."""
 
 
 def _settle(future: Future[R], work: Callable[[], R]) -> None:
@@ -221,7 +221,7 @@ def _result_of(future: Future[R], offloaded: Offloaded[Any, R]) -> R:
 
 
 def _check(function: Any) -> None:
-    """Raises TypeError where a child could not import it by its name."""
+    """Raise TypeError for a function that a child could not import by its name."""
     name = getattr(function, "__qualname__", None)
     if not (callable(function) and name and getattr(function, "__module__", None)):
         raise TypeError(f"offload takes a function, not {function!r}")
@@ -233,8 +233,8 @@ def _check(function: Any) -> None:
 
 
 def _task(function: Any) -> _child.Task:
-    """How a child finds it. Raises TypeError for one of the main program: importing that anew
-    might start it a second time."""
+    """Return how a child finds the function. Raises TypeError for a function of the main program:
+    importing that program anew might start it a second time."""
     module = function.__module__
     if module == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)

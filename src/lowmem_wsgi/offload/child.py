@@ -1,9 +1,9 @@
 """The child's side of `offload`: a fresh interpreter that makes one call, and ends.
 
-What it writes to its channel are frames: a letter, a length, a pickle (see `KINDS`). stdout and
-stderr are those of the parent, and no part of that.
+The child writes frames to its channel: a letter, a length, a pickle (see `KINDS`). Its stdout and
+stderr are the parent's, and carry no frames.
 
-Everything is imported where it is used: each import is paid for at every call.
+Every import stands where it is used, because each call pays for each import.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-# The kinds of frames, and what they hold.
-VALUE = b"v"  # what the function returned, or one of the values it yielded
-END = b"r"  # there are no more; what a generator returned
+# The kinds of frames, and their contents.
+VALUE = b"v"  # the function's result, or a value that it yielded
+END = b"r"  # there are no more; the return value of a generator
 ERROR = b"e"  # a Failure
 MEMORY = b"m"  # the text of the traceback
 REFUSED = b"t"  # why the result cannot be sent, in words
 EXIT = b"x"  # nothing: the function has asked to exit
 KINDS = (VALUE, END, ERROR, MEMORY, REFUSED, EXIT)
 HEAD = "<cQ"
-# The exit code of a child that has not even the memory to tell that it has none.
+# The exit code of a child that has no memory even to report that it has none.
 SPEECHLESS = 239
 
-# Whether this process is such a child: what is offloaded is called like any function in it.
+# Whether this process is such a child: offloaded functions are then called as they are.
 inside = False
 
 
 class Task(NamedTuple):
-    """What a child is to do."""
+    """The call that a child is to make."""
 
     module: str
     qualname: str
@@ -46,7 +46,7 @@ class HungUp(Exception):
 
 
 class Failure(NamedTuple):
-    """An exception of the function's: pickled, if it can be, and in words."""
+    """An exception of the function's: pickled, if possible, and in words."""
 
     pickled: bytes | None
     kinds: list[tuple[str, str]]  # its class and the bases of it: module, qualified name
@@ -55,7 +55,7 @@ class Failure(NamedTuple):
 
 
 class OpenFile(NamedTuple):
-    """A file of the parent's: its descriptor there and here, how to open it, where it stands."""
+    """A file of the parent's: its descriptor in both processes, how to open it, its position."""
 
     descriptor: int
     flags: int
@@ -63,7 +63,7 @@ class OpenFile(NamedTuple):
 
 
 def find(task: Task) -> Callable[..., Any]:
-    """The function that was offloaded, in the module that it is imported from."""
+    """Import the function that was offloaded."""
     import importlib
 
     found: Any = importlib.import_module(task.module)
@@ -74,15 +74,14 @@ def find(task: Task) -> Callable[..., Any]:
 
 
 def call(task: Task, args: Any, kwargs: Any) -> Any:
-    """Make the call in this process, which belongs to somebody's executor."""
+    """Make the call in this process, which belongs to an executor."""
     return find(task)(*args, **kwargs)
 
 
 def main(channel: int, lifeline: int, memory: int) -> None:
     """Read a task from the channel, do it, answer.
 
-    `lifeline` ends when the parent does, and so does this process then. `memory` in bytes is what
-    it may grow by.
+    This process ends when `lifeline` ends, with the parent. `memory`: bytes it may grow by.
     """
     global inside  # noqa: PLW0603
     inside = True
@@ -96,14 +95,14 @@ def main(channel: int, lifeline: int, memory: int) -> None:
             work(Answer(channel), job)
     except HungUp:
         pass
-    except MemoryError:  # another, in the middle of telling of the first
+    except MemoryError:  # another, while the first was reported
         os._exit(SPEECHLESS)
     leave()
 
 
 def work(answer: Answer, job: Any) -> None:
-    """Do what `job`, a file, tells of. A SystemExit is told of, and let out: the process exits with
-    its code."""
+    """Make the call that `job`, a file, describes. A SystemExit is reported and let out: the
+    process exits with its code."""
     import pickle
 
     name, files = "the task", list[Any]()
@@ -125,7 +124,9 @@ def work(answer: Answer, job: Any) -> None:
     except HungUp:
         raise
     except Exception as error:
-        limit_memory(None)  # to be able to tell of it, whatever it is
+        limit_memory(None)  # to have memory to report it
+        from ..system.shortage import ran_out
+
         if ran_out(error):
             answer.send(MEMORY, pickle.dumps(text_of(error)))
         else:
@@ -136,9 +137,9 @@ def work(answer: Answer, job: Any) -> None:
 
 
 def stream(answer: Answer, name: str, result: Any) -> Any:
-    """Send what is yielded, each as it comes; what is returned in the end.
+    """Send each value as the function yields it. Return the generator's return value.
 
-    The channel takes little more than the parent has read: then this waits.
+    The channel takes little more than the parent has read: then this function waits.
     """
     values = iter(result)
     while True:
@@ -150,13 +151,13 @@ def stream(answer: Answer, name: str, result: Any) -> Any:
 
 
 class Answer:
-    """What goes back to the parent."""
+    """The frames that go back to the parent."""
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
 
     def value(self, kind: bytes, name: str, value: object) -> None:
-        """Raises MemoryError where there is none to pickle it in."""
+        """Send a value. Raises MemoryError where there is no memory to pickle it."""
         import pickle
 
         try:
@@ -172,7 +173,7 @@ class Answer:
         self.send(kind, data)
 
     def send(self, kind: bytes, data: bytes) -> None:
-        """Raises HungUp."""
+        """Send a frame. Raises HungUp."""
         import struct
 
         try:
@@ -185,7 +186,7 @@ class Answer:
 
 
 def leave() -> NoReturn:
-    """End, without the interpreter's own clearing up, object by object."""
+    """End the process, without the interpreter's clearing up, object by object."""
     import atexit
 
     atexit._run_exitfuncs()
@@ -198,32 +199,6 @@ def leave() -> NoReturn:
 
 
 # --- An error
-
-
-# How a lack of memory shows where it is no MemoryError, and what the message has in it then.
-SHORTAGES = (
-    (SystemError, "without exception set"),  # CPython, errors.c
-    (SystemError, "without setting an exception"),
-    (RuntimeError, "can't start new thread"),  # which takes 8 MB
-    (OSError, "Cannot allocate memory"),  # ENOMEM
-    (ImportError, "failed to map segment"),  # glibc, of a compiled module
-    (ImportError, "cannot map zero-fill pages"),
-    (ImportError, "annot allocate memory"),
-    (ImportError, "Out of memory"),  # musl
-)
-
-
-def ran_out(error: BaseException | None) -> bool:
-    """Whether memory ran out, or it came of that: libraries' own handlers may stumble over it
-    (pandas's takes an error to have arguments), or make an ImportError of it."""
-    seen = 0
-    while error is not None and seen < 100:
-        if isinstance(error, MemoryError) or any(
-            isinstance(error, kind) and sign in str(error) for kind, sign in SHORTAGES
-        ):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
 
 
 def failure(error: BaseException) -> Failure:
@@ -242,7 +217,7 @@ def failure(error: BaseException) -> Failure:
 
 
 def text_of(error: BaseException) -> str:
-    """Its traceback, without our own frames."""
+    """Return the traceback, without the frames of this module."""
     import traceback
 
     begin = error.__traceback__.tb_next if error.__traceback__ else None
@@ -253,7 +228,7 @@ def text_of(error: BaseException) -> str:
 
 
 def arguments(job: Any, files: list[Any]) -> Any:
-    """The arguments of the call; the files among them, opened, are also put in `files`."""
+    """Read the arguments of the call. Open the files among them, and add them to `files`."""
     import pickle
 
     class Unpickler(pickle.Unpickler):
@@ -265,7 +240,7 @@ def arguments(job: Any, files: list[Any]) -> Any:
 
 
 def opened(file: OpenFile) -> Any:
-    """The file, as a binary file of its own: reading it does not move the parent's."""
+    """Open the file anew, as a binary file: reading it does not move the parent's."""
     descriptor = file.descriptor
     try:
         descriptor = os.open(f"/dev/fd/{file.descriptor}", file.flags | os.O_CLOEXEC)
@@ -283,11 +258,11 @@ def opened(file: OpenFile) -> Any:
 
 
 def end_with(lifeline: int) -> None:
-    """Be killed, with all children, as soon as nobody holds the other end of the lifeline.
+    """Have this process killed, with its children, when no process holds the lifeline's other end.
 
-    By the kernel where it can (Linux: fcntl(2), F_SETSIG), so that C code which never lets go of
-    the interpreter is no obstacle. (PR_SET_PDEATHSIG would come when the *thread* ends that
-    started this process.) Elsewhere by a thread.
+    The kernel does so where it can (Linux: fcntl(2), F_SETSIG): C code which never lets go of the
+    interpreter is no obstacle then. (PR_SET_PDEATHSIG would come when the *thread* ends that
+    started this process.) Elsewhere a thread does.
     """
     os.set_inheritable(lifeline, False)
     import fcntl
@@ -315,7 +290,8 @@ def end_with(lifeline: int) -> None:
 
 
 def be_first_to_go() -> None:
-    """Should the container run out of memory, this process is to be killed, and not the site."""
+    """Have the kernel kill this process first, and not the site, when the container runs out of
+    memory."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -326,8 +302,8 @@ def be_first_to_go() -> None:
 def limit_memory(memory: int | None) -> None:
     """Let this process map at most so many bytes of data more than it has; None: any number.
 
-    RLIMIT_DATA (setrlimit(2)), of which the soft limit came with the parent: its ceiling. Does
-    nothing off Linux: there it does not count what `mmap` gives.
+    Sets RLIMIT_DATA (setrlimit(2)); the soft limit so far is the parent's ceiling. Does nothing off
+    Linux, where the limit does not count `mmap`.
     """
     if sys.platform != "linux":
         return

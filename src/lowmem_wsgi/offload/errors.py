@@ -1,4 +1,4 @@
-"""What can become of an offloaded call, but for what the function itself raises."""
+"""The errors of an offloaded call, beside those that the function itself raises."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ class OffloadMemoryError(OffloadError, MemoryError):
     Also where a library ended the child with exit code 1, as OpenBLAS does that finds no memory.
     """
 
-    # For the log, where the app lets it out and the request is answered 503 (see
-    # guards/out_of_memory.py): what governs it. The message says why.
+    # The setting for the log line, when the app lets the error out and LowMemory answers 503 (see
+    # guards/out_of_memory.py). The message says why.
     lowmem_setting = "memory= of offload"
 
 
 class OffloadTooLarge(OffloadError):
     """The function's `memory` is more than there is even for a child alone: it was not started.
 
-    No MemoryError, which would be answered 503 and tried again: it is a mistake in the settings.
+    No MemoryError, which LowMemory would answer 503, and clients would try again: the settings are
+    wrong.
     """
 
 
 class OffloadBusy(OffloadError, MemoryError):
-    """There was no room for one more child within `wait` seconds, or nothing to wait for."""
+    """There was no room for one more child within `wait` seconds, or no child to wait for."""
 
     lowmem_setting = "memory=, at_once= and wait= of offload"
 
@@ -38,8 +39,8 @@ class OffloadTimeout(OffloadError, TimeoutError):
 class OffloadDied(OffloadError):
     """The child ended in the middle: killed by a signal, `sys.exit`, `os._exit`, a crash.
 
-    (Not `os._exit(1)`, on Linux: that is taken for a library's, see OffloadMemoryError.)
-    `exitcode` is what it exited with; negative, the number of the signal that killed it.
+    (Not `os._exit(1)`, on Linux: LowMemory takes that for a library's, see OffloadMemoryError.)
+    `exitcode` is the child's exit code; negative, the number of the signal that killed it.
     """
 
     def __init__(self, message: str, exitcode: int | None = None) -> None:
@@ -48,7 +49,7 @@ class OffloadDied(OffloadError):
 
 
 class RemoteTraceback(Exception):
-    """The traceback in the child, as text: the `__cause__` of what is raised here."""
+    """The traceback in the child, as text: the `__cause__` of the exception here."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -1,8 +1,8 @@
-"""One child process, from the parent's side: start it, hear what it has to say, end it.
+"""One child process, from the parent's side: start it, receive its frames, end it.
 
-A fresh interpreter, not a fork: a fork of a process with threads may inherit a lock that nobody
-will ever release, and would begin with all that the parent has in memory. `subprocess`, `socket`
-and `time` are looked up when they are used: under gevent they are gevent's, and let others run.
+The child is a fresh interpreter, not a fork. A fork of a process with threads may inherit a lock
+that no thread will ever release, and would begin with all of the parent's memory. `subprocess`,
+`socket` and `time` are looked up when they are used: gevent replaces them, and lets others run.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import contextlib
 import os
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..settings import KB, format_size
 from ..system.procfs import read_statm
-from . import admission as room
 from . import child as _child
-from .arguments import Parcel
+from .admission import Gate, size
+from .arguments import Arguments
 from .errors import (
     OffloadBusy,
     OffloadDied,
@@ -33,11 +32,11 @@ from .errors import (
 if TYPE_CHECKING:
     import subprocess
 
-# Seconds: a child that says nothing is looked at so often …
+# Seconds between two looks at a child that sends nothing.
 LOOK = 0.5
-# … and one that has no more to say has so long to end by itself (its atexit functions).
+# Seconds that a child has to end by itself after its last frame (its atexit functions).
 GRACE = 5.0
-# So near to its limit (bytes) at two looks, a child is stuck there: Python 3.11 and later may spin
+# A child this near to its limit (bytes) at two looks is stuck there: Python 3.11 and later may spin
 # for ever where there is no memory even for the error. (Measured: 3 loops of 10 that make dicts,
 # with 128 KB left by this count.)
 AT_LIMIT = 256 * KB
@@ -60,32 +59,38 @@ main({channel}, {lifeline}, {memory})
 
 
 class Process:
-    """A child at work on a task. Start it, `receive` until END, and `end` it, come what may.
+    """A child at work on a task. `receive` until END, and `end` the child in any case.
 
     `memory`: bytes it may grow by; `timeout`: seconds it may take in all (None: any time).
     """
 
     def __init__(
-        self, task: _child.Task, parcel: Parcel, memory: int, timeout: float | None
+        self,
+        task: _child.Task,
+        arguments: Arguments,
+        memory: int,
+        timeout: float | None,
+        gate: Gate,
     ) -> None:
         self.name = task.name
         self._memory = memory
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._was_full = False
-        self._kills = room.out_of_memory_kills() or 0
+        self._gate = gate
+        self._kills = gate.kills() or 0
         self._parent = os.getpid()
         self._lifeline = -1
-        _begun.add(self)
+        gate.add(self)
         self._popen: subprocess.Popen[bytes]
-        self._start(parcel)
+        self._start(arguments)
         self.pid = self._popen.pid
 
-    def _start(self, parcel: Parcel) -> None:
-        """Raises OffloadBusy where the system has no process, descriptor or memory for it."""
+    def _start(self, arguments: Arguments) -> None:
+        """Raises OffloadBusy where the system has no process, descriptor or memory left."""
         try:
             with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-                self._open(parcel, ours, theirs)
+                self._open(arguments, ours, theirs)
                 ours.pop_all()  # they stay open: `end` closes them
         except OSError as error:
             if error.errno in _NO_MORE:
@@ -93,9 +98,9 @@ class Process:
             raise
 
     def _open(
-        self, parcel: Parcel, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+        self, arguments: Arguments, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
     ) -> None:
-        """The channel, the lifeline, the process; the stacks close the ends of either side."""
+        """Open the channel, the lifeline, the process. The stacks close the ends of either side."""
         import socket
         import subprocess
 
@@ -105,7 +110,7 @@ class Process:
         lifeline, self._lifeline = os.pipe()
         ours.callback(self.let_go)
         theirs.callback(os.close, lifeline)
-        given = (channel.fileno(), lifeline, *parcel.descriptors)
+        given = (channel.fileno(), lifeline, *arguments.descriptors)
         boot = _BOOT.format(
             path=[str(entry) for entry in sys.path],
             channel=given[0],
@@ -122,7 +127,7 @@ class Process:
         )
 
     def send(self, data: bytes) -> None:
-        """Give it data. Raises OffloadTimeout. A child that is gone is told of by `receive`."""
+        """Send data. Raises OffloadTimeout. Ignores a child that has ended: `receive` says why."""
         view = memoryview(data)
         while view:
             self._wait_at_most(LOOK)
@@ -130,19 +135,21 @@ class Process:
                 view = view[self._channel.send(view) :]
             except TimeoutError:
                 self._look()
+                if self._has_ended():
+                    return
             except ConnectionError:
                 return
 
     def receive(self) -> tuple[bytes, bytearray]:
-        """Its next frame: the kind, the pickle. Raises what has become of it, if there is none."""
+        """Return the next frame: the kind, the pickle. Raises OffloadError for a dead child."""
         import struct
 
         kind, length = struct.unpack(_child.HEAD, self._read(struct.calcsize(_child.HEAD)))
         return kind, self._read(length)
 
     def end(self, *, patiently: bool = False) -> int | None:
-        """End it, with all of its group, `patiently` if it has no more to say. Its exit code, as
-        `subprocess` has it. Harmless when repeated."""
+        """End the child, with all of its group; `patiently` after its last frame. Return its exit
+        code, as `subprocess` has it. Idempotent."""
         import signal
         import subprocess
 
@@ -164,7 +171,7 @@ class Process:
         return self._popen.returncode
 
     def let_go(self) -> None:
-        """Close this process's end of the lifeline. Harmless when repeated."""
+        """Close this process's end of the lifeline. Idempotent."""
         lifeline, self._lifeline = self._lifeline, -1
         if lifeline >= 0:
             os.close(lifeline)
@@ -175,10 +182,15 @@ class Process:
         data = bytearray(length)
         view, got = memoryview(data), 0
         while got < length:
-            self._wait_at_most(LOOK)
+            # Of a child that has ended, all that it sent is here already. (A process that it
+            # started may still hold the channel open.)
+            ended = self._has_ended()
+            self._wait_at_most(0 if ended else LOOK)
             try:
                 count = self._channel.recv_into(view[got:])
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
+                if ended:
+                    raise self._death() from None
                 self._look()
                 continue
             except ConnectionError:
@@ -189,23 +201,28 @@ class Process:
         return data
 
     def _wait_at_most(self, seconds: float) -> None:
-        """Let the channel wait so long, and no longer than the child has."""
+        """Let the channel wait that long, but not beyond the timeout. Raises OffloadTimeout."""
         left = float("inf") if self._deadline is None else self._deadline - time.monotonic()
         if left <= 0:
             raise self._too_slow()
         self._channel.settimeout(min(seconds, left))
 
     def _look(self) -> None:
-        """It has said nothing for a while. Raises what there is to say of it."""
-        if self._popen.poll() is not None:  # and what it has started holds the channel open
-            raise self._death()
+        """Look at a child that has been silent. Raises OffloadMemoryError for one stuck at its
+        limit."""
+        if self._popen.poll() is not None:
+            return
         full = self._is_full()
         if full and self._was_full:
             raise self._ran_out()
         self._was_full = full
 
+    def _has_ended(self) -> bool:
+        """Whether the child had ended at the last look."""
+        return self._popen.returncode is not None
+
     def _is_full(self) -> bool:
-        """Whether it has come to its limit."""
+        """Return whether the child has come to its limit."""
         if sys.platform != "linux":  # where no limit of the system's stops it
             import psutil
 
@@ -213,7 +230,7 @@ class Process:
                 rss: int = psutil.Process(self.pid).memory_info().rss
             except psutil.Error:
                 return False
-            return rss > room.size(self._memory)
+            return rss > size(self._memory)
         import resource
 
         statm = read_statm(self.pid)
@@ -226,7 +243,7 @@ class Process:
         return soft != hard and statm.data > soft - AT_LIMIT
 
     def _hang_on(self) -> None:
-        """Until it has closed its channel, or GRACE is over."""
+        """Wait until the child has closed its channel, or GRACE is over."""
         until = time.monotonic() + GRACE
         while self._popen.returncode is None and (left := until - time.monotonic()) > 0:
             self._channel.settimeout(min(LOOK, left))
@@ -238,10 +255,10 @@ class Process:
             except OSError:
                 return
 
-    # --- What becomes of it
+    # --- Its end
 
     def _death(self, *, asked: bool = False) -> OffloadError:
-        """It has gone without a result; `asked`: with a word that the function wants it to exit."""
+        """End the child, and return why it sent no result; `asked`: it said that it would exit."""
         import signal
 
         code = self.end(patiently=asked)
@@ -255,7 +272,7 @@ class Process:
             )
         if code is None or code >= 0:
             return OffloadDied(f"{self.name} ended with exit code {code}, and no result", code)
-        if code == -signal.SIGKILL and (room.out_of_memory_kills() or 0) > self._kills:
+        if code == -signal.SIGKILL and (self._gate.kills() or 0) > self._kills:
             return OffloadMemoryError(
                 f"{self.name} was killed by the system: the container is out of memory"
             )
@@ -279,7 +296,7 @@ class Process:
         return error
 
     def error(self, kind: bytes, data: bytearray) -> BaseException:
-        """What a frame tells of that is no value."""
+        """Return the exception that a frame stands for which holds no value."""
         import pickle
 
         if kind == _child.EXIT:
@@ -292,20 +309,6 @@ class Process:
         return raised(found)
 
 
-_begun: weakref.WeakSet[Process] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """In a fork of this process, which the app has made: the children stay its parent's. They end
-    with the parent, and not only when the fork has ended as well."""
-    for process in list(_begun):
-        process.let_go()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 def _no_more() -> frozenset[int]:
     import errno
 
@@ -316,7 +319,7 @@ _NO_MORE = _no_more()
 
 
 def python() -> str:
-    """The interpreter to start. (Inside uWSGI, `sys.executable` is uWSGI.)"""
+    """Return the interpreter to start. (Inside uWSGI, `sys.executable` is uWSGI.)"""
     if "python" in os.path.basename(sys.executable or "").lower():
         return sys.executable
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -330,12 +333,12 @@ def python() -> str:
     )
 
 
-# --- What a child sends
+# --- The contents of frames
 
 
 def value(name: str, data: bytearray) -> Any:
-    """Raises TypeError where this process would have to import a package for it: it does without,
-    that is the point."""
+    """Unpickle a value. Raises TypeError where this process would have to import a package for it:
+    offload is there to do without."""
     loads, foreign = _loader()
     try:
         return loads(data)
@@ -347,8 +350,8 @@ def value(name: str, data: bytearray) -> Any:
 
 
 def raised(failure: _child.Failure) -> BaseException:
-    """The exception as it was raised in the child, or else as one of the kinds that it is, with
-    the traceback as its cause."""
+    """Return the exception that the child raised, or else one of its base classes, with the
+    traceback as the cause."""
     loads, _ = _loader()
     error = None
     if failure.pickled is not None:
@@ -378,9 +381,10 @@ def _like(failure: _child.Failure) -> Exception:
 
 
 def _loader() -> tuple[Callable[[Any], Any], type[Exception]]:
-    """`pickle.loads` for the standard library and for packages that this process has imported; what
-    it raises for others. This keeps packages out of this process. It does not protect from the
-    child, which runs the app's code as the same user and is trusted (docs/heavy.md)."""
+    """Return a `pickle.loads` for the standard library and for packages that this process has
+    imported, and the exception that it raises for others. This keeps packages out of this process.
+    It does not protect from the child, which runs the app's code as the same user and is trusted
+    (docs/heavy.md)."""
     import io
     import pickle
 

@@ -18,9 +18,9 @@ from helpers.fakes import MB, Clock
 from helpers.wsgi import Response, call, make_environ, post, validated
 from lowmem_wsgi import LowMemory, OffloadBusy, OffloadError, OffloadMemoryError, OffloadTooLarge
 from lowmem_wsgi.guards import out_of_memory
-from lowmem_wsgi.guards.out_of_memory import is_shortage
 from lowmem_wsgi.memory.intake import PATIENCE, SMALL
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
+from lowmem_wsgi.system.shortage import is_shortage
 from lowmem_wsgi.system.usage import Usage
 
 if TYPE_CHECKING:
@@ -381,12 +381,14 @@ def test_where_there_is_no_ceiling_nothing_meets_it() -> None:
         (ImportError("libx.so.1: cannot map zero-fill pages"), True),
         (ImportError("libx.so.1: cannot allocate memory in static TLS block"), True),
         (ImportError("x.so: Cannot allocate memory"), True),
+        (ImportError("Error loading shared library libx.so: Out of memory"), True),  # musl
         (ImportError("cannot load module more than once per process"), True),
         (ImportError("cannot import name 'x' from 'y'"), False),
         (ImportError(), False),
         (ModuleNotFoundError("No module named 'failed'"), False),
         (OSError("libx.so.1: failed to map segment from shared object"), False),
-        (OSError(12, "Cannot allocate memory"), False),
+        (OSError(12, "Cannot allocate memory"), True),  # of mmap or fork, at the ceiling
+        (OSError(2, "No such file or directory"), False),
         (KeyboardInterrupt(), False),
     ],
     ids=repr,

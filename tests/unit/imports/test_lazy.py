@@ -25,8 +25,7 @@ from typing import Any
 import pytest
 
 from helpers import forks
-from lowmem_wsgi.imports import lazy
-from lowmem_wsgi.imports.tracker import WATCH
+from lowmem_wsgi.imports import lazy, tracker
 from lowmem_wsgi.settings import SettingsError
 
 Write = Callable[..., None]
@@ -34,21 +33,24 @@ HEAVY = ["heavyweight", "other"]
 
 
 @pytest.fixture(autouse=True)
-def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def late() -> Iterator[None]:
     """The imports of HEAVY are put off. Afterwards nothing of it is left."""
-    for name, value in {"modules": (), "late": {}, "_records": {}, "_pids": {}}.items():
-        monkeypatch.setattr(WATCH, name, value)
     before, real = set(sys.modules), builtins.__import__
     lazy.install(HEAVY)
     yield
     lazy.uninstall()
-    WATCH.stop()
-    lazy._waiting.clear()
+    stop_tracking()
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in {*HEAVY, "app", "broken", "compiled"}:
             del sys.modules[name]
     assert builtins.__import__ is real
     assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("lowmem")]
+
+
+def stop_tracking() -> None:
+    found = tracker.installed()
+    if found is not None:
+        found.stop()
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def test_a_use_loads_it_and_it_is_a_module_like_any_other(use: str) -> None:
     assert type(found) is ModuleType
     assert found.LOADED
     assert found.__spec__.loader is found.__loader__
-    assert type(found.__loader__).__module__ != "lowmem_wsgi.imports.lazy"
+    assert not type(found.__loader__).__module__.startswith("lowmem_wsgi")
     assert "SourceFileLoader" in type(found.__loader__).__name__
     assert inspect.getsource(found.lift).startswith("def lift")
     assert repr(found) == f"<module 'heavyweight' from {found.__file__!r}>"
@@ -245,9 +247,9 @@ def test_the_app_finds_what_it_pickled() -> None:
 
 def test_the_record_names_the_line_of_the_first_use() -> None:
     namespace = run("import heavyweight as h\n\ndef f():\n  return h.LOADED", "/srv/app.py")
-    assert WATCH.loaded() == []
+    assert tracker.loaded() == []
     assert namespace["f"]()
-    (row,) = WATCH.loaded()
+    (row,) = tracker.loaded()
     assert (row["module"], row["late"], row["first_use"]) == ("heavyweight", True, "/srv/app.py:4")
 
 
@@ -591,10 +593,12 @@ def test_a_low_recursion_limit_is_lifted_for_the_import_alone(write: Write) -> N
 # --- On and off
 
 
-def test_what_was_put_off_is_loaded_after_uninstall_too() -> None:
+@pytest.mark.parametrize("tracked", ["still", "no more"])
+def test_what_was_put_off_is_loaded_after_uninstall_too(tracked: str) -> None:
     late = run("import heavyweight, heavyweight.arms")["heavyweight"]
     lazy.uninstall()
-    WATCH.stop()
+    if tracked == "no more":
+        stop_tracking()
     assert run("import heavyweight.legs as legs")["legs"]
     assert late.LOADED
     assert late.arms.LONG
@@ -733,12 +737,11 @@ def natively(python: Python) -> None:
     lazy.install(HEAVY, python=python)
 
 
-def test_python_is_asked_where_it_can_do_it_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_is_asked_where_it_can_do_it_itself() -> None:
     python = Python()
     natively(python)
-    assert builtins.__import__ is not lazy._import
+    assert type(builtins.__import__).__name__ == "builtin_function_or_method"
     assert python.mode == "all"
-    monkeypatch.setattr(lazy, "_asked_for", lambda *_: False)
     assert python.keep("app", "heavyweight", None)
     assert python.keep("app", "heavyweight.arms", ("LONG",))
     assert not python.keep("app", "heavyweight.nothing", None)
@@ -746,25 +749,20 @@ def test_python_is_asked_where_it_can_do_it_itself(monkeypatch: pytest.MonkeyPat
     assert not python.keep("app", "json", ("dumps",))
     importlib.import_module("heavyweight")
     assert not python.keep("app", "heavyweight", None)
-    assert WATCH.loaded()[0]["late"]
+    assert tracker.loaded()[0]["late"]
     lazy.uninstall()
     assert (python.mode, python.keep) == ("normal", None)
 
 
-def test_with_pep_810_what_the_app_itself_calls_lazy_stays_so() -> None:
-    asked = lambda name, code, namespace: lazy._asked_for(name, code, 2, namespace)  # noqa: E731
-    assert asked("json", b"\0\0\x4b\x01", {})
-    assert not asked("json", b"\0\0\x4b\x00", {})
-    assert asked("json", b"\0\0\x4b\x00", {"__lazy_modules__": ["json"]})
-    assert not asked("json", b"\0\0\x4b\x00", {"__lazy_modules__": ["csv"]})
+def test_with_pep_810_a_sites_own_filter_is_put_back() -> None:
+    def keep(importer: str, name: str, fromlist: object) -> bool:
+        return name != "csv"
 
-
-def test_with_pep_810_a_sites_own_filter_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    python = Python(keep=lambda importer, name, fromlist: name != "csv")
+    python = Python(keep=keep)
     natively(python)
-    monkeypatch.setattr(lazy, "_asked_for", lambda *_: True)
-    assert python.keep("app", "json", None)
-    assert not python.keep("app", "csv", None)
+    assert python.keep is not keep
+    lazy.uninstall()
+    assert python.keep is keep
 
 
 def test_with_pep_810_a_site_whose_imports_are_all_lazy_is_left_so() -> None:

@@ -16,8 +16,8 @@ import pytest
 from helpers import forks
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, log
-from lowmem_wsgi.imports import tracker as watch
-from lowmem_wsgi.imports.tracker import WATCH, Watch
+from lowmem_wsgi.imports import tracker
+from lowmem_wsgi.imports.tracker import Tracker
 
 MB = 1024 * 1024
 
@@ -41,14 +41,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.fixture
-def seen(machine: Machine) -> Iterator[Watch]:
-    found = Watch(
+def seen(machine: Machine) -> Iterator[Tracker]:
+    found = Tracker(
         rss=lambda: machine.size,
         now=lambda: 1000.0 + machine.seconds,
         clock=lambda: machine.seconds,
     )
     before = set(sys.modules)
-    found.start(["fat", "fatter", "fat2.deep"])
+    found.watch(["fat", "fatter", "fat2.deep"])
+    sys.meta_path.insert(0, found)
     yield found
     found.stop()
     for name in set(sys.modules) - before:
@@ -70,10 +71,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 
 def test_a_load_is_booked_with_its_time_its_route_and_its_cost(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fat", "sys.machine.load(30, 2.5)")
-    seen.where = lambda: "GET /report"
+    seen.attach(Told("GET /report"))
     assert seen.loaded() == []
     importlib.import_module("fat")
     assert seen.loaded() == [
@@ -91,13 +92,13 @@ def test_a_load_is_booked_with_its_time_its_route_and_its_cost(
 
 
 def test_what_one_loads_for_another_is_booked_once(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fatter", "sys.machine.load(5)\nimport fat, slim, fatter.part\nsys.machine.load(7)")
     write("fatter.part", "sys.machine.load(2)")
     write("slim", "sys.machine.load(1)")
     write("fat", "sys.machine.load(30)")
-    seen.late["fatter"] = "app.py:9"
+    seen.note_first_use("fatter", "app.py:9")
     importlib.import_module("fatter")
     booked = {row["module"]: row for row in seen.loaded()}
     assert {name: row["cost_bytes"] // MB for name, row in booked.items()} == {
@@ -110,7 +111,7 @@ def test_what_one_loads_for_another_is_booked_once(
 
 
 def test_a_part_that_is_loaded_later_is_added_to_the_whole(
-    seen: Watch, machine: Machine, write: Callable[[str, str], None]
+    seen: Tracker, machine: Machine, write: Callable[[str, str], None]
 ) -> None:
     write("fat", "sys.machine.load(1)")
     write("fat.part", "sys.machine.load(40)")
@@ -122,7 +123,7 @@ def test_a_part_that_is_loaded_later_is_added_to_the_whole(
 
 
 def test_a_part_of_a_light_package_may_be_heavy(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fat2", "sys.machine.load(3)")
     write("fat2.deep", "sys.machine.load(9)")
@@ -133,7 +134,7 @@ def test_a_part_of_a_light_package_may_be_heavy(
 
 
 def test_two_threads_that_load_at_the_same_time_are_together_as_large_as_they_grew(
-    seen: Watch, machine: Machine, write: Callable[[str, str], None]
+    seen: Tracker, machine: Machine, write: Callable[[str, str], None]
 ) -> None:
     sys.turns = threading.Barrier(2)  # type: ignore[attr-defined]
     try:
@@ -153,19 +154,19 @@ def test_two_threads_that_load_at_the_same_time_are_together_as_large_as_they_gr
 
 
 def test_what_was_loaded_unseen_has_no_figures(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     seen.stop()
     write("fat", "")
     importlib.import_module("fat")
-    seen.start([])
+    sys.meta_path.insert(0, seen)
     unseen = dict.fromkeys(("loaded_at", "route", "cost_bytes", "seconds"))
     assert seen.loaded() == [{"module": "fat", **unseen, "late": False, "first_use": None}]
     assert seen.own() == ""
 
 
 def test_what_fails_to_load_is_not_told_and_can_be_tried_again(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fat", "1 / 0")
     with pytest.raises(ZeroDivisionError):
@@ -178,28 +179,34 @@ def test_what_fails_to_load_is_not_told_and_can_be_tried_again(
 
 
 class Told:
-    """Who is told when a load begins and ends."""
+    """A listener."""
 
-    def __init__(self, seen: Watch) -> None:
+    def __init__(self, route: str | None = None) -> None:
+        self.route = route
         self.calls: list[str] = []
         self.error: Exception | None = None
-        seen.begins, seen.ends = self.begins, self.ends
 
-    def begins(self) -> None:
+    def where(self) -> str | None:
+        if self.error is not None:
+            raise self.error
+        return self.route
+
+    def load_begins(self) -> None:
         self.calls.append("begins")
         if self.error is not None:
             raise self.error
 
-    def ends(self) -> None:
+    def load_ends(self) -> None:
         self.calls.append("ends")
         if self.error is not None and not isinstance(self.error, MemoryError):
             raise self.error
 
 
 def test_a_load_begins_and_ends_once_whatever_it_loads_itself(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
-    told = Told(seen)
+    told = Told()
+    seen.attach(told)
     write("fatter", "import fat, slim\nsys.told.calls.append('fatter')")
     write("fat", "sys.told.calls.append('fat')")
     write("slim", "")
@@ -213,8 +220,9 @@ def test_a_load_begins_and_ends_once_whatever_it_loads_itself(
     assert len(told.calls) == 4
 
 
-def test_a_load_that_fails_ends_as_well(seen: Watch, write: Callable[[str, str], None]) -> None:
-    told = Told(seen)
+def test_a_load_that_fails_ends_as_well(seen: Tracker, write: Callable[[str, str], None]) -> None:
+    told = Told()
+    seen.attach(told)
     write("fat", "1 / 0")
     with pytest.raises(ZeroDivisionError):
         importlib.import_module("fat")
@@ -222,9 +230,10 @@ def test_a_load_that_fails_ends_as_well(seen: Watch, write: Callable[[str, str],
 
 
 def test_a_load_that_there_is_no_memory_for_does_not_begin_and_can_be_tried_again(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
-    told = Told(seen)
+    told = Told()
+    seen.attach(told)
     told.error = MemoryError("too little memory left")
     write("fat", "sys.machine.load(3)")
     for _ in range(2):
@@ -239,9 +248,10 @@ def test_a_load_that_there_is_no_memory_for_does_not_begin_and_can_be_tried_agai
 
 
 def test_who_is_told_and_fails_otherwise_breaks_no_import(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
-    told = Told(seen)
+    told = Told()
+    seen.attach(told)
     told.error = ZeroDivisionError("oh")
     write("fat", "")
     importlib.import_module("fat")
@@ -250,7 +260,7 @@ def test_who_is_told_and_fails_otherwise_breaks_no_import(
 
 
 def test_memory_that_shrinks_meanwhile_is_no_cost_below_zero(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fat", "sys.machine.load(-3)")
     importlib.import_module("fat")
@@ -258,16 +268,18 @@ def test_memory_that_shrinks_meanwhile_is_no_cost_below_zero(
 
 
 def test_who_cannot_tell_the_route_breaks_no_import(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
-    seen.where = lambda: 1 / 0  # type: ignore[assignment,return-value]
+    told = Told("GET /report")
+    told.error = ZeroDivisionError("oh")
+    seen.attach(told)
     write("fat", "")
     importlib.import_module("fat")
     assert seen.loaded()[0]["route"] is None
 
 
 def test_the_module_shows_no_trace_of_being_watched(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fat", "SPEC_LOADER = __spec__.loader\n")
     spec = importlib.util.find_spec("fat")
@@ -279,7 +291,7 @@ def test_the_module_shows_no_trace_of_being_watched(
 
 
 def test_a_fork_does_not_call_its_own_what_its_parent_has_loaded(
-    seen: Watch, write: Callable[[str, str], None]
+    seen: Tracker, write: Callable[[str, str], None]
 ) -> None:
     write("fat", "sys.machine.load(30)")
     write("fatter", "sys.machine.load(10)")
@@ -294,10 +306,10 @@ def test_a_fork_does_not_call_its_own_what_its_parent_has_loaded(
 
 
 def test_the_process_watches_itself() -> None:
-    before, numbers = watch.rss(), os.dup(0)
+    before, numbers = tracker.rss(), os.dup(0)
     fresh = mmap.mmap(-1, 20 * MB)  # and no page that the heap has had before
     fresh.write(b"x" * 20 * MB)
-    assert watch.rss() - before > 15 * MB
+    assert tracker.rss() - before > 15 * MB
     os.close(numbers)
     assert os.dup(0) == numbers  # no descriptor is kept
     os.close(numbers)
@@ -311,13 +323,45 @@ def hello(environ: Any, start_response: Any) -> list[bytes]:
 
 def test_an_app_wrapped_in_one_line_is_watched_from_its_first_request_to_its_close() -> None:
     app = LowMemory(hello, heavy_modules="fat,fatter")
-    assert WATCH not in sys.meta_path
+    assert tracker.installed() is None
     app.start()
-    assert WATCH in sys.meta_path
-    assert WATCH.watches(["fat", "fatter"])
+    found = tracker.installed()
+    assert found is not None
+    assert found.modules == ("fat", "fatter")
     assert app.status()["heavy"] == app.heavy()
     app.close()
-    assert WATCH not in sys.meta_path
+    assert tracker.installed() is None
+    assert (tracker.loaded(), tracker.own()) == ([], "")
+
+
+def test_a_tracker_that_was_there_before_the_app_stays_when_the_app_leaves() -> None:
+    found = tracker.install(["slim"])
+    app = LowMemory(hello, heavy_modules="fat")
+    app.start()
+    assert tracker.installed() is found
+    assert tracker.install(["slim"]) is found
+    assert found.modules == ("slim", "fat")
+    app.close()
+    assert tracker.installed() is found
+
+
+def test_a_listener_is_told_once_and_not_after_it_has_left(
+    seen: Tracker, write: Callable[[str, str], None]
+) -> None:
+    first, second = Told(), Told("GET /second")
+    for listener in (first, first, second):
+        seen.attach(listener)
+    write("fat", "")
+    importlib.import_module("fat")
+    assert first.calls == second.calls == ["begins", "ends"]
+    assert seen.loaded()[0]["route"] == "GET /second"
+    for listener in (second, second):
+        seen.detach(listener)
+    write("fatter", "")
+    importlib.import_module("fatter")
+    assert len(first.calls) == 4
+    assert len(second.calls) == 2
+    assert seen.loaded()[1]["route"] is None
 
 
 def test_late_imports_that_are_asked_for_too_late_are_told(
