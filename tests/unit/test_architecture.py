@@ -25,6 +25,7 @@ LEVELS = {
     "http": 3,
     "system": 4,
     "settings": 5,
+    "metrics": 5,
     "log": 5,
     "_version": 6,
 }
