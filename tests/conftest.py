@@ -12,8 +12,8 @@ import pytest
 
 from lowmem_wsgi import log, runtime
 from lowmem_wsgi.imports import tracker
-from lowmem_wsgi.workers import site_page as page
-from lowmem_wsgi.workers.shared_page import LEDGER_AT, SIZE
+from lowmem_wsgi.workers.pages import PAGES
+from lowmem_wsgi.workers.shared_page import RECORDS_AT, SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,7 @@ def restored_interpreter() -> Iterator[None]:
     them, the site's counts at nothing, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     runtime._current.clear()
-    for board in page._board:
-        board.map[LEDGER_AT:] = bytes(SIZE - LEDGER_AT)
+    PAGES.page.map[RECORDS_AT:] = bytes(SIZE - RECORDS_AT)
     watching = tracker.installed()
     if watching is not None:
         watching.stop()

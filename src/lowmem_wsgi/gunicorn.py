@@ -111,12 +111,12 @@ def pre_fork(server: _Any, worker: _Any) -> None:
 
 def child_exit(server: _Any, worker: _Any) -> None:
     """A worker is gone: what it died of, and one less to make up for."""
-    from .workers.site_page import buried
+    from .workers.pages import PAGES
 
     try:
-        replaced = buried(worker.pid, timed_out=worker.aborted)
+        replaced = PAGES.worker_gone(worker.pid, timed_out=worker.aborted)
     except Exception:  # it would end the master
-        _failure("The black box")
+        _failure("The shared page")
         return
     if not replaced:
         return
@@ -186,19 +186,19 @@ def _prepare(server: _Any) -> None:
     _log_through(server.log)
     if server.app.callable is not None:
         server.app.callable = _wrapped(server.app.callable)
-    from .workers.site_page import lay_out
+    from .workers.pages import PAGES
 
     try:
         for app in _ours(server.app.callable):
             app.keys.hold()
-        lay_out()
+        PAGES.lay_out()
         if f"{__package__}.offload.call" in _sys.modules:  # so that the workers share all of it
             import pickle  # noqa: F401
             import subprocess  # noqa: F401
 
             from .offload import parent as process  # noqa: F401
     except Exception:  # it would end the master
-        _failure("Laying out the black box")
+        _failure("Laying out the shared page")
 
 
 def _mind_heavy_modules() -> None:

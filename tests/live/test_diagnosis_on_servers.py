@@ -20,7 +20,7 @@ from helpers.cgroup import memory_cgroup
 from helpers.forks import child
 from helpers.load import crowd
 from helpers.servers import HERE, Server, serve, wait_for
-from lowmem_wsgi.workers.shared_page import Board, claim
+from lowmem_wsgi.workers.shared_page import SharedPage
 
 MB = 1024 * 1024
 LIMIT = 256 * MB
@@ -170,14 +170,14 @@ def test_requests_that_ran_out_of_memory_are_told_of(tmp_path: Path) -> None:
 
 def test_a_worker_that_writes_its_figures_is_there_all_the_time() -> None:
     """Another that sees nobody there would take the place."""
-    board = Board.private()
+    page = SharedPage.private()
 
     def write() -> None:
-        slot = claim(board, 40 * MB)
-        while slot is not None:
-            slot.note(50 * MB, 60 * MB)
+        record = page.claim(40 * MB)
+        while True:
+            record.note(50 * MB, 60 * MB)
 
     with child(write, stays=False):
-        wait_for(board.taken, "the worker to be there")
-        assert sum(board.taken() != [0] for _ in range(20_000)) == 0
-    board.close()
+        wait_for(page.taken, "the worker to be there")
+        assert sum(page.taken() != [0] for _ in range(20_000)) == 0
+    page.close()

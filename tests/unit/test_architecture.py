@@ -26,6 +26,7 @@ LEVELS = {
     "http": 4,
     "system": 5,
     "settings": 6,
+    "metrics": 6,
     "log": 6,
     "_version": 7,
 }

@@ -1,12 +1,16 @@
 """The status for a scraper: OpenMetrics 1.0, and the older text format (0.0.4).
 
-One table of families. A value that this system does not tell is left out.
+One table of families, those of the counters made from metrics.py. A value that this system does not
+tell is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
+
+from ..metrics import COUNTERS, Counter
 
 Document = dict[str, Any]
 Labels = dict[str, str]
@@ -24,6 +28,7 @@ class Family(NamedTuple):
     help: str
     samples: Callable[[Document], Iterable[Sample]]
     unit: str = ""
+    labels: tuple[str, ...] = ()
 
 
 def render(document: Document, *, classic: bool = False) -> bytes:
@@ -66,26 +71,27 @@ def _escaped(text: str) -> str:
 # --- What the samples are made of
 
 
+def _at(document: Document, keys: Iterable[str]) -> Any:
+    found: Any = document
+    for key in keys:
+        found = found[key]
+    return found
+
+
 def _one(*keys: str) -> Callable[[Document], Iterable[Sample]]:
-    def samples(document: Document) -> Iterable[Sample]:
-        found: Any = document
-        for key in keys:
-            found = found[key]
-        return [({}, found)]
-
-    return samples
+    return lambda document: [({}, _at(document, keys))]
 
 
-def _by(label: str, *keys: str) -> Callable[[Document], Iterable[Sample]]:
-    """A sample for each entry of a dictionary."""
+def _counters() -> Iterator[Family]:
+    """A family of each counter; of those that share one, a sample for each."""
+    for name in dict.fromkeys(row.family for row in COUNTERS if row.family):
+        rows = [row for row in COUNTERS if row.family == name]
+        labels = (rows[0].label,) if rows[0].label else ()
+        yield Family(name, "counter", rows[0].help, partial(_counted, rows), rows[0].unit, labels)
 
-    def samples(document: Document) -> Iterable[Sample]:
-        found: Any = document
-        for key in keys:
-            found = found[key]
-        return [({label: name}, value) for name, value in found.items()]
 
-    return samples
+def _counted(rows: list[Counter], document: Document) -> Iterable[Sample]:
+    return [({row.label: row.key[-1]} if row.label else {}, _at(document, row.key)) for row in rows]
 
 
 def _processes(key: str) -> Callable[[Document], Iterable[Sample]]:
@@ -133,14 +139,16 @@ FAMILIES = (
             for level in ("warn", "critical")
         ],
         "bytes",
+        ("level",),
     ),
-    Family("lowmem_level", "stateset", "How short memory is.", _levels),
+    Family("lowmem_level", "stateset", "How short memory is.", _levels, labels=("lowmem_level",)),
     Family(
         "lowmem_process_resident_bytes",
         "gauge",
         "RSS of each process of the site.",
         _processes("rss_bytes"),
         "bytes",
+        ("pid", "role"),
     ),
     Family(
         "lowmem_process_unique_bytes",
@@ -148,6 +156,7 @@ FAMILIES = (
         "USS of each process of the site: what would be free without it.",
         _processes("uss_bytes"),
         "bytes",
+        ("pid", "role"),
     ),
     Family(
         "lowmem_process_proportional_bytes",
@@ -155,6 +164,7 @@ FAMILIES = (
         "PSS of each process of the site: shared pages by their share.",
         _processes("pss_bytes"),
         "bytes",
+        ("pid", "role"),
     ),
     Family(
         "lowmem_process_age_seconds",
@@ -162,74 +172,21 @@ FAMILIES = (
         "Since its start.",
         _processes("age_seconds"),
         "seconds",
+        ("pid", "role"),
     ),
-    Family("lowmem_requests", "counter", "Requests answered.", _one("requests", "total")),
     Family(
         "lowmem_requests_in_flight",
         "gauge",
         "Requests being answered now.",
         _one("requests", "in_flight"),
     ),
-    Family(
-        "lowmem_uploads_rejected",
-        "counter",
-        "Bodies over the limit, answered 413.",
-        _one("requests", "uploads_rejected"),
-    ),
-    Family(
-        "lowmem_sessions_expired",
-        "counter",
-        "Session cookies taken out of a request.",
-        _one("requests", "sessions_expired"),
-    ),
-    Family(
-        "lowmem_shed",
-        "counter",
-        "Requests answered 503 for want of room.",
-        _one("requests", "shed"),
-    ),
-    Family(
-        "lowmem_out_of_memory",
-        "counter",
-        "Requests that ran out of memory, answered 503.",
-        _one("requests", "out_of_memory"),
-    ),
-    Family("lowmem_gc_runs", "counter", "Runs of the collector.", _one("gc", "runs")),
-    Family(
-        "lowmem_gc_seconds",
-        "counter",
-        "What those runs took.",
-        _one("gc", "total_seconds"),
-        "seconds",
-    ),
-    Family(
-        "lowmem_gc_collected_objects",
-        "counter",
-        "Objects that they found unreachable.",
-        _one("gc", "collected"),
-    ),
-    Family(
-        "lowmem_given_back_bytes",
-        "counter",
-        "Given back to the system after requests.",
-        _one("gc", "freed_bytes"),
-        "bytes",
-    ),
-    Family("lowmem_cleanups", "counter", "Cleanups.", _one("cleanups", "count")),
-    Family(
-        "lowmem_cleanup_freed_bytes",
-        "counter",
-        "Freed by cleanups, by step.",
-        _by("step", "cleanups", "freed_bytes"),
-        "bytes",
-    ),
-    Family("lowmem_recycles", "counter", "Workers replaced.", _one("recycles", "count")),
-    Family("lowmem_deaths", "counter", "Workers that died, by cause.", _by("cause", "deaths")),
+    *_counters(),
     Family(
         "lowmem_route_requests",
         "counter",
         "Requests by route.",
         _of_routes("requests"),
+        labels=("route",),
     ),
     Family(
         "lowmem_route_growth_bytes",
@@ -237,6 +194,7 @@ FAMILIES = (
         "Memory that a route's requests have left behind, in workers that are gone as well.",
         _of_routes("grown_bytes"),
         "bytes",
+        ("route",),
     ),
     Family(
         "lowmem_route_held_bytes",
@@ -244,6 +202,7 @@ FAMILIES = (
         "Of that, what the workers there are hold; it falls where they free some.",
         _of_routes("held_bytes"),
         "bytes",
+        ("route",),
     ),
     Family(
         "lowmem_route_worst_request_bytes",
@@ -251,6 +210,7 @@ FAMILIES = (
         "The most that a single request has left behind when it was looked at.",
         _of_routes("worst_bytes"),
         "bytes",
+        ("route",),
     ),
-    Family("lowmem_build", "info", "The library's version.", _version),
+    Family("lowmem_build", "info", "The library's version.", _version, labels=("version",)),
 )

@@ -10,6 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .. import metrics
 from .._version import __version__
 from ..memory.attribution import OTHER
 from ..memory.levels import CRITICAL, OK, WARN
@@ -20,10 +21,6 @@ from .diagnosis import diagnose
 if TYPE_CHECKING:
     from ..middleware import LowMemory
     from ..workers.shared_page import Seen
-
-REQUESTS = ("uploads_rejected", "sessions_expired", "shed", "out_of_memory")
-STEPS = ("trim", "caches", "callback", "purge", "collect")
-DEATHS = {"OOM kill": "deaths_oom", "timeout": "deaths_timeout", "crash": "deaths_crash"}
 
 # What each process holds is read at most each so many seconds; where what is used has changed by
 # such a share of the limit since, each so many.
@@ -65,7 +62,9 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
     """All that is told with the token."""
     now = _usage(lowmem)
     warn, critical = lowmem.engine.monitor.thresholds
-    counts = {name: _number(value) for name, value in lowmem.crew.counts().items()}
+    counted = metrics.document(
+        {name: _number(value) for name, value in lowmem.crew.counts().items()}
+    )
     workers, outside = _workers(lowmem)
     own = next(worker for worker in workers if worker["this"])
     peak = own.pop("peak_bytes")
@@ -81,19 +80,19 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
             "outside": outside,
         },
         "thresholds": {"warn_bytes": warn, "critical_bytes": critical},
-        "gc": _gc(lowmem, counts),
-        "cleanups": _cleanups(lowmem, counts),
+        "gc": _gc(lowmem) | counted["gc"],
+        "cleanups": _cleanups(lowmem) | counted["cleanups"],
         "requests": {
-            "total": counts["requests"],
+            "total": None,
             # The page has room for eight of a worker; of our own we know all.
             "in_flight": lowmem.engine.in_flight.count()
             + sum(len(worker["in_flight"]) for worker in workers if not worker["this"]),
-            **{name: counts[name] for name in REQUESTS},
+            **counted["requests"],
         },
         "workers": workers,
         "routes": _routes(lowmem),
-        "recycles": {"count": counts["recycles"]},
-        "deaths": {cause: counts[name] for cause, name in DEATHS.items()},
+        "recycles": counted["recycles"],
+        "deaths": counted["deaths"],
         "last_death": lowmem.crew.last_death(),
         "now": time.time(),
         "closed": lowmem.engine.intake.closed,
@@ -102,18 +101,20 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "allocator": {name: os.environ.get(name) for name in ("PYTHONMALLOC", "MALLOC_ARENA_MAX")},
         "heavy": lowmem.heavy(),
     }
+    for key, part in counted.items():
+        document.setdefault(key, part)
     return {**document, "diagnosis": diagnose(document), "version": __version__}
 
 
 def history(lowmem: LowMemory) -> dict[str, Any]:
     """The site's last hour, for the chart: Unix seconds, bytes."""
-    ledger = lowmem.crew.ledger
+    past = lowmem.crew.history
     return {
-        "interval_seconds": ledger.every,
-        "points": ledger.points(),
+        "interval_seconds": past.every,
+        "points": past.points(),
         "events": [
             {"at": event.at, "kind": event.kind, "freed_bytes": event.freed, "what": event.what}
-            for event in ledger.events()
+            for event in past.events()
         ],
     }
 
@@ -121,28 +122,25 @@ def history(lowmem: LowMemory) -> dict[str, Any]:
 # --- Its parts
 
 
-def _gc(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
+# A key that is None here keeps its place for the counter of that name.
+def _gc(lowmem: LowMemory) -> dict[str, Any]:
     collector = lowmem.engine.collector
     return {
         "passes": collector.passes,
-        "runs": counts["gc_runs"],
-        "collected": counts["gc_collected"],
+        "runs": None,
+        "collected": None,
         "frozen": _frozen.get([None])[None],
         "last_seconds": collector.last_seconds,
-        "total_seconds": counts["gc_seconds"],
-        "freed_bytes": counts["gc_freed_bytes"],
-        "gave_back": counts["gc_gave_back"],
     }
 
 
-def _cleanups(lowmem: LowMemory, counts: dict[str, Any]) -> dict[str, Any]:
+def _cleanups(lowmem: LowMemory) -> dict[str, Any]:
     last = lowmem.engine.ladder.last or {"at": None, "freed_bytes": None, "steps": []}
     return {
-        "count": counts["cleanups"],
+        "count": None,
         "last_at": last["at"],
         "last_freed_bytes": last["freed_bytes"],
         "steps": last["steps"],
-        "freed_bytes": {step: counts[f"freed_{step}"] for step in STEPS},
     }
 
 
@@ -154,7 +152,6 @@ def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     own, server = os.getpid(), lowmem.crew.server
     others = [] if server is None or server.master == own else [server.master]
     weights, outside = _weights(lowmem, frozenset({own, *seen, *others}))
-    held = {found.pid: lowmem.crew.ledger.held(found.place) for found in seen.values()}
     rows = [_worker(pid, seen.get(pid), lowmem, now) for pid in sorted({own, *seen})]
     rows += [
         {"pid": pid, "role": "master", "state": "ready", "this": False, "in_flight": []}
@@ -163,8 +160,8 @@ def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | 
         for pid in others
     ]
     for row in rows:
-        if row["pid"] in held:
-            row["held_bytes"] = sum(held[row["pid"]].values())
+        if row["pid"] in seen:
+            row["held_bytes"] = lowmem.crew.held(seen[row["pid"]].place)
         row.update(weights[row["pid"]])
         if not row["this"]:
             del row["peak_bytes"]
@@ -270,16 +267,16 @@ def _routes(lowmem: LowMemory) -> list[dict[str, Any]]:
     rows = [
         {
             "route": name,
-            "requests": tally.requests,
-            "grown_bytes": tally.gone + held,
-            "held_bytes": held,
-            "replaced_workers": tally.workers,
-            "rises": tally.rises,
-            "quiet_requests": tally.quiet,
-            "worst_bytes": tally.worst,
-            "shared": round(tally.shared / tally.requests, 3) if tally.requests else 0.0,
+            "requests": found.requests,
+            "grown_bytes": found.gone + found.held,
+            "held_bytes": found.held,
+            "replaced_workers": found.workers,
+            "rises": found.rises,
+            "quiet_requests": found.quiet,
+            "worst_bytes": found.worst,
+            "shared": round(found.shared / found.requests, 3) if found.requests else 0.0,
         }
-        for name, (tally, held) in lowmem.crew.growth().items()
+        for name, found in lowmem.crew.growth().items()
     ]
     return sorted(rows, key=lambda row: (row["route"] == OTHER, -row["grown_bytes"], row["route"]))
 

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
-from typing import NamedTuple
 
 from ..settings import KB, MB
 
@@ -50,8 +49,7 @@ class Route:
     """What is known of one. Bytes and counts."""
 
     __slots__ = (
-        *("grown", "name", "peak", "quiet", "requests", "rises", "shared", "told", "units"),
-        "worst",
+        *("grown", "name", "peak", "quiet", "requests", "rises", "shared", "units", "worst"),
     )
 
     def __init__(self, name: str) -> None:
@@ -63,7 +61,6 @@ class Route:
         self.units = 0.0  # requests, or seconds for what is none
         # The most that it had grown by, how often that rose, and its requests since.
         self.peak, self.rises, self.quiet = 0.0, 0, 0
-        self.told = (0, 0, 0, 0)  # of requests, shared, grown and rises, what `take` has given out
 
     def add(self, other: Route) -> None:
         self.requests += other.requests
@@ -73,7 +70,6 @@ class Route:
         self.units += other.units
         self.peak += other.peak
         self.rises += other.rises
-        self.told = tuple(map(sum, zip(self.told, other.told, strict=True)))  # type: ignore[assignment]
 
     def asked(self, count: int) -> None:
         """So many of its requests were weighed."""
@@ -93,19 +89,6 @@ class Route:
         return counts, abs(self.grown), self.requests
 
 
-class Booking(NamedTuple):
-    """What came to a route since it was last asked; `worst` of all time, `quiet` the requests since
-    it last rose, where it rose."""
-
-    route: str
-    requests: int
-    shared: int
-    grown: int
-    worst: int
-    rises: int = 0
-    quiet: int = 0
-
-
 class Window:
     """Growth between two weighings: how many requests of each route there were, what was booked."""
 
@@ -117,7 +100,7 @@ class Window:
 
 
 class Growth:
-    """`ended` with each request; `weigh` when it is `due`; `take` what is new.
+    """`ended` with each request; `weigh` when it is `due`.
 
     `size` tells what is weighed (bytes), `now` is any monotonic clock in seconds.
     """
@@ -222,23 +205,6 @@ class Growth:
     def rebase(self) -> None:
         """What has come, or gone, since the last time was no request's doing, and is forgotten."""
         self._before = self.size()
-
-    def take(self) -> list[Booking]:
-        """What came since the last time, by route. Thread-safe, for one who takes."""
-        bookings = []
-        for route in list(self.routes.values()):
-            before = route.told
-            now = (route.requests, route.shared, int(route.grown), route.rises)
-            if now != before:
-                route.told = now
-                requests, shared, grown, rises = (a - b for a, b in zip(now, before, strict=True))
-                bookings.append(
-                    Booking(
-                        *(route.name, requests, shared, grown, route.worst),
-                        *(rises, route.quiet if rises > 0 else 0),
-                    )
-                )
-        return bookings
 
     def held(self, most: int) -> dict[str, int]:
         """What each route has left in this process and nobody has dropped (bytes, above 0).

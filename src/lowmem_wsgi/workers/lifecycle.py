@@ -1,4 +1,4 @@
-"""This process as one worker of a site: its place on the board, and when it gives it up."""
+"""This process as one worker of a site: its place on the shared page, and when it gives it up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ..memory.levels import OK
 from ..settings import Settings, format_size
 from ..system.procfs import OwnRss, own_uss, process_seconds
 from ..system.usage import Usage
-from . import postmortem as deaths
+from . import pages as site
+from . import postmortem
 from .recycling import (
     IN_VAIN_SO_FAR,
     PATIENCE,
@@ -30,20 +31,21 @@ from .recycling import (
     reason_to_wait,
 )
 from .servers import Server, find_server
-from .shared_page import GONE, READY, REPLACED, RETIRING, Board, Seen, Slot, claim, is_alive
-from .site_page import board, board_of
-from .site_totals import COUNTS, Growth, Ledger
+from .shared_page import GONE, READY, REPLACED, RETIRING, Seen, SharedPage, WorkerRecord, is_alive
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
+    from .figures import RouteFigures
+    from .history import History
+    from .pages import Pages
 
 # Growth is measured over so many seconds, or over the time that a replacement is to come before;
 # and in so many parts.
 WINDOW, QUARTERS = 1.0, 4
 # A worker that ends takes room while it has grown in so long (seconds).
 JUST_NOW = 0.3
-# What was counted is added to the site's so often (seconds), and at the end.
-TELL_EVERY = 1.0
+# What was counted is written on the page so often (seconds), and at the end.
+FLUSH_EVERY = 1.0
 # Readings are kept for as long as a lead may be, at the shortest pauses.
 MOST_READINGS = 256
 # A worker's start is taken to need so long (seconds) at most, where it is not measured.
@@ -86,17 +88,19 @@ class Worker:
         heavy: Callable[[], str] = str,
         now: Callable[[], float] = time.monotonic,
         find: Callable[[], Server | None] = find_server,
+        pages: Pages | None = None,
     ) -> None:
         self._recycling = rules.recycle
         self._engine = engine
         self._now = now
         self._find = find
+        self._pages = pages or site.PAGES
         self._heavy = heavy  # the heavy modules it has loaded, for the log
         self._rss = OwnRss()
         self._forget()
 
     def _forget(self) -> None:
-        self.slot: Slot | None = None
+        self.slot: WorkerRecord | None = None
         self.server: Server | None = None
         self._started = False
         self._newborn = 0
@@ -104,9 +108,8 @@ class Worker:
         self._retired_at = 0.0
         self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
-        self._counted: dict[str, float] = {}
-        self._told_at = float("-inf")
-        self._telling = threading.Lock()
+        self._flushed_at = float("-inf")
+        self._flushing = threading.Lock()
 
     # --- A request
 
@@ -123,24 +126,24 @@ class Worker:
     # --- A worker's life
 
     def start(self, *, fresh: bool = False) -> None:
-        """Take a place on the board. Harmless when repeated.
+        """Take a place on the shared page. Harmless when repeated.
 
         `fresh`: the process has done nothing else yet, so its age is what its start has taken.
         """
         if self._started:
             return
         self._started = True
-        self._counted = self._engine.counts()  # what came before the fork is not ours
         self.server = self._find()
-        page = board_of(self.server)
-        self.slot = claim(page, self._rss(), now=self._now)
+        page = self._pages.join(self.server)
+        # What came before the fork is not counted a second time.
+        self.slot = page.claim(self._rss(), self._engine.counts(), now=self._now)
         self._newborn = own_uss()
         # Later, the age is what the start has taken at the most.
         age = process_seconds() or LONGEST_START  # where the system does not tell
         self._started_in = age if fresh else min(age, LONGEST_START)
         self._fresh = fresh
         if not page.master:
-            self._bury(page)
+            self._fold_in_the_dead(page)
         if self.server is not None and self.server.submit is not None:
             # Not this one, if it is of the pool.
             own = threading.current_thread() is not threading.main_thread()
@@ -157,15 +160,17 @@ class Worker:
     def leave(self) -> None:
         """The process ends as it should."""
         if self.slot is not None and self.slot.pid == os.getpid():
-            self.tell()
+            self.flush()
             self.slot.enter(self.slot.state | GONE)
+            if self.slot.index < 0:  # nobody else can see it
+                self._pages.page.give_up(self.slot)
 
     def give_up(self) -> None:
         """The process goes on without this worker: its place is free."""
-        with self._telling:
-            if self.slot is not None and self.slot.pid == os.getpid():
-                board().free(self.slot.index)
-            self.slot, self._started = None, False
+        with self._flushing:
+            slot, self.slot, self._started = self.slot, None, False
+            if slot is not None and slot.pid == os.getpid():
+                self._pages.page.give_up(slot)
 
     def abort(self) -> None:
         """The process ends in the middle of what it is doing."""
@@ -174,7 +179,7 @@ class Worker:
 
     def after_fork(self) -> None:
         """In a new child: the place is the parent's."""
-        board().after_fork()
+        self._pages.after_fork()
         self._rss.reopen()
         self._forget()
 
@@ -182,7 +187,7 @@ class Worker:
         """How many workers share what room there is. Of those that are ending, who still grow."""
         if not self._started:
             return 1
-        page, since = board(), self._now() - JUST_NOW
+        page, since = self._pages.page, self._now() - JUST_NOW
         if page.taken() == [self.slot.index if self.slot is not None else -1]:
             found = 1  # most sites, most of the time
         else:
@@ -192,7 +197,8 @@ class Worker:
     def ending(self) -> bool:
         """Whether a worker of this site was told to end, and is still there."""
         return self._started and any(
-            seen.state in (RETIRING, REPLACED) and is_alive(seen.pid) for seen in board().workers()
+            seen.state in (RETIRING, REPLACED) and is_alive(seen.pid)
+            for seen in self._pages.page.workers()
         )
 
     def look(self, usage: Usage, level: str) -> None:
@@ -205,11 +211,11 @@ class Worker:
         self._readings.append(Reading(now, usage.used, rss, slot.requests))
         if level == OK:
             self._ok_at = now
-        page = board()
-        page.ledger.point(usage.used)
-        if now - self._told_at >= TELL_EVERY:
-            self._told_at = now
-            self.tell()
+        page = self._pages.page
+        page.history.point(usage.used)
+        if now - self._flushed_at >= FLUSH_EVERY:
+            self._flushed_at = now
+            self.flush()
         if level == OK and page.in_vain and usage.used < self._engine.monitor.thresholds[0]:
             page.change(in_vain=0)
         if slot.state & GONE or self.slot is not slot:
@@ -219,55 +225,55 @@ class Worker:
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
 
-    def tell(self, patience: float = 0.0) -> None:
-        """Add what was counted here since the last time to what the site has. Wait `patience`
-        seconds for a thread that does so already."""
-        if not self._started or not self._telling.acquire(timeout=patience):
+    def flush(self, patience: float = 0.0) -> None:
+        """Write on the page what was counted here. Wait `patience` seconds for a thread that does
+        so already."""
+        if self.slot is None or not self._flushing.acquire(timeout=patience):
             return
         try:
             self._engine.collector.settle()
-            counts = self._engine.counts()
-            new = {name: value - self._counted.get(name, 0) for name, value in counts.items()}
             growth, slot = self._engine.collector.growth, self.slot
-            held = None
             if slot is not None:
-                held = slot.index, growth.held(self._rss() - slot.born_rss)
-            board().ledger.add(new, growth.take(), held)
-            self._counted = counts
+                routes = list(growth.routes.values())
+                slot.flush(self._engine.counts(), routes, growth.held(self._rss() - slot.born_rss))
         finally:
-            self._telling.release()
+            self._flushing.release()
 
     def counts(self) -> dict[str, float]:
         """What the site has counted, all its workers."""
         if not self._started:
-            return {**dict.fromkeys(COUNTS, 0.0), **self._engine.counts()}
-        self.tell(patience=0.5)
-        return board().ledger.counts()
+            return self._engine.counts()
+        self.flush(patience=0.5)
+        return dict(self._pages.page.figures().counters)
+
+    def growth(self) -> dict[str, RouteFigures]:
+        """By route, what the workers of this site have counted and grown by: those there are, and
+        those there were."""
+        return dict(self._pages.page.figures().routes)
+
+    def held(self, place: int) -> int:
+        """Bytes that the routes of the worker at this place have left in it."""
+        return self._pages.page.held(place)
 
     @property
-    def ledger(self) -> Ledger:
-        """What the site has counted, and its last hour."""
-        return board().ledger
+    def history(self) -> History:
+        """The site's last hour."""
+        return self._pages.page.history
 
     def alive(self) -> list[Seen]:
         """The workers of the site, as they are on the page."""
-        return [seen for seen in board().workers() if is_alive(seen.pid)]
-
-    def growth(self) -> dict[str, Growth]:
-        """By route, what the workers of this site have grown by: those there are, and those there
-        were."""
-        return board().growth()
+        return [seen for seen in self._pages.page.workers() if is_alive(seen.pid)]
 
     def last_death(self) -> dict[str, Any] | None:
-        """Of a worker of this site: what, of what, in the middle of what (see deaths.describe)."""
-        return board().last_death
+        """Of a worker of this site: what, of what, in the middle of what (postmortem.describe)."""
+        return self._pages.page.last_death
 
     # --- In between
 
     def note_cleanup(self, result: dict[str, Any], why: str) -> None:
         """Mark a cleanup in the site's last hour."""
         if self._started:
-            board().ledger.event("cleanup", result["freed_bytes"], why)
+            self._pages.page.history.event("cleanup", result["freed_bytes"], why)
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
         """Whether it is worth a closer look: away from ok, or soon to be."""
@@ -279,7 +285,7 @@ class Worker:
             self._eased_at = self._now()
         return wanted
 
-    def _consider(self, page: Board, usage: Usage, level: str, rss: int) -> None:
+    def _consider(self, page: SharedPage, usage: Usage, level: str, rss: int) -> None:
         others = [seen for seen in page.workers() if seen.pid != os.getpid() and is_alive(seen.pid)]
         situation = self._situation(page, usage, level, rss, others)
         if situation.pressed:
@@ -301,7 +307,7 @@ class Worker:
             self._retire(page, situation, others)
 
     def _situation(
-        self, page: Board, usage: Usage, level: str, rss: int, others: list[Seen]
+        self, page: SharedPage, usage: Usage, level: str, rss: int, others: list[Seen]
     ) -> Situation:
         assert self.slot is not None
         now, own = self._now(), page.read(self.slot.index)
@@ -361,14 +367,14 @@ class Worker:
     def _lead(self) -> float:
         """Seconds before memory is short to ask for a replacement. Until one was measured, a worker
         is taken to end as fast as it starts."""
-        return lead(board().release or (self._started_in if self._fresh else 0.0))
+        return lead(self._pages.page.release or (self._started_in if self._fresh else 0.0))
 
     def _left(self, rates: Rates) -> float:
         """Seconds until this worker meets its own ceiling."""
         left = self._engine.ceiling.room
         return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
 
-    def _retire(self, page: Board, situation: Situation, others: list[Seen]) -> None:
+    def _retire(self, page: SharedPage, situation: Situation, others: list[Seen]) -> None:
         assert self.slot is not None
         if self.server is None:
             log.once(
@@ -394,8 +400,9 @@ class Worker:
         self._retired_at = self._now()
         page.retires(self._retired_at)
         self.slot.enter(REPLACED if at_once else RETIRING)
-        page.ledger.add({"recycles": 1})
-        page.ledger.event("recycle", situation.grown, situation.level)
+        self.slot.count("recycles")
+        self.flush()
+        page.history.event("recycle", situation.grown, situation.level)
         log.logger.warning(
             "♻️ recycled at %s of %s: this worker has grown from %s to %s in %d requests%s "
             "(setting: LOWMEM_RECYCLE)",
@@ -423,7 +430,7 @@ class Worker:
         told = f", most of it by {route.name} ({format_size(route.grown)})" if route else ""
         return told + (f", and loaded {heavy}" if heavy else "")
 
-    def _see_off(self, page: Board) -> None:
+    def _see_off(self, page: SharedPage) -> None:
         """While this worker ends: the next may be replaced once another is ready in this one's
         place, and this one is kept by a slow request. (Who ends gives up the turn anyway.)"""
         assert self.server is not None
@@ -433,28 +440,28 @@ class Worker:
         if ready >= self.server.size:
             page.end_turn()
 
-    def _bury(self, page: Board) -> None:
+    def _fold_in_the_dead(self, page: SharedPage) -> None:
         """Without a master that does it: log of what the workers before have died."""
         kills = self._engine.memory.kills()
         for seen in page.workers():
             if is_alive(seen.pid):
                 continue
             if self.server is None:  # some child of some process, that went as it pleased
-                page.bury(seen)
+                page.fold_in(seen)
                 continue
-            why = deaths.cause(
+            why = postmortem.cause(
                 timed_out=False,
                 killed=kills is not None and kills > page.kills,
-                orderly=deaths.left_in_order(seen),
+                orderly=postmortem.left_in_order(seen),
             )
             with page.locked():
                 again = page.read(seen.place)
                 if again is None or again.pid != seen.pid:
                     continue  # another was faster
                 if why is None:
-                    page.bury(seen)
+                    page.fold_in(seen)
                 else:
-                    deaths.report(page, seen, why)
+                    postmortem.report(page, seen, why)
         if kills is not None:
             page.change(kills=kills)
 

@@ -1,4 +1,4 @@
-"""What a worker died of, from what it left on the board."""
+"""What a worker died of, from what it left on the shared page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from .. import log
 from ..settings import format_size
-from .shared_page import GONE, READY, Board, Seen
+from .shared_page import GONE, READY, Seen, SharedPage
 
 OOM_KILL, TIMEOUT, CRASH = "OOM kill", "timeout", "crash, or a kill from outside"
 
-# Under these names.
+# The counter of each, in metrics.COUNTERS.
 COUNTED = {OOM_KILL: "deaths_oom", TIMEOUT: "deaths_timeout", CRASH: "deaths_crash"}
 
 
@@ -35,13 +35,12 @@ def completed(seen: Seen, peak: int, limit: int, *, now: float | None = None) ->
     return seen._replace(rss=rss)
 
 
-def report(board: Board, seen: Seen, why: str, *, now: float | None = None) -> dict[str, Any]:
-    """Log the death in one line, keep it for the status, and free the slot."""
+def report(page: SharedPage, seen: Seen, why: str, *, now: float | None = None) -> dict[str, Any]:
+    """Log the death in one line, keep it for the status, and fold in what the worker counted."""
     death = describe(seen, why, time.monotonic() if now is None else now)
-    board.add_death({**death, "at": time.time()})
-    board.ledger.add({COUNTED[why]: 1})
-    board.ledger.event("death", death["rss_bytes"], why)
-    board.bury(seen)
+    page.add_death({**death, "at": time.time()})
+    page.history.event("death", death["rss_bytes"], why)
+    page.fold_in(seen, {COUNTED[why]: 1})
     log.logger.error("💀 %s", sentence(death))
     return death
 

@@ -1,9 +1,11 @@
-"""The black box: a page that all workers of a site share, and that outlives each of them.
+"""The page that all workers of a site share, and that outlives each of them.
 
-A worker writes down what it is doing: its requests in flight, its memory in the last seconds.
-When the kernel kills it there is no time to log anything; but the page is still there, in the
-master that made it before it forked, or, where there is none, in a file. Nothing here waits:
-each worker writes to its own slot, and who reads may see it half written.
+A worker writes to its own record, and nobody else does: what it has in flight, its memory in the
+last seconds, what it has counted. Nothing here waits for a worker, and none can spoil another's
+figures. Readers add up the records. When the kernel kills a worker there is no time to log
+anything, but its record is still there: in the master that made the page before it forked or,
+without such a master, in a file. Who finds a dead worker folds its figures into the site's, once,
+and frees the place.
 """
 
 from __future__ import annotations
@@ -15,21 +17,27 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from binascii import crc32
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..metrics import NAMES
 from ..settings import MB
 from ..system.procfs import read_stat
-from . import site_totals as ledger
+from . import history
+from .figures import ROUTE, Figures, RouteFigures, folded, total
+from .figures import SIZE as FIGURES_SIZE
+
+if TYPE_CHECKING:
+    from ..memory.attribution import Route
 
 try:
     import fcntl
 except ImportError:  # Windows: one process, nothing to keep apart
     fcntl = None  # type: ignore[assignment]
 
-MAGIC = b"lowmem 3"
 # What a worker is doing: at work; finishing what it has; the same, and the master has started
-# another already. GONE is added to it as it ends in order. A slot that nobody has is all zeros.
+# another already. GONE is added to it as it ends in order. A record that nobody has is all zeros.
 READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
 
 HEAD = struct.Struct("<8sIQQIIQQ")  # magic; the rest as named here, `length` is that of the text:
@@ -43,25 +51,36 @@ FIELDS = {  # where, and what
     "release": (44, "<Q"),  # what the last ones took to be gone after that, µs
 }
 TEXT = 1024 - HEAD.size  # the last death, as JSON
-SLOT = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
+WORKER = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
 POINT = struct.Struct("<dQQ")  # when, the worker's RSS, what the site used
 REQUEST = struct.Struct("<dQ112s")  # begun, the worker's RSS then, what
-
-SLOTS, POINTS, REQUESTS = 40, 16, 8
-POINTS_AT = SLOT.size
-REQUESTS_AT = POINTS_AT + POINTS * POINT.size
-SLOT_SIZE = REQUESTS_AT + REQUESTS * REQUEST.size
-SLOTS_AT = 1024
-LEDGER_AT = SLOTS_AT + SLOTS * SLOT_SIZE
-SIZE = LEDGER_AT + ledger.SIZE + SLOTS * ledger.HELD_SIZE  # 150 KB; a few pages are touched
 PID = struct.Struct("<I")
+WHO = struct.Struct("<Id")  # pid, born
+LENGTH = struct.Struct("<Q")
 NOBODY, NO_PID = bytes(8), bytes(4)
+
+PLACES, POINTS, REQUESTS = 40, 16, 8
+POINTS_AT = WORKER.size
+REQUESTS_AT = POINTS_AT + POINTS * POINT.size
+FIGURES_AT = REQUESTS_AT + REQUESTS * REQUEST.size
+SIDE_SIZE = LENGTH.size + WHO.size + FIGURES_SIZE
+RECORD_SIZE = FIGURES_AT + 8 + 2 * SIDE_SIZE
+RECORDS_AT = 1024
+TOTALS_AT = RECORDS_AT + PLACES * RECORD_SIZE
+HISTORY_AT = TOTALS_AT + 8 + 2 * SIDE_SIZE
+SIZE = HISTORY_AT + history.SIZE  # 1.4 MB, of which some pages are touched
+
+# Another layout is another version's: its page begins anew.
+LAYOUT = (NAMES, SIZE, *(kind.format for kind in (HEAD, WORKER, POINT, REQUEST, ROUTE)))
+MAGIC = b"lowm" + crc32(repr(LAYOUT).encode()).to_bytes(4, "little")
 
 # A worker that takes longer to end (seconds) is kept by a slow request.
 LONGEST_RELEASE = 2.0
 
 # Readings closer together (seconds) than this share a point: the points span some seconds.
 APART = 0.25
+
+ALL_OF_IT = 2**63  # bytes
 
 # Bytes of the file that are locked: while the page is changed for all; by who is being replaced.
 ALL, REPLACING = 0, 1
@@ -76,7 +95,7 @@ class Flight(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A worker's slot as it was read. Bytes, and seconds of the monotonic clock."""
+    """A worker's record as it was read. Bytes, and seconds of the monotonic clock."""
 
     place: int
     pid: int
@@ -99,6 +118,11 @@ class Seen(NamedTuple):
         return self.state == READY or (bool(self.flights) and self.grew(since))
 
     @property
+    def eaten(self) -> int:
+        """By how many bytes it grew during requests that are in flight."""
+        return max((self.rss - flight.rss for flight in self.flights), default=0)
+
+    @property
     def ready(self) -> bool:
         return self.state == READY
 
@@ -107,7 +131,43 @@ class Seen(NamedTuple):
         return self.state & ~GONE == REPLACED
 
 
-class Board:
+class TwoSides:
+    """Bytes that one process writes at a time, and any process reads: all of one write, never half
+    of it. The writer fills the side that nobody reads, and then turns over by one byte. Killed
+    between the two it leaves what it wrote before."""
+
+    def __init__(self, page: mmap.mmap | bytearray, at: int) -> None:
+        self._map = page
+        self._at = at
+
+    def write(self, data: bytes) -> None:
+        turn = (self._map[self._at] + 1) % 256
+        at, whole = self._side(turn), LENGTH.pack(len(data)) + data
+        self._map[at : at + len(whole)] = whole
+        self._map[self._at] = turn
+
+    def read(self) -> bytes:
+        while True:
+            turn = self._map[self._at]
+            at = self._side(turn)
+            (length,) = LENGTH.unpack_from(self._map, at)
+            data = self._map[at + LENGTH.size : at + min(SIDE_SIZE, LENGTH.size + length)]
+            if self._map[self._at] == turn:  # else the writer may have come back to this side
+                return bytes(data)
+
+    def clear(self) -> None:
+        """Leave nothing of what was written, and touch no more than that."""
+        for turn in range(2):
+            at = self._side(turn)
+            (length,) = LENGTH.unpack_from(self._map, at)
+            size = min(SIDE_SIZE, LENGTH.size + length)
+            self._map[at : at + size] = bytes(size)
+
+    def _side(self, turn: int) -> int:
+        return self._at + 8 + turn % 2 * SIDE_SIZE
+
+
+class SharedPage:
     """The page. Made before workers fork, or opened by each of them."""
 
     def __init__(self, file: int) -> None:
@@ -124,10 +184,12 @@ class Board:
                 if self.map[: len(MAGIC)] != NOBODY:  # another version's
                     self.map[:] = bytes(SIZE)
                 HEAD.pack_into(self.map, 0, MAGIC, *[0] * len(FIELDS))
-        self.ledger = ledger.Ledger(self.map, LEDGER_AT, self.locked)
+        self.history = history.History(self.map, HISTORY_AT, self.locked)
+        self._totals = TwoSides(self.map, TOTALS_AT)
+        self._unplaced: list[WorkerRecord] = []  # of this process, where all places were taken
 
     @classmethod
-    def private(cls) -> Board:
+    def private(cls) -> SharedPage:
         """For this process and those that it will fork."""
         if hasattr(os, "memfd_create"):
             return cls(os.memfd_create("lowmem-wsgi", os.MFD_CLOEXEC))
@@ -135,7 +197,7 @@ class Board:
             return cls(os.dup(file.fileno()))
 
     @classmethod
-    def at(cls, path: str) -> Board:
+    def at(cls, path: str) -> SharedPage:
         """In a file, for processes that know the same path. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         return cls(os.open(path, flags, 0o600))
@@ -165,6 +227,7 @@ class Board:
     def after_fork(self) -> None:
         """In a new child: the parent's locks are the parent's."""
         self.threads, self._locks = threading.RLock(), 0
+        self._unplaced.clear()
 
     def take_turn(self) -> bool:
         """Be the one worker that is replaced. The kernel takes the turn back from who dies."""
@@ -241,33 +304,37 @@ class Board:
         """Set some of FIELDS: those alone, as another may be setting others."""
         for field, value in values.items():
             at, kind = FIELDS[field]
-            ledger.put(self.map, at, struct.pack(kind, value))
+            data = struct.pack(kind, value)  # `pack_into` sets its bytes to nothing first
+            self.map[at : at + len(data)] = data
 
     def _get(self, field: str) -> int:
         at, kind = FIELDS[field]
         return int(struct.unpack_from(kind, self.map, at)[0])
 
-    # --- The slots
+    # --- The records
 
     def workers(self) -> list[Seen]:
-        """All slots that somebody has."""
+        """The records that somebody has."""
         found = (self.read(place) for place in self.taken())
         return [seen for seen in found if seen is not None]
 
     def taken(self) -> list[int]:
         """The places that somebody has: a glance."""
-        starts = range(SLOTS_AT, LEDGER_AT, SLOT_SIZE)
+        starts = range(RECORDS_AT, TOTALS_AT, RECORD_SIZE)
         return [place for place, at in enumerate(starts) if self.map[at : at + 4] != NO_PID]
 
-    def read(self, index: int) -> Seen | None:
-        at = SLOTS_AT + index * SLOT_SIZE
-        pid, state, born, seen, born_rss, rss, requests = SLOT.unpack_from(self.map, at)
+    def read(self, place: int) -> Seen | None:
+        """What the worker at this place notes of itself; None where nobody has it."""
+        if not 0 <= place < PLACES:
+            return None
+        at = RECORDS_AT + place * RECORD_SIZE
+        pid, state, born, seen, born_rss, rss, requests = WORKER.unpack_from(self.map, at)
         if not pid:
             return None
         points = POINT.iter_unpack(self.map[at + POINTS_AT : at + REQUESTS_AT])
-        flights = REQUEST.iter_unpack(self.map[at + REQUESTS_AT : at + SLOT_SIZE])
+        flights = REQUEST.iter_unpack(self.map[at + REQUESTS_AT : at + FIGURES_AT])
         return Seen(
-            *(index, pid, state, born, seen, born_rss, rss, requests),
+            *(place, pid, state, born, seen, born_rss, rss, requests),
             points=sorted(point for point in points if point[0]),
             flights=sorted(
                 (
@@ -279,36 +346,121 @@ class Board:
             ),
         )
 
-    def free(self, index: int) -> None:
-        """Nobody has the slot any more. What its worker held is forgotten."""
-        at = SLOTS_AT + index * SLOT_SIZE
-        self.map[at : at + SLOT_SIZE] = bytes(SLOT_SIZE)
-        self.ledger.add({}, (), (index, {}))
+    def claim(
+        self,
+        rss: int,
+        inherited: Mapping[str, float] | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> WorkerRecord:
+        """Return a record for this process. `inherited`: what its counters showed before it was a
+        worker. Where all places are taken, the record is in the process's own memory: the site
+        hears of its counts when it is given up."""
+        with self.locked():
+            for seen in self.workers():
+                if seen.pid == os.getpid():  # of a process before that had the pid
+                    self.fold_in(seen)
+            taken = {*self.taken()}
+            place = next((place for place in range(PLACES) if place not in taken), None)
+            if place is not None:
+                at = RECORDS_AT + place * RECORD_SIZE
+                return WorkerRecord(self.map, at, place, rss, inherited or {}, now)
+            record = WorkerRecord(bytearray(RECORD_SIZE), 0, -1, rss, inherited or {}, now)
+            self._unplaced.append(record)
+            return record
 
-    def bury(self, seen: Seen) -> None:
-        """The worker is gone: keep by how much each route had grown in it, and free its place."""
-        eaten = max((seen.rss - flight.rss for flight in seen.flights), default=0)
-        self.ledger.ended(seen.place, eaten=eaten)
-        self.free(seen.place)
+    def give_up(self, record: WorkerRecord) -> None:
+        """Keep what was counted, and free the place. The process goes on, so what it holds is no
+        growth of a worker that is gone. Harmless when repeated."""
+        with self.locked():
+            seen = self.read(record.index)
+            if record in self._unplaced:
+                self._unplaced.remove(record)
+                self._fold(record, record.figures(), eaten=ALL_OF_IT)
+            elif seen is not None and (seen.pid, seen.born) == (record.pid, record.born):
+                self._fold(record, record.figures(), eaten=ALL_OF_IT)
+                self.free(record.index)
 
-    def growth(self) -> dict[str, ledger.Growth]:
-        """By route, what this site's workers have grown by, before and now."""
-        pids = {place: self._pid(place) for place in self.taken()}
-        return self.ledger.growth({place: is_alive(pid) for place, pid in pids.items()})
+    def fold_in(self, seen: Seen, counted: Mapping[str, float] | None = None) -> None:
+        """The worker is gone: add its figures to the site's, once, and free its place. `counted`
+        is added as well."""
+        with self.locked():
+            gone = self._read_figures(seen.place)
+            self._fold(seen, gone, eaten=seen.eaten, counted=counted or {})
+            self.free(seen.place)
 
-    def _pid(self, place: int) -> int:
-        return int(PID.unpack_from(self.map, SLOTS_AT + place * SLOT_SIZE)[0])
+    def free(self, place: int) -> None:
+        """Nobody has the place any more. What its worker counted is forgotten."""
+        at = RECORDS_AT + place * RECORD_SIZE
+        self._figures_of(place).clear()
+        self.map[at : at + FIGURES_AT] = bytes(FIGURES_AT)
+
+    # --- What was counted
+
+    def figures(self) -> Figures:
+        """Return what the site has counted: its workers that are gone, and those there are."""
+        with self.locked():
+            dead, living = self._totals_and_last()[0], []
+            for seen in self.workers():
+                found = self._read_figures(seen.place)
+                if is_alive(seen.pid):
+                    living.append(found)
+                else:  # nobody has folded it in yet
+                    dead = folded(dead, found, eaten=seen.eaten)
+            return total(dead, [*living, *(record.figures() for record in self._unplaced)])
+
+    def held(self, place: int) -> int:
+        """Bytes that the routes of the worker at this place have left in it."""
+        return sum(row.held for row in self._read_figures(place).routes.values())
+
+    def _read_figures(self, place: int) -> Figures:
+        return Figures.unpack(self._figures_of(place).read())
+
+    def _figures_of(self, place: int) -> TwoSides:
+        return TwoSides(self.map, RECORDS_AT + place * RECORD_SIZE + FIGURES_AT)
+
+    def _totals_and_last(self) -> tuple[Figures, bytes]:
+        """What those counted that are gone; which of them was the last."""
+        data = self._totals.read()
+        return Figures.unpack(data[WHO.size :]), data[: WHO.size]
+
+    def _fold(
+        self,
+        gone: Seen | WorkerRecord,
+        its: Figures,
+        *,
+        eaten: int,
+        counted: Mapping[str, float] | None = None,
+    ) -> None:
+        who, (dead, last) = WHO.pack(gone.pid, gone.born), self._totals_and_last()
+        if who == last:  # by somebody who died before the place was free
+            return
+        if counted:
+            its = its._replace(counters={k: v + counted.get(k, 0) for k, v in its.counters.items()})
+        self._totals.write(who + folded(dead, its, eaten=eaten).pack())
 
 
-class Slot:
-    """A worker's own place on the page. `began` and `ended` are on the path of every request."""
+class WorkerRecord:
+    """What a worker writes of itself, at `index` of the page; -1 where it has found no place.
+
+    `began` and `ended` are on the path of every request.
+    """
 
     def __init__(
-        self, board: Board, index: int, rss: int, *, now: Callable[[], float] = time.monotonic
+        self,
+        page: mmap.mmap | bytearray,
+        at: int,
+        index: int,
+        rss: int,
+        inherited: Mapping[str, float],
+        now: Callable[[], float],
     ) -> None:
-        self._map = board.map
-        self._at = SLOTS_AT + index * SLOT_SIZE
+        self._map = page
+        self._at = at
         self._now = now
+        self._figures = TwoSides(page, at + FIGURES_AT)
+        self._counted = dict.fromkeys(NAMES, 0.0)
+        self._shown = dict(inherited)  # what each counter showed at the last flush
         self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
         self._frozen = False
         self._point, self._pointed = 0, 0.0
@@ -319,7 +471,7 @@ class Slot:
         self.rss = rss
         self.requests = 0
         self._write(self.born)
-        ledger.put(self._map, self._at, PID.pack(self.pid))  # last: from now on it is read
+        self._map[at : at + PID.size] = PID.pack(self.pid)  # last: from now on it is read
 
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`. -1 where there is no room."""
@@ -358,8 +510,36 @@ class Slot:
             self._point = (self._point + 1) % POINTS
             self._pointed = now
         at = self._at + POINTS_AT + self._point * POINT.size
-        ledger.put(self._map, at, POINT.pack(now, rss, used))
+        self._map[at : at + POINT.size] = POINT.pack(now, rss, used)
         self._write(now)
+
+    def count(self, name: str) -> None:
+        """Count something of the worker itself. The next `flush` writes it down."""
+        self._counted[name] += 1
+
+    def flush(
+        self,
+        counters: Mapping[str, float],
+        routes: Iterable[Route] = (),
+        held: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write down what this process has counted so far: counters by name, its routes, and what
+        each route has left in it (bytes). A counter that starts again, such as that of an app that
+        was closed, takes nothing away. For one thread at a time."""
+        for name, value in counters.items():
+            self._counted[name] += max(0, value - self._shown.get(name, 0))
+        self._shown.update(counters)
+        rows = {}
+        for route in list(routes):
+            seen = route.requests, route.shared, route.worst, route.rises, route.quiet
+            row = RouteFigures(*seen, held=(held or {}).get(route.name, 0))
+            if any(row):
+                rows[route.name] = row
+        self._figures.write(Figures(self._counted, rows).pack())
+
+    def figures(self) -> Figures:
+        """What it has written down."""
+        return Figures.unpack(self._figures.read())
 
     def enter(self, state: int) -> None:
         self.state = state
@@ -368,20 +548,8 @@ class Slot:
     def _write(self, now: float) -> None:
         figures = (self.state, self.born, now, self.born_rss, self.rss, self.requests)
         # The pid stays as it is. Who reads nobody's there would take the place.
-        ledger.put(self._map, self._at + PID.size, SLOT.pack(self.pid, *figures)[PID.size :])
-
-
-def claim(board: Board, rss: int, *, now: Callable[[], float] = time.monotonic) -> Slot | None:
-    """A free slot, now this process's; None where all are taken."""
-    with board.locked():
-        for index in board.taken():
-            seen = board.read(index)
-            if seen is not None and seen.pid == os.getpid():  # of a process before that had the pid
-                board.bury(seen)
-        for index in range(SLOTS):
-            if board.read(index) is None:
-                return Slot(board, index, rss, now=now)
-    return None
+        at, whole = self._at, WORKER.pack(self.pid, *figures)
+        self._map[at + PID.size : at + WORKER.size] = whole[PID.size :]
 
 
 def is_alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -25,11 +26,10 @@ from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Governor
 from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.system.usage import Usage
 from lowmem_wsgi.workers import lifecycle as module
-from lowmem_wsgi.workers import postmortem as deaths
-from lowmem_wsgi.workers import servers
-from lowmem_wsgi.workers import site_page as page
+from lowmem_wsgi.workers import pages, postmortem, servers
 from lowmem_wsgi.workers.lifecycle import Worker as LifeCycle
 from lowmem_wsgi.workers.lifecycle import start_threads
+from lowmem_wsgi.workers.pages import Pages
 from lowmem_wsgi.workers.recycling import (
     GIVEN_BACK,
     IN_VAIN,
@@ -42,16 +42,16 @@ from lowmem_wsgi.workers.recycling import (
 from lowmem_wsgi.workers.servers import Server, find_server
 from lowmem_wsgi.workers.shared_page import (
     GONE,
+    PLACES,
     READY,
+    RECORD_SIZE,
+    RECORDS_AT,
     REPLACED,
     RETIRING,
-    SLOT_SIZE,
-    SLOTS,
-    SLOTS_AT,
-    Board,
+    WORKER,
     Seen,
+    SharedPage,
 )
-from lowmem_wsgi.workers.shared_page import SLOT as SLOT_HEAD
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -64,12 +64,12 @@ NEIGHBOUR = os.getppid()
 @pytest.fixture(autouse=True)
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A page, and a runtime directory, of the test's own."""
-    monkeypatch.setattr(page, "_board", [])
+    found = Pages()
+    monkeypatch.setattr(pages, "PAGES", found)
     monkeypatch.setattr(runtime, "_current", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     yield tmp_path / "lowmem-wsgi"
-    for board in page._board:
-        board.close()
+    found.close()
 
 
 class Rss:
@@ -165,8 +165,8 @@ class Worker:
         self.board.change(release=int(release * 1e6))
 
     @property
-    def board(self) -> Board:
-        return page.board()
+    def board(self) -> SharedPage:
+        return pages.PAGES.page
 
     @property
     def slot(self) -> Seen:
@@ -200,11 +200,11 @@ class Worker:
         self.crew.give_up()
 
 
-def neighbour(board: Board, place: int, pid: int = NEIGHBOUR, **changes: Any) -> None:
+def neighbour(board: SharedPage, place: int, pid: int = NEIGHBOUR, **changes: Any) -> None:
     """Another worker's slot."""
     fields = {"state": READY, "born": 1.0, "seen": 1.0, "born_rss": 50 * MB, "rss": 50 * MB}
     fields |= {"requests": 1, **changes}
-    SLOT_HEAD.pack_into(board.map, SLOTS_AT + place * SLOT_SIZE, pid, *fields.values())
+    WORKER.pack_into(board.map, RECORDS_AT + place * RECORD_SIZE, pid, *fields.values())
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -549,7 +549,7 @@ def test_it_waits_for_another_that_is_not_back_yet_but_not_for_ever() -> None:
     worker.live(29)
     assert worker.level == CRITICAL
     assert worker.replaced == []
-    assert asked(lambda: Board.at(path).take_turn())  # it does not keep the turn meanwhile
+    assert asked(lambda: SharedPage.at(path).take_turn())  # it does not keep the turn meanwhile
     worker.live(2)
     assert worker.replaced == [False]
 
@@ -572,10 +572,10 @@ def test_one_worker_is_replaced_at_a_time_also_when_it_dies_meanwhile() -> None:
     worker = Worker()
     path = worker_page(worker)
 
-    keep: list[Board] = []
+    keep: list[SharedPage] = []
 
     def stay() -> None:
-        keep.append(Board.at(path))
+        keep.append(SharedPage.at(path))
         assert keep[0].take_turn()
 
     with child(stay) as pid:
@@ -593,7 +593,7 @@ def test_the_turn_is_the_next_ones_once_a_fresh_worker_is_ready() -> None:
     path = worker_page(worker)
 
     def free() -> bool:
-        return Board.at(path).take_turn()
+        return SharedPage.at(path).take_turn()
 
     worker.live(60, grow=20, until=lambda: worker.replaced)
     worker.live(1)
@@ -605,7 +605,7 @@ def test_the_turn_is_the_next_ones_once_a_fresh_worker_is_ready() -> None:
 
 def worker_page(worker: Worker) -> str:
     assert worker.server is not None
-    return os.path.join(os.environ["XDG_RUNTIME_DIR"], "lowmem-wsgi", page._name(os.getpid()))
+    return os.path.join(os.environ["XDG_RUNTIME_DIR"], "lowmem-wsgi", pages.file_name(os.getpid()))
 
 
 # --- In vain
@@ -622,7 +622,7 @@ def test_when_fresh_workers_come_back_to_it_they_are_let_be(
         replaced += len(worker.replaced)
         worker.gone()
     assert replaced == IN_VAIN
-    assert page.board().in_vain == IN_VAIN
+    assert pages.PAGES.page.in_vain == IN_VAIN
     assert len([line for line in lines(caplog) if "recycled" in line]) == IN_VAIN
     (line,) = [line for line in lines(caplog) if "soon grew as large" in line]
     assert "Not recycling" in line
@@ -693,8 +693,7 @@ def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> Non
     clock = worker.clock
 
     def slow() -> None:
-        slot = module.claim(page.board(), 50 * MB, now=clock)
-        assert slot is not None
+        slot = pages.PAGES.page.claim(50 * MB, now=clock)
         slot.began("GET", "/slow")
         slot.enter(RETIRING)
         slot.note(50 * MB, 100 * MB)
@@ -718,13 +717,12 @@ def test_starting_twice_takes_one_place() -> None:
 
 
 def test_without_a_place_it_goes_on() -> None:
-    board = page.board()
-    for place in range(SLOTS):
+    board = pages.PAGES.page
+    for place in range(PLACES):
         neighbour(board, place)
     worker = Worker(served=False)
-    assert worker.crew.slot is None
-    assert worker.crew.began("GET", "/") == -1
-    worker.crew.ended(-1)
+    assert len(board.taken()) == PLACES
+    worker.crew.ended(worker.crew.began("GET", "/"))
     worker.live(60, grow=20)
     worker.crew.abort()
     worker.crew.leave()
@@ -737,10 +735,10 @@ def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
         return [b"ok"]
 
     before: list[LowMemory] = []
-    for _ in range(SLOTS + 5):
+    for _ in range(PLACES + 5):
         wrapped = LowMemory(ok)
         assert call(wrapped, make_environ()).body == b"ok"
-        assert len(page.board().taken()) == 1
+        assert len(pages.PAGES.page.taken()) == 1
         assert wrapped.crew.count() == 1
         wrapped.close()
         before.append(wrapped)
@@ -788,12 +786,12 @@ def test_the_page_is_in_the_runtime_directory_and_those_of_dead_servers_are_not(
     site: Path,
 ) -> None:
     site.mkdir(0o700)
-    names = ["workers-2147483643-5", page._name(NEIGHBOUR), "workers-x", "session.key"]
+    names = ["workers-2147483643-5", pages.file_name(NEIGHBOUR), "workers-x", "session.key"]
     for name in names:
         (site / name).touch()
     Worker()
     found = sorted(path.name for path in site.iterdir())
-    assert found == sorted([*names[1:], page._name(os.getpid())])
+    assert found == sorted([*names[1:], pages.file_name(os.getpid())])
 
 
 def test_where_the_directory_cannot_be_trusted_the_page_is_a_private_one(site: Path) -> None:
@@ -818,17 +816,17 @@ def test_without_a_server_nothing_is_left_behind(site: Path) -> None:
     [
         (False, False, True, None),
         (False, True, True, None),  # somebody else was killed
-        (True, False, False, deaths.TIMEOUT),
-        (True, False, True, deaths.TIMEOUT),
-        (False, True, False, deaths.OOM_KILL),
-        (True, True, False, deaths.OOM_KILL),
-        (False, False, False, deaths.CRASH),
+        (True, False, False, postmortem.TIMEOUT),
+        (True, False, True, postmortem.TIMEOUT),
+        (False, True, False, postmortem.OOM_KILL),
+        (True, True, False, postmortem.OOM_KILL),
+        (False, False, False, postmortem.CRASH),
     ],
 )
 def test_causes_of_death_are_told_apart(
     timed_out: bool, killed: bool, orderly: bool, expected: str | None
 ) -> None:
-    assert deaths.cause(timed_out=timed_out, killed=killed, orderly=orderly) == expected
+    assert postmortem.cause(timed_out=timed_out, killed=killed, orderly=orderly) == expected
 
 
 @pytest.mark.parametrize(
@@ -853,7 +851,7 @@ def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
         worker.crew.began("GET", "/")
     assert worker.crew.slot is not None
     worker.crew.slot.enter(state)
-    assert deaths.left_in_order(worker.slot) is expected
+    assert postmortem.left_in_order(worker.slot) is expected
 
 
 def dies(do: Callable[[LifeCycle], object]) -> int:
@@ -885,10 +883,10 @@ def nothing(crew: LifeCycle) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (0, 1, deaths.OOM_KILL),
-        (3, 4, deaths.OOM_KILL),
-        (3, 3, deaths.CRASH),
-        (None, None, deaths.CRASH),
+        (0, 1, postmortem.OOM_KILL),
+        (3, 4, postmortem.OOM_KILL),
+        (3, 3, postmortem.CRASH),
+        (None, None, postmortem.CRASH),
     ],
 )
 def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
@@ -966,8 +964,7 @@ def test_children_of_a_process_without_a_server_go_as_they_please(
     board = first.board
 
     def work() -> None:
-        slot = module.claim(board, MB)
-        assert slot is not None
+        slot = board.claim(MB)
         slot.began("GET", "/")
 
     with child(work) as pid:
@@ -986,17 +983,17 @@ def test_a_worker_that_has_taken_a_dead_ones_place_meanwhile_is_let_be(
     """Two that start together both find the dead one; the other is the first to bury it."""
     Worker().gone()
     pid = dies(nothing)
-    plain = deaths.cause
+    plain = postmortem.cause
     graves: list[int] = []
 
     def cause(**signs: bool) -> str | None:
-        (dead,) = (seen for seen in page.board().workers() if seen.pid == pid)
+        (dead,) = (seen for seen in pages.PAGES.page.workers() if seen.pid == pid)
         graves.append(dead.place)
-        page.board().free(dead.place)
-        neighbour(page.board(), dead.place)
+        pages.PAGES.page.free(dead.place)
+        neighbour(pages.PAGES.page, dead.place)
         return plain(**signs)
 
-    monkeypatch.setattr(deaths, "cause", cause)
+    monkeypatch.setattr(postmortem, "cause", cause)
     worker = Worker()
     assert len(graves) == 1
     assert sorted(seen.pid for seen in worker.board.workers()) == sorted([NEIGHBOUR, os.getpid()])
@@ -1018,30 +1015,30 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
         def read(self) -> Usage:
             return Usage(100 * MB, 128 * MB, "cgroup v2")
 
-    monkeypatch.setattr(page, "Container", Container)
+    monkeypatch.setattr(pages, "Container", Container)
     return found
 
 
 def test_a_master_lays_out_the_page_before_it_forks(kills: list[int | None]) -> None:
-    page.lay_out()
-    assert (page.board().master, page.board().kills) == (os.getpid(), 5)
+    pages.PAGES.lay_out()
+    assert (pages.PAGES.page.master, pages.PAGES.page.kills) == (os.getpid(), 5)
     kills[0] = 6
-    page.lay_out()  # once: what comes after it is news
-    assert page.board().kills == 5
-    page._board.pop().close()
+    pages.PAGES.lay_out()  # once: what comes after it is news
+    assert pages.PAGES.page.kills == 5
+    pages.PAGES.close()
     kills[0] = None
-    page.lay_out()
-    assert page.board().kills == 0
+    pages.PAGES.lay_out()
+    assert pages.PAGES.page.kills == 0
 
 
 @needs_fork
 @pytest.mark.parametrize(
     ("killed", "timed_out", "expected"),
     [
-        (0, False, deaths.CRASH),
-        (0, True, deaths.TIMEOUT),
-        (1, False, deaths.OOM_KILL),
-        (1, True, deaths.OOM_KILL),
+        (0, False, postmortem.CRASH),
+        (0, True, postmortem.TIMEOUT),
+        (1, False, postmortem.OOM_KILL),
+        (1, True, postmortem.OOM_KILL),
     ],
 )
 def test_a_master_tells_of_the_death(
@@ -1051,43 +1048,43 @@ def test_a_master_tells_of_the_death(
     expected: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    page.lay_out()
+    pages.PAGES.lay_out()
     pid = forked_worker(nothing)
     assert kills[0] is not None
     kills[0] += killed
-    assert page.buried(pid, timed_out=timed_out) is False
+    assert pages.PAGES.worker_gone(pid, timed_out=timed_out) is False
     (line,) = lines(caplog)
     assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
     assert ("→ 128 MB in its last" in line) is bool(killed)  # then the container was at its limit
     assert caplog.records[0].levelno == logging.ERROR
-    assert (page.board().deaths, page.board().kills) == (1, 5 + killed)
-    assert page.board().workers() == []
-    assert page.board().master == os.getpid()
+    assert (pages.PAGES.page.deaths, pages.PAGES.page.kills) == (1, 5 + killed)
+    assert pages.PAGES.page.workers() == []
+    assert pages.PAGES.page.master == os.getpid()
     # The next one that dies has not been killed.
     pid = forked_worker(nothing)
-    page.buried(pid, timed_out=False)
-    assert deaths.CRASH in lines(caplog)[1]
+    pages.PAGES.worker_gone(pid, timed_out=False)
+    assert postmortem.CRASH in lines(caplog)[1]
 
 
 @needs_fork
 def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
     kills: list[int | None],
 ) -> None:
-    page.lay_out()
-    floor = page._highest[0]
+    pages.PAGES.lay_out()
+    floor = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
     def grows(crew: LifeCycle) -> None:
         block = bytearray(floor + 64 * MB)
         block[::4096] = bytes(len(block[::4096]))
 
     pid = forked_worker(grows)
-    page.buried(pid, timed_out=False)
-    death = page.board().last_death
+    pages.PAGES.worker_gone(pid, timed_out=False)
+    death = pages.PAGES.page.last_death
     assert death is not None
     assert death["rss_bytes"] >= floor + 64 * MB
     pid = forked_worker(nothing)
-    page.buried(pid, timed_out=False)
-    death = page.board().last_death
+    pages.PAGES.worker_gone(pid, timed_out=False)
+    death = pages.PAGES.page.last_death
     assert death is not None
     assert death["rss_bytes"] < floor + 64 * MB
 
@@ -1097,7 +1094,7 @@ def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
 def test_a_master_hears_whether_another_was_started_in_its_place(
     kills: list[int | None], state: int, replaced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    page.lay_out()
+    pages.PAGES.lay_out()
 
     def leaves(crew: LifeCycle) -> None:
         assert crew.slot is not None
@@ -1105,9 +1102,9 @@ def test_a_master_hears_whether_another_was_started_in_its_place(
         crew.leave()
 
     pid = forked_worker(leaves)
-    assert page.buried(pid, timed_out=False) is replaced
+    assert pages.PAGES.worker_gone(pid, timed_out=False) is replaced
     assert lines(caplog) == []
-    assert page.board().workers() == []
+    assert pages.PAGES.page.workers() == []
 
 
 @needs_fork
@@ -1127,34 +1124,34 @@ def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
     leaves: bool,
     measured: bool,
 ) -> None:
-    page.lay_out()
+    pages.PAGES.lay_out()
 
     def ends(crew: LifeCycle) -> None:
         assert crew.slot is not None
-        page.board().retires(5000.0)
+        pages.PAGES.page.retires(5000.0)
         crew.slot.enter(state)
         if leaves:
             crew.leave()
 
     pid = forked_worker(ends)
-    monkeypatch.setattr(page.time, "monotonic", lambda: 5000.75)
-    page.buried(pid, timed_out=False)
-    assert page.board().release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
+    monkeypatch.setattr(pages.time, "monotonic", lambda: 5000.75)
+    pages.PAGES.worker_gone(pid, timed_out=False)
+    assert pages.PAGES.page.release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
 
 
 def test_a_worker_that_is_not_on_the_page_is_none_of_it(
     kills: list[int | None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    page.lay_out()
+    pages.PAGES.lay_out()
     kills[0] = 6
-    assert page.buried(2**31 - 5, timed_out=True) is False
+    assert pages.PAGES.worker_gone(2**31 - 5, timed_out=True) is False
     assert lines(caplog) == []
 
 
 def forked_worker(do: Callable[[LifeCycle], object]) -> int:
     """A worker forked of this process as of its master, killed after it has done something."""
     pid = dies(do)
-    assert [seen.pid for seen in page.board().workers()] == [pid]
+    assert [seen.pid for seen in pages.PAGES.page.workers()] == [pid]
     return pid
 
 

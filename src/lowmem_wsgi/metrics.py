@@ -1,0 +1,102 @@
+"""Every counter that LowMemory keeps: one row each.
+
+To add a counter, add a row here and the line that counts under its name. The row gives the counter
+its place on the shared page, in the status document, among the metrics and in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Counter(NamedTuple):
+    """A figure that only rises, added up over all workers of a site."""
+
+    name: str  # under which code counts it
+    key: tuple[str, ...]  # where the status document has it
+    help: str
+    family: str = ""  # OpenMetrics, without `_total`; ends with the unit. Empty: not exposed
+    unit: str = ""
+    label: str = ""  # The last part of `key` is the value of this label.
+
+
+COUNTERS = (
+    Counter("requests", ("requests", "total"), "Requests answered.", "lowmem_requests"),
+    Counter(
+        "uploads_rejected",
+        ("requests", "uploads_rejected"),
+        "Bodies over the limit, answered 413.",
+        "lowmem_uploads_rejected",
+    ),
+    Counter(
+        "sessions_expired",
+        ("requests", "sessions_expired"),
+        "Session cookies taken out of a request.",
+        "lowmem_sessions_expired",
+    ),
+    Counter("shed", ("requests", "shed"), "Requests answered 503 for want of room.", "lowmem_shed"),
+    Counter(
+        "out_of_memory",
+        ("requests", "out_of_memory"),
+        "Requests that ran out of memory, answered 503.",
+        "lowmem_out_of_memory",
+    ),
+    Counter("gc_runs", ("gc", "runs"), "Runs of the collector.", "lowmem_gc_runs"),
+    Counter(
+        "gc_collected",
+        ("gc", "collected"),
+        "Objects that they found unreachable.",
+        "lowmem_gc_collected_objects",
+    ),
+    Counter(
+        "gc_seconds",
+        ("gc", "total_seconds"),
+        "What those runs took.",
+        "lowmem_gc_seconds",
+        "seconds",
+    ),
+    Counter(
+        "gc_freed_bytes",
+        ("gc", "freed_bytes"),
+        "Given back to the system after requests.",
+        "lowmem_given_back_bytes",
+        "bytes",
+    ),
+    Counter("gc_gave_back", ("gc", "gave_back"), "How often memory was given back."),
+    Counter("cleanups", ("cleanups", "count"), "Cleanups.", "lowmem_cleanups"),
+    *(
+        Counter(
+            f"freed_{step}",
+            ("cleanups", "freed_bytes", step),
+            "Freed by cleanups, by step.",
+            "lowmem_cleanup_freed_bytes",
+            "bytes",
+            "step",
+        )
+        for step in ("trim", "caches", "callback", "purge", "collect")
+    ),
+    Counter("recycles", ("recycles", "count"), "Workers replaced.", "lowmem_recycles"),
+    *(
+        Counter(
+            name, ("deaths", cause), "Workers that died, by cause.", "lowmem_deaths", "", "cause"
+        )
+        for name, cause in (
+            ("deaths_oom", "OOM kill"),
+            ("deaths_timeout", "timeout"),
+            ("deaths_crash", "crash"),
+        )
+    ),
+)
+NAMES = tuple(row.name for row in COUNTERS)
+
+
+def document(counts: Mapping[str, float]) -> dict[str, Any]:
+    """Return the counters as the status document nests them. A count that is missing is 0."""
+    found: dict[str, Any] = {}
+    for row in COUNTERS:
+        within = found
+        for key in row.key[:-1]:
+            within = within.setdefault(key, {})
+        within[row.key[-1]] = counts.get(row.name, 0)
+    return found

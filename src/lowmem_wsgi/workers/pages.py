@@ -1,0 +1,119 @@
+"""The page of this process's site: inherited, shared by a file, or its own; and what the master
+writes on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+
+from ..system.cgroup import Container
+from ..system.private_dir import Refused, private_directory, runtime_directory
+from ..system.procfs import read_stat
+from . import postmortem
+from .servers import Server
+from .shared_page import GONE, REPLACED, RETIRING, SharedPage, is_alive
+
+
+class Pages:
+    """Find the page, and write on it what only the master knows."""
+
+    def __init__(self) -> None:
+        self._page: SharedPage | None = None
+        self._highest = 0  # peak RSS (bytes) of all children that were reaped
+
+    @property
+    def page(self) -> SharedPage:
+        """The page of this process's site; made at first asking."""
+        if self._page is None:
+            self._page = SharedPage.private()
+        return self._page
+
+    def join(self, server: Server | None) -> SharedPage:
+        """Return the page that was made before the fork; else, under a server that has not loaded
+        the app before, a file that all its workers open; else a page of this process's own."""
+        if self._page is not None and self._page.made_by != os.getpid():
+            return self._page
+        if server is not None:
+            with contextlib.suppress(OSError, Refused):
+                directory = private_directory(runtime_directory())
+                _sweep(directory)
+                found = SharedPage.at(os.path.join(directory, file_name(server.master)))
+                self.close()
+                self._page = found
+        return self.page
+
+    def close(self) -> None:
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+
+    def after_fork(self) -> None:
+        """In a new child: the parent's locks are the parent's."""
+        if self._page is not None:
+            self._page.after_fork()
+
+    # --- In the master
+
+    def lay_out(self) -> None:
+        """Before the master forks: make the page, and note that the master looks after the dead.
+        Idempotent."""
+        if self.page.master == os.getpid():
+            return
+        kills = Container().out_of_memory_kills() or 0
+        self.page.change(master=os.getpid(), kills=kills)
+        self._new_peak()  # of children that were none of the workers
+
+    def worker_gone(self, pid: int, *, timed_out: bool) -> bool:
+        """Log what the worker died of, and fold in what it counted. Return whether another had been
+        started in its place before it went."""
+        page = self.page
+        seen = next((seen for seen in page.workers() if seen.pid == pid), None)
+        if seen is None:  # gone before its first look
+            return False
+        kills = Container().out_of_memory_kills() or 0
+        why = postmortem.cause(
+            timed_out=timed_out, killed=kills > page.kills, orderly=postmortem.left_in_order(seen)
+        )
+        page.change(kills=kills)
+        if why is None and seen.state & ~GONE in (RETIRING, REPLACED):
+            page.released(time.monotonic())
+        peak = self._new_peak()
+        if why is None:
+            page.fold_in(seen)
+        else:
+            limit = Container().read() if why == postmortem.OOM_KILL else None
+            seen = postmortem.completed(seen, peak, limit.limit if limit else 0)
+            postmortem.report(page, seen, why)
+        return seen.replaced
+
+    def _new_peak(self) -> int:
+        """The peak RSS (bytes) of the child that has just been reaped, where it is the largest of
+        all so far: only then does the kernel tell (RUSAGE_CHILDREN, getrusage(2)). Else 0."""
+        try:
+            import resource
+        except ImportError:  # Windows has no such master
+            return 0
+        before, unit = self._highest, 1 if sys.platform == "darwin" else 1024
+        self._highest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+        return self._highest if self._highest > before else 0
+
+
+PAGES = Pages()  # of this process
+
+
+def file_name(master: int) -> str:
+    """Of a server's page. With its start: after a container's restart the pids are the same."""
+    stat = read_stat(master)
+    start = stat.started if stat is not None else 0 if is_alive(master) else "gone"
+    return f"workers-{master}-{start}"
+
+
+def _sweep(directory: str) -> None:
+    """Remove the pages of servers that are gone."""
+    for name in os.listdir(directory):
+        kind, pid, _ = (*name.split("-"), "", "")[:3]
+        if kind == "workers" and pid.isdigit() and name != file_name(int(pid)):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(directory, name))
