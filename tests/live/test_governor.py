@@ -119,7 +119,7 @@ def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: S
     ask(server, f"/keep?mb={(420 * MB - rss) // MB}")
     wait_for(lambda: ask(server, "/report")["told"], "the callback")
     wait_for(lambda: status(server)["status"] == "ok", "the level to return to ok")
-    assert [level for level, _ in ask(server, "/report")["told"]] == ["warn"]
+    assert [level for level, _ in ask(server, "/report")["told"]] == ["warn"], server.log
     steps = {step["step"]: step for step in status(server)["cleanups"]["steps"]}
     step = steps["callback memory.drop_cache"]
     assert 95 * MB <= step["freed_bytes"] <= 105 * MB

@@ -357,9 +357,8 @@ class Worker:
             for part in range(QUARTERS)
         ]
         pairs = list(zip(bounds, [*bounds[1:], recent[-1]], strict=True))
-        spans = [(a, b, b.at - a.at) for a, b in pairs if b.at > a.at]
-        if len(spans) < 2:
-            return Rates(0.0, 0.0, 0.0)
+        # A quarter that passed between two readings shows no growth.
+        spans = [(a, b, b.at - a.at or float("inf")) for a, b in pairs]
         used = sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1]
         rss = sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1]
         return Rates(max(used, rss * self.count()), rss, requests / (recent[-1].at - recent[0].at))

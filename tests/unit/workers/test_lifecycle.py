@@ -479,6 +479,20 @@ def test_what_other_workers_give_back_as_they_end_hides_no_growth() -> None:
     assert CRITICAL_AT - 100 * MB < worker.process.rss + worker.rest * MB <= CRITICAL_AT + 10 * MB
 
 
+def test_two_large_requests_among_four_are_no_growth() -> None:
+    """A cache is filled, and something large is loaded: all in a tenth of a second."""
+    worker = Worker()
+    worker.live(1)
+    for grown, requests in ((100, 1), (200, 3)):
+        for _ in range(requests):
+            worker.crew.ended(worker.crew.began("GET", "/"))
+        worker.clock.now += 0.05
+        worker.process.rss += grown * MB
+        worker.look()
+    assert worker.level == OK
+    assert worker.replaced == []
+
+
 def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
     worker = Worker(rest=200)
     worker.live(5)
