@@ -13,7 +13,8 @@ from lowmem_wsgi import log
 from lowmem_wsgi.imports.tracker import WATCH
 from lowmem_wsgi.memory import engine
 from lowmem_wsgi.workers.pages import PAGES
-from lowmem_wsgi.workers.shared_page import RECORDS_AT, SIZE
+from lowmem_wsgi.workers.record import RECORDS_AT
+from lowmem_wsgi.workers.shared_page import SIZE
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from helpers.forks import child, kill, together
 from lowmem_wsgi.memory.attribution import OTHER, Route
 from lowmem_wsgi.metrics import NAMES
 from lowmem_wsgi.workers.figures import ROUTES, SIZE, Figures, RouteFigures, total
-from lowmem_wsgi.workers.shared_page import PLACES, RECORD_SIZE, RECORDS_AT, WORKER, SharedPage
+from lowmem_wsgi.workers.record import WORKER, record_at
+from lowmem_wsgi.workers.shared_page import PLACES, SharedPage
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -261,8 +262,7 @@ def test_a_forked_worker_counts_from_nothing_and_leaves_its_masters_record(
 @needs_fork
 def test_of_more_workers_than_places_no_count_is_lost(page: SharedPage) -> None:
     for place in range(PLACES):
-        at = RECORDS_AT + place * RECORD_SIZE
-        WORKER.pack_into(page.map, at, os.getppid(), 1, 1.0, 1.0, 1, 1, 1)
+        WORKER.pack_into(page.map, record_at(place), os.getppid(), 1, 1.0, 1.0, 1, 1, 1)
 
     def work() -> None:
         page.after_fork()
@@ -409,14 +409,6 @@ def test_a_page_of_another_version_begins_anew(tmp_path: Path) -> None:
     assert requests(page) == 0
     assert page.workers() == []
     page.close()
-
-
-def test_a_freed_record_leaves_no_names_behind(page: SharedPage) -> None:
-    record = page.claim(MB)
-    for number in range(3):
-        record.flush({}, [route(f"GET /secret/{number}", 1)])
-    page.free(record.index)
-    assert b"secret" not in page.map[:]
 
 
 def test_a_workers_figures_take_less_than_17_kb() -> None:

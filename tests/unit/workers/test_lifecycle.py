@@ -29,6 +29,15 @@ from lowmem_wsgi.workers import lifecycle as module
 from lowmem_wsgi.workers import pages, postmortem, servers
 from lowmem_wsgi.workers.lifecycle import Crew, start_threads
 from lowmem_wsgi.workers.pages import Pages
+from lowmem_wsgi.workers.record import (
+    GONE,
+    READY,
+    REPLACED,
+    RETIRING,
+    WORKER,
+    Seen,
+    record_at,
+)
 from lowmem_wsgi.workers.recycling import (
     GIVEN_BACK,
     IN_VAIN,
@@ -39,18 +48,7 @@ from lowmem_wsgi.workers.recycling import (
     lead,
 )
 from lowmem_wsgi.workers.servers import Server, find_server
-from lowmem_wsgi.workers.shared_page import (
-    GONE,
-    PLACES,
-    READY,
-    RECORD_SIZE,
-    RECORDS_AT,
-    REPLACED,
-    RETIRING,
-    WORKER,
-    Seen,
-    SharedPage,
-)
+from lowmem_wsgi.workers.shared_page import PLACES, SharedPage
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -202,7 +200,7 @@ def neighbour(board: SharedPage, place: int, pid: int = NEIGHBOUR, **changes: An
     """Another worker's slot."""
     fields = {"state": READY, "born": 1.0, "seen": 1.0, "born_rss": 50 * MB, "rss": 50 * MB}
     fields |= {"requests": 1, **changes}
-    WORKER.pack_into(board.map, RECORDS_AT + place * RECORD_SIZE, pid, *fields.values())
+    WORKER.pack_into(board.map, record_at(place), pid, *fields.values())
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
