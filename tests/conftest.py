@@ -12,6 +12,7 @@ import pytest
 from lowmem_wsgi import log
 from lowmem_wsgi.imports.tracker import WATCH
 from lowmem_wsgi.memory import engine
+from lowmem_wsgi.workers import lifecycle
 from lowmem_wsgi.workers.pages import PAGES
 from lowmem_wsgi.workers.record import RECORDS_AT
 from lowmem_wsgi.workers.shared_page import SIZE
@@ -31,6 +32,7 @@ def restored_interpreter() -> Iterator[None]:
     them, the site's counts at nothing, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     engine._current.clear()
+    lifecycle._current.clear()
     PAGES.page.map[RECORDS_AT:] = bytes(SIZE - RECORDS_AT)
     WATCH.stop()
     WATCH.modules = ()

@@ -145,6 +145,7 @@ class WorkerRecord:
         self.rss = rss
         self.requests = 0
         self._write(self.born)
+        self._figures.write(b"")  # where the one before it may have written late
         self._map[at : at + PID.size] = PID.pack(self.pid)  # last: from now on it is read
 
     def began(self, method: str, path: str) -> int:
