@@ -1,7 +1,8 @@
-"""Write docs/settings.md from the table in src/lowmem_wsgi/settings.py.
+"""Write docs/settings.md from the table in src/lowmem_wsgi/settings.py, and docs/metrics.md from
+those in src/lowmem_wsgi/metrics.py and src/lowmem_wsgi/admin/openmetrics.py.
 
-python docs/generate.py            write the page
-python docs/generate.py --check    exit with 1 if the page is not what would be written
+python docs/generate.py            write the pages
+python docs/generate.py --check    exit with 1 if a page is not what would be written
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lowmem_wsgi.admin.openmetrics import FAMILIES
+from lowmem_wsgi.metrics import COUNTERS
 from lowmem_wsgi.settings import Setting, Settings, SettingsError, table
 
-PAGE = Path(__file__).with_name("settings.md")
+DOCS = Path(__file__).parent
 
 # Rows that are read and checked but do not act yet, or not in full. Delete a row here when its
 # setting begins to act.
@@ -105,8 +108,60 @@ The worker class is `gthread`. Its workers are not silent while a request takes 
 """
 
 
-def page() -> str:
-    """The whole page."""
+METRICS = """\
+# Metrics
+
+<!-- Made by docs/generate.py from src/lowmem_wsgi/metrics.py and admin/openmetrics.py. Do not edit:
+run `make docs`. -->
+
+[How to scrape them](status.md#metrics), and what the other keys of the status document mean.
+
+## Counters
+
+All workers of the site together, those that are gone as well. The first column is the place in the
+[status document](status.md#json).
+
+| in the JSON | metric | what it counts |
+|---|---|---|
+{counters}
+
+## All metrics
+
+| metric | kind | labels | what it is |
+|---|---|---|---|
+{families}
+
+`lowmem_level` is a state set (a gauge in the older format). Of routes, there are a hundred at most,
+and `other`.
+"""
+
+
+def metrics_page() -> str:
+    """docs/metrics.md, whole."""
+    counters = []
+    for row in COUNTERS:
+        labels = ",".join(f'{name}="{value}"' for name, value in row.labels.items())
+        metric = f"{row.family}_total" + (f"{{{labels}}}" if labels else "")
+        counters.append([_code(row.key), _code(metric) if row.family else "", row.help])
+    suffixes = {"counter": "_total", "info": "_info"}
+    families = [
+        [
+            _code(family.name + suffixes.get(family.kind, "")),
+            family.kind,
+            ", ".join(map(_code, family.labels)),
+            family.help,
+        ]
+        for family in FAMILIES
+    ]
+    return METRICS.format(counters=_table(counters), families=_table(families))
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def settings_page() -> str:
+    """docs/settings.md, whole."""
     unknown = NOT_YET.keys() - {row.name for row in table()}
     if unknown:
         sys.exit(f"docs/generate.py: NOT_YET names no row of the table: {', '.join(unknown)}")
@@ -156,13 +211,15 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    text = page()
-    if not arguments:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        print("docs/settings.md is stale: run `make docs`", file=sys.stderr)
-        return 1
-    return 0
+    stale = 0
+    for name, make in (("settings.md", settings_page), ("metrics.md", metrics_page)):
+        page, text = DOCS / name, make()
+        if not arguments:
+            page.write_text(text, encoding="utf-8")
+        elif not page.exists() or page.read_text(encoding="utf-8") != text:
+            print(f"docs/{name} is stale: run `make docs`", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 from lowmem_wsgi import log, runtime
 from lowmem_wsgi.imports import tracker
 from lowmem_wsgi.workers.pages import PAGES
-from lowmem_wsgi.workers.shared_page import RECORDS_AT, SIZE
+from lowmem_wsgi.workers.record import RECORDS_AT
+from lowmem_wsgi.workers.shared_page import SIZE
 
 
 @pytest.fixture(autouse=True)

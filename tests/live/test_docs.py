@@ -166,7 +166,7 @@ def generate(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_settings_page_is_up_to_date() -> None:
+def test_the_pages_that_are_made_are_up_to_date() -> None:
     done = generate(DOCS / "generate.py", "--check")
     assert done.returncode == 0, done.stderr
 

@@ -62,7 +62,7 @@ def next_worker(server: Server, before: int) -> None:
 
 
 def ours_are_at_work(server: Server, *, frozen: bool = True) -> None:
-    """The app is wrapped, the start-up heap frozen, and the black box read."""
+    """The app is wrapped, the start-up heap frozen, and the shared page read."""
     reply = server.request("GET", "/api/memory-status", headers=TOKEN)
     assert reply.status == 200, server.log
     assert (json.loads(reply.body)["gc"]["frozen"] > 10_000) == frozen

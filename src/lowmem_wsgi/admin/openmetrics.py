@@ -27,8 +27,11 @@ class Family(NamedTuple):
     kind: str
     help: str
     samples: Callable[[Document], Iterable[Sample]]
-    unit: str = ""
     labels: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        return next((unit for unit in ("bytes", "seconds") if self.name.endswith(unit)), "")
 
 
 def render(document: Document, *, classic: bool = False) -> bytes:
@@ -68,7 +71,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-# --- What the samples are made of
+# --- The table
 
 
 def _at(document: Document, keys: Iterable[str]) -> Any:
@@ -78,139 +81,85 @@ def _at(document: Document, keys: Iterable[str]) -> Any:
     return found
 
 
-def _one(*keys: str) -> Callable[[Document], Iterable[Sample]]:
-    return lambda document: [({}, _at(document, keys))]
+def _memory(name: str, key: str, text: str) -> Family:
+    return Family(f"lowmem_memory_{name}", "gauge", text, lambda d: [({}, d["memory"][key])])
 
 
-def _counters() -> Iterator[Family]:
-    """A family of each counter; of those that share one, a sample for each."""
-    for name in dict.fromkeys(row.family for row in COUNTERS if row.family):
-        rows = [row for row in COUNTERS if row.family == name]
-        labels = (rows[0].label,) if rows[0].label else ()
-        yield Family(name, "counter", rows[0].help, partial(_counted, rows), rows[0].unit, labels)
+def _process(name: str, key: str, text: str) -> Family:
+    def samples(document: Document) -> Iterable[Sample]:
+        rows = document["workers"]
+        return [({"pid": str(row["pid"]), "role": row["role"]}, row[key]) for row in rows]
+
+    return Family(f"lowmem_process_{name}", "gauge", text, samples, ("pid", "role"))
 
 
-def _counted(rows: list[Counter], document: Document) -> Iterable[Sample]:
-    return [({row.label: row.key[-1]} if row.label else {}, _at(document, row.key)) for row in rows]
+def _route(name: str, key: str, text: str, kind: str = "gauge") -> Family:
+    def samples(document: Document) -> Iterable[Sample]:
+        return [({"route": row["route"]}, row[key]) for row in document["routes"]]
+
+    return Family(f"lowmem_route_{name}", kind, text, samples, ("route",))
 
 
-def _processes(key: str) -> Callable[[Document], Iterable[Sample]]:
-    return lambda document: [
-        ({"pid": str(row["pid"]), "role": row["role"]}, row[key]) for row in document["workers"]
-    ]
-
-
-def _of_routes(key: str) -> Callable[[Document], Iterable[Sample]]:
-    return lambda document: [({"route": row["route"]}, row[key]) for row in document["routes"]]
+def _thresholds(document: Document) -> Iterable[Sample]:
+    return [({"level": k}, document["thresholds"][f"{k}_bytes"]) for k in ("warn", "critical")]
 
 
 def _levels(document: Document) -> Iterable[Sample]:
-    return [
-        ({"lowmem_level": level}, int(document["status"] == level))
-        for level in ("ok", "warn", "critical")
-    ]
+    level = document["status"]
+    return [({"lowmem_level": k}, int(k == level)) for k in ("ok", "warn", "critical")]
+
+
+def _in_flight(document: Document) -> Iterable[Sample]:
+    return [({}, document["requests"]["in_flight"])]
 
 
 def _version(document: Document) -> Iterable[Sample]:
     return [({"version": document["version"]}, 1)]
 
 
+def _counters() -> Iterator[Family]:
+    """A family for each counter; of those that share one, a sample for each."""
+    for name in dict.fromkeys(row.family for row in COUNTERS if row.family):
+        rows = [row for row in COUNTERS if row.family == name]
+        yield Family(name, "counter", rows[0].help, partial(_counted, rows), (*rows[0].labels,))
+
+
+def _counted(rows: list[Counter], document: Document) -> Iterable[Sample]:
+    return [(row.labels, _at(document, row.keys)) for row in rows]
+
+
 FAMILIES = (
-    Family(
-        "lowmem_memory_used_bytes",
-        "gauge",
+    _memory(
+        *("used_bytes", "used_bytes"),
         "Used of the container, less the file cache that the kernel drops first.",
-        _one("memory", "used_bytes"),
-        "bytes",
     ),
-    Family(
-        "lowmem_memory_limit_bytes",
-        "gauge",
-        "What may be used.",
-        _one("memory", "limit_bytes"),
-        "bytes",
-    ),
-    Family(
-        "lowmem_threshold_bytes",
-        "gauge",
-        "Where a level begins.",
-        lambda document: [
-            ({"level": level}, document["thresholds"][f"{level}_bytes"])
-            for level in ("warn", "critical")
-        ],
-        "bytes",
-        ("level",),
-    ),
-    Family("lowmem_level", "stateset", "How short memory is.", _levels, labels=("lowmem_level",)),
-    Family(
-        "lowmem_process_resident_bytes",
-        "gauge",
-        "RSS of each process of the site.",
-        _processes("rss_bytes"),
-        "bytes",
-        ("pid", "role"),
-    ),
-    Family(
-        "lowmem_process_unique_bytes",
-        "gauge",
+    _memory("limit_bytes", "limit_bytes", "What may be used."),
+    Family("lowmem_threshold_bytes", "gauge", "Where a level begins.", _thresholds, ("level",)),
+    Family("lowmem_level", "stateset", "How short memory is.", _levels, ("lowmem_level",)),
+    _process("resident_bytes", "rss_bytes", "RSS of each process of the site."),
+    _process(
+        *("unique_bytes", "uss_bytes"),
         "USS of each process of the site: what would be free without it.",
-        _processes("uss_bytes"),
-        "bytes",
-        ("pid", "role"),
     ),
-    Family(
-        "lowmem_process_proportional_bytes",
-        "gauge",
+    _process(
+        *("proportional_bytes", "pss_bytes"),
         "PSS of each process of the site: shared pages by their share.",
-        _processes("pss_bytes"),
-        "bytes",
-        ("pid", "role"),
     ),
-    Family(
-        "lowmem_process_age_seconds",
-        "gauge",
-        "Since its start.",
-        _processes("age_seconds"),
-        "seconds",
-        ("pid", "role"),
-    ),
-    Family(
-        "lowmem_requests_in_flight",
-        "gauge",
-        "Requests being answered now.",
-        _one("requests", "in_flight"),
-    ),
+    _process("age_seconds", "age_seconds", "Since its start."),
+    Family("lowmem_requests_in_flight", "gauge", "Requests being answered now.", _in_flight),
     *_counters(),
-    Family(
-        "lowmem_route_requests",
-        "counter",
-        "Requests by route.",
-        _of_routes("requests"),
-        labels=("route",),
-    ),
-    Family(
-        "lowmem_route_growth_bytes",
-        "gauge",
+    _route("requests", "requests", "Requests by route.", "counter"),
+    _route(
+        *("growth_bytes", "grown_bytes"),
         "Memory that a route's requests have left behind, in workers that are gone as well.",
-        _of_routes("grown_bytes"),
-        "bytes",
-        ("route",),
     ),
-    Family(
-        "lowmem_route_held_bytes",
-        "gauge",
+    _route(
+        *("held_bytes", "held_bytes"),
         "Of that, what the workers there are hold; it falls where they free some.",
-        _of_routes("held_bytes"),
-        "bytes",
-        ("route",),
     ),
-    Family(
-        "lowmem_route_worst_request_bytes",
-        "gauge",
+    _route(
+        *("worst_request_bytes", "worst_bytes"),
         "The most that a single request has left behind when it was looked at.",
-        _of_routes("worst_bytes"),
-        "bytes",
-        ("route",),
     ),
-    Family("lowmem_build", "info", "The library's version.", _version, labels=("version",)),
+    Family("lowmem_build", "info", "The library's version.", _version, ("version",)),
 )

@@ -20,7 +20,7 @@ from .diagnosis import diagnose
 
 if TYPE_CHECKING:
     from ..middleware import LowMemory
-    from ..workers.shared_page import Seen
+    from ..workers.record import Seen
 
 # What each process holds is read at most each so many seconds; where what is used has changed by
 # such a share of the limit since, each so many.

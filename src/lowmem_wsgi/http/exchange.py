@@ -92,7 +92,7 @@ class Exchange:
         self._again: tuple[Any, Any, None] | None = (
             None  # exc_info, for a server that has had other headers
         )
-        # For the middleware: the request's number, its place on the board, how many there were
+        # For the middleware: the request's number, its place on the shared page, how many there were
         # before it, and its route.
         self.request, self.place, self.order = 0, -1, 0
         self.route: str | None = None

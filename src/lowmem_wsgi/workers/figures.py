@@ -7,7 +7,7 @@ the site's.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..memory.attribution import MOST, MUCH, OFTEN, OTHER, scaled
@@ -37,8 +37,8 @@ NOTHING = RouteFigures()
 
 
 class Figures(NamedTuple):
-    counters: Mapping[str, float]  # by name, all of metrics.NAMES
-    routes: Mapping[str, RouteFigures]
+    counters: dict[str, float]  # by name, all of metrics.NAMES
+    routes: dict[str, RouteFigures]
 
     def pack(self) -> bytes:
         rows = list(self.routes.items())[:ROUTES]

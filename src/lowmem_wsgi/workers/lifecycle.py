@@ -19,6 +19,7 @@ from ..system.procfs import OwnRss, own_uss, process_seconds
 from ..system.usage import Usage
 from . import pages as site
 from . import postmortem
+from .record import GONE, READY, REPLACED, RETIRING, Seen, WorkerRecord
 from .recycling import (
     IN_VAIN_SO_FAR,
     PATIENCE,
@@ -31,7 +32,7 @@ from .recycling import (
     reason_to_wait,
 )
 from .servers import Server, find_server
-from .shared_page import GONE, READY, REPLACED, RETIRING, Seen, SharedPage, WorkerRecord, is_alive
+from .shared_page import SharedPage, is_alive
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -244,12 +245,12 @@ class Worker:
         if not self._started:
             return self._engine.counts()
         self.flush(patience=0.5)
-        return dict(self._pages.page.figures().counters)
+        return self._pages.page.figures().counters
 
     def growth(self) -> dict[str, RouteFigures]:
         """By route, what the workers of this site have counted and grown by: those there are, and
         those there were."""
-        return dict(self._pages.page.figures().routes)
+        return self._pages.page.figures().routes
 
     def held(self, place: int) -> int:
         """Bytes that the routes of the worker at this place have left in it."""

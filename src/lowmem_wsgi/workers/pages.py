@@ -12,8 +12,9 @@ from ..system.cgroup import Container
 from ..system.private_dir import Refused, private_directory, runtime_directory
 from ..system.procfs import read_stat
 from . import postmortem
+from .record import GONE, REPLACED, RETIRING
 from .servers import Server
-from .shared_page import GONE, REPLACED, RETIRING, SharedPage, is_alive
+from .shared_page import SharedPage, is_alive
 
 
 class Pages:

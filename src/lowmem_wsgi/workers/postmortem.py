@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import log
 from ..settings import format_size
-from .shared_page import GONE, READY, Seen, SharedPage
+from .record import GONE, READY, Seen
+from .shared_page import SharedPage
 
 OOM_KILL, TIMEOUT, CRASH = "OOM kill", "timeout", "crash, or a kill from outside"
 

@@ -18,27 +18,34 @@ import tempfile
 import threading
 import time
 from binascii import crc32
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from ..metrics import NAMES
-from ..settings import MB
 from ..system.procfs import read_stat
 from . import history
-from .figures import ROUTE, Figures, RouteFigures, folded, total
-from .figures import SIZE as FIGURES_SIZE
-
-if TYPE_CHECKING:
-    from ..memory.attribution import Route
+from .figures import ROUTE, Figures, folded, total
+from .record import (
+    FIGURES_AT,
+    NOBODY,
+    POINT,
+    RECORD_SIZE,
+    RECORDS_AT,
+    REQUEST,
+    SIDES_SIZE,
+    WHO,
+    WORKER,
+    Seen,
+    TwoSides,
+    WorkerRecord,
+    read_record,
+    record_at,
+)
 
 try:
     import fcntl
 except ImportError:  # Windows: one process, nothing to keep apart
     fcntl = None  # type: ignore[assignment]
-
-# What a worker is doing: at work; finishing what it has; the same, and the master has started
-# another already. GONE is added to it as it ends in order. A record that nobody has is all zeros.
-READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
 
 HEAD = struct.Struct("<8sIQQIIQQ")  # magic; the rest as named here, `length` is that of the text:
 FIELDS = {  # where, and what
@@ -51,23 +58,9 @@ FIELDS = {  # where, and what
     "release": (44, "<Q"),  # what the last ones took to be gone after that, µs
 }
 TEXT = 1024 - HEAD.size  # the last death, as JSON
-WORKER = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
-POINT = struct.Struct("<dQQ")  # when, the worker's RSS, what the site used
-REQUEST = struct.Struct("<dQ112s")  # begun, the worker's RSS then, what
-PID = struct.Struct("<I")
-WHO = struct.Struct("<Id")  # pid, born
-LENGTH = struct.Struct("<Q")
-NOBODY, NO_PID = bytes(8), bytes(4)
-
-PLACES, POINTS, REQUESTS = 40, 16, 8
-POINTS_AT = WORKER.size
-REQUESTS_AT = POINTS_AT + POINTS * POINT.size
-FIGURES_AT = REQUESTS_AT + REQUESTS * REQUEST.size
-SIDE_SIZE = LENGTH.size + WHO.size + FIGURES_SIZE
-RECORD_SIZE = FIGURES_AT + 8 + 2 * SIDE_SIZE
-RECORDS_AT = 1024
+PLACES, NO_PID = 40, bytes(4)
 TOTALS_AT = RECORDS_AT + PLACES * RECORD_SIZE
-HISTORY_AT = TOTALS_AT + 8 + 2 * SIDE_SIZE
+HISTORY_AT = TOTALS_AT + SIDES_SIZE
 SIZE = HISTORY_AT + history.SIZE  # 1.4 MB, of which some pages are touched
 
 # Another layout is another version's: its page begins anew.
@@ -77,94 +70,10 @@ MAGIC = b"lowm" + crc32(repr(LAYOUT).encode()).to_bytes(4, "little")
 # A worker that takes longer to end (seconds) is kept by a slow request.
 LONGEST_RELEASE = 2.0
 
-# Readings closer together (seconds) than this share a point: the points span some seconds.
-APART = 0.25
-
 ALL_OF_IT = 2**63  # bytes
 
 # Bytes of the file that are locked: while the page is changed for all; by who is being replaced.
 ALL, REPLACING = 0, 1
-
-
-class Flight(NamedTuple):
-    """A request in flight: what, since when (monotonic seconds), the worker's RSS then."""
-
-    what: str
-    begun: float
-    rss: int
-
-
-class Seen(NamedTuple):
-    """A worker's record as it was read. Bytes, and seconds of the monotonic clock."""
-
-    place: int
-    pid: int
-    state: int
-    born: float
-    at: float
-    born_rss: int
-    rss: int
-    requests: int
-    points: list[tuple[float, int, int]]
-    flights: list[Flight]
-
-    def grew(self, since: float, noise: int = 4 * MB) -> bool:
-        """Whether its RSS has grown since then (monotonic seconds)."""
-        then = [rss for at, rss, _ in self.points if at <= since] or [self.born_rss]
-        return self.rss - then[-1] > noise
-
-    def takes_room(self, since: float) -> bool:
-        """Whether it is at work; or ending, and what it has in flight still grows."""
-        return self.state == READY or (bool(self.flights) and self.grew(since))
-
-    @property
-    def eaten(self) -> int:
-        """By how many bytes it grew during requests that are in flight."""
-        return max((self.rss - flight.rss for flight in self.flights), default=0)
-
-    @property
-    def ready(self) -> bool:
-        return self.state == READY
-
-    @property
-    def replaced(self) -> bool:
-        return self.state & ~GONE == REPLACED
-
-
-class TwoSides:
-    """Bytes that one process writes at a time, and any process reads: all of one write, never half
-    of it. The writer fills the side that nobody reads, and then turns over by one byte. Killed
-    between the two it leaves what it wrote before."""
-
-    def __init__(self, page: mmap.mmap | bytearray, at: int) -> None:
-        self._map = page
-        self._at = at
-
-    def write(self, data: bytes) -> None:
-        turn = (self._map[self._at] + 1) % 256
-        at, whole = self._side(turn), LENGTH.pack(len(data)) + data
-        self._map[at : at + len(whole)] = whole
-        self._map[self._at] = turn
-
-    def read(self) -> bytes:
-        while True:
-            turn = self._map[self._at]
-            at = self._side(turn)
-            (length,) = LENGTH.unpack_from(self._map, at)
-            data = self._map[at + LENGTH.size : at + min(SIDE_SIZE, LENGTH.size + length)]
-            if self._map[self._at] == turn:  # else the writer may have come back to this side
-                return bytes(data)
-
-    def clear(self) -> None:
-        """Leave nothing of what was written, and touch no more than that."""
-        for turn in range(2):
-            at = self._side(turn)
-            (length,) = LENGTH.unpack_from(self._map, at)
-            size = min(SIDE_SIZE, LENGTH.size + length)
-            self._map[at : at + size] = bytes(size)
-
-    def _side(self, turn: int) -> int:
-        return self._at + 8 + turn % 2 * SIDE_SIZE
 
 
 class SharedPage:
@@ -186,7 +95,7 @@ class SharedPage:
                 HEAD.pack_into(self.map, 0, MAGIC, *[0] * len(FIELDS))
         self.history = history.History(self.map, HISTORY_AT, self.locked)
         self._totals = TwoSides(self.map, TOTALS_AT)
-        self._unplaced: list[WorkerRecord] = []  # of this process, where all places were taken
+        self._own: list[WorkerRecord] = []  # of this process, on the page or without a place
 
     @classmethod
     def private(cls) -> SharedPage:
@@ -227,7 +136,7 @@ class SharedPage:
     def after_fork(self) -> None:
         """In a new child: the parent's locks are the parent's."""
         self.threads, self._locks = threading.RLock(), 0
-        self._unplaced.clear()
+        self._own.clear()
 
     def take_turn(self) -> bool:
         """Be the one worker that is replaced. The kernel takes the turn back from who dies."""
@@ -325,26 +234,7 @@ class SharedPage:
 
     def read(self, place: int) -> Seen | None:
         """What the worker at this place notes of itself; None where nobody has it."""
-        if not 0 <= place < PLACES:
-            return None
-        at = RECORDS_AT + place * RECORD_SIZE
-        pid, state, born, seen, born_rss, rss, requests = WORKER.unpack_from(self.map, at)
-        if not pid:
-            return None
-        points = POINT.iter_unpack(self.map[at + POINTS_AT : at + REQUESTS_AT])
-        flights = REQUEST.iter_unpack(self.map[at + REQUESTS_AT : at + FIGURES_AT])
-        return Seen(
-            *(place, pid, state, born, seen, born_rss, rss, requests),
-            points=sorted(point for point in points if point[0]),
-            flights=sorted(
-                (
-                    Flight(what.rstrip(b"\0").decode("utf-8", "replace"), begun, then)
-                    for begun, then, what in flights
-                    if begun
-                ),
-                key=lambda flight: flight.begun,
-            ),
-        )
+        return read_record(self.map, place) if place >= 0 else None
 
     def claim(
         self,
@@ -360,39 +250,33 @@ class SharedPage:
             for seen in self.workers():
                 if seen.pid == os.getpid():  # of a process before that had the pid
                     self.fold_in(seen)
-            taken = {*self.taken()}
-            place = next((place for place in range(PLACES) if place not in taken), None)
-            if place is not None:
-                at = RECORDS_AT + place * RECORD_SIZE
-                return WorkerRecord(self.map, at, place, rss, inherited or {}, now)
-            record = WorkerRecord(bytearray(RECORD_SIZE), 0, -1, rss, inherited or {}, now)
-            self._unplaced.append(record)
+            taken = self.taken()
+            place = next((place for place in range(PLACES) if place not in taken), -1)
+            room, at = (self.map, record_at(place)) if place >= 0 else (bytearray(RECORD_SIZE), 0)
+            record = WorkerRecord(room, at, place, rss, inherited or {}, now)
+            self._own.append(record)
             return record
 
     def give_up(self, record: WorkerRecord) -> None:
         """Keep what was counted, and free the place. The process goes on, so what it holds is no
-        growth of a worker that is gone. Harmless when repeated."""
+        growth of a worker that is gone. Idempotent."""
         with self.locked():
-            seen = self.read(record.index)
-            if record in self._unplaced:
-                self._unplaced.remove(record)
+            if record in self._own:
+                self._own.remove(record)
                 self._fold(record, record.figures(), eaten=ALL_OF_IT)
-            elif seen is not None and (seen.pid, seen.born) == (record.pid, record.born):
-                self._fold(record, record.figures(), eaten=ALL_OF_IT)
-                self.free(record.index)
+                if record.index >= 0:
+                    self.free(record.index)
 
     def fold_in(self, seen: Seen, counted: Mapping[str, float] | None = None) -> None:
-        """The worker is gone: add its figures to the site's, once, and free its place. `counted`
-        is added as well."""
+        """The worker is gone: add its figures and `counted` to the site's, once; free the place."""
         with self.locked():
-            gone = self._read_figures(seen.place)
-            self._fold(seen, gone, eaten=seen.eaten, counted=counted or {})
+            self._fold(seen, self._read_figures(seen.place), seen.eaten, counted)
             self.free(seen.place)
 
     def free(self, place: int) -> None:
         """Nobody has the place any more. What its worker counted is forgotten."""
-        at = RECORDS_AT + place * RECORD_SIZE
-        self._figures_of(place).clear()
+        at = record_at(place)
+        self._figures_of(place).write(b"")
         self.map[at : at + FIGURES_AT] = bytes(FIGURES_AT)
 
     # --- What was counted
@@ -407,7 +291,8 @@ class SharedPage:
                     living.append(found)
                 else:  # nobody has folded it in yet
                     dead = folded(dead, found, eaten=seen.eaten)
-            return total(dead, [*living, *(record.figures() for record in self._unplaced)])
+            living += [record.figures() for record in self._own if record.index < 0]
+            return total(dead, living)
 
     def held(self, place: int) -> int:
         """Bytes that the routes of the worker at this place have left in it."""
@@ -417,7 +302,7 @@ class SharedPage:
         return Figures.unpack(self._figures_of(place).read())
 
     def _figures_of(self, place: int) -> TwoSides:
-        return TwoSides(self.map, RECORDS_AT + place * RECORD_SIZE + FIGURES_AT)
+        return TwoSides(self.map, record_at(place) + FIGURES_AT)
 
     def _totals_and_last(self) -> tuple[Figures, bytes]:
         """What those counted that are gone; which of them was the last."""
@@ -428,128 +313,15 @@ class SharedPage:
         self,
         gone: Seen | WorkerRecord,
         its: Figures,
-        *,
         eaten: int,
         counted: Mapping[str, float] | None = None,
     ) -> None:
         who, (dead, last) = WHO.pack(gone.pid, gone.born), self._totals_and_last()
-        if who == last:  # by somebody who died before the place was free
-            return
-        if counted:
-            its = its._replace(counters={k: v + counted.get(k, 0) for k, v in its.counters.items()})
-        self._totals.write(who + folded(dead, its, eaten=eaten).pack())
-
-
-class WorkerRecord:
-    """What a worker writes of itself, at `index` of the page; -1 where it has found no place.
-
-    `began` and `ended` are on the path of every request.
-    """
-
-    def __init__(
-        self,
-        page: mmap.mmap | bytearray,
-        at: int,
-        index: int,
-        rss: int,
-        inherited: Mapping[str, float],
-        now: Callable[[], float],
-    ) -> None:
-        self._map = page
-        self._at = at
-        self._now = now
-        self._figures = TwoSides(page, at + FIGURES_AT)
-        self._counted = dict.fromkeys(NAMES, 0.0)
-        self._shown = dict(inherited)  # what each counter showed at the last flush
-        self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
-        self._frozen = False
-        self._point, self._pointed = 0, 0.0
-        self.index = index
-        self.pid = os.getpid()
-        self.state = READY
-        self.born, self.born_rss = now(), rss
-        self.rss = rss
-        self.requests = 0
-        self._write(self.born)
-        self._map[at : at + PID.size] = PID.pack(self.pid)  # last: from now on it is read
-
-    def began(self, method: str, path: str) -> int:
-        """Note a request; give the number back to `ended`. -1 where there is no room."""
-        self.requests += 1
-        # Made first: a place that is taken is not lost where there is no memory for these.
-        now, what = self._now(), f"{method} {path}".encode("latin-1", "replace")
-        try:
-            place = self._free.popitem()[0]
-        except KeyError:
-            return -1
-        REQUEST.pack_into(
-            self._map,
-            self._at + REQUESTS_AT + place * REQUEST.size,
-            now,
-            self.rss,
-            what,  # the bytes that came
-        )
-        return place
-
-    def ended(self, place: int) -> None:
-        """The request that has this place is over. Harmless when repeated."""
-        if place >= 0 and not self._frozen:
-            at = self._at + REQUESTS_AT + place * REQUEST.size
-            self._map[at : at + 8] = NOBODY
-            self._free[place] = None
-
-    def freeze(self) -> None:
-        """What is in flight now stays noted, whatever becomes of it."""
-        self._frozen = True
-
-    def note(self, rss: int, used: int) -> None:
-        """Write down a reading. The last POINTS of them are kept."""
-        now = self._now()
-        self.rss = rss
-        if now - self._pointed >= APART:
-            self._point = (self._point + 1) % POINTS
-            self._pointed = now
-        at = self._at + POINTS_AT + self._point * POINT.size
-        self._map[at : at + POINT.size] = POINT.pack(now, rss, used)
-        self._write(now)
-
-    def count(self, name: str) -> None:
-        """Count something of the worker itself. The next `flush` writes it down."""
-        self._counted[name] += 1
-
-    def flush(
-        self,
-        counters: Mapping[str, float],
-        routes: Iterable[Route] = (),
-        held: Mapping[str, int] | None = None,
-    ) -> None:
-        """Write down what this process has counted so far: counters by name, its routes, and what
-        each route has left in it (bytes). A counter that starts again, such as that of an app that
-        was closed, takes nothing away. For one thread at a time."""
-        for name, value in counters.items():
-            self._counted[name] += max(0, value - self._shown.get(name, 0))
-        self._shown.update(counters)
-        rows = {}
-        for route in list(routes):
-            seen = route.requests, route.shared, route.worst, route.rises, route.quiet
-            row = RouteFigures(*seen, held=(held or {}).get(route.name, 0))
-            if any(row):
-                rows[route.name] = row
-        self._figures.write(Figures(self._counted, rows).pack())
-
-    def figures(self) -> Figures:
-        """What it has written down."""
-        return Figures.unpack(self._figures.read())
-
-    def enter(self, state: int) -> None:
-        self.state = state
-        self._write(self._now())
-
-    def _write(self, now: float) -> None:
-        figures = (self.state, self.born, now, self.born_rss, self.rss, self.requests)
-        # The pid stays as it is. Who reads nobody's there would take the place.
-        at, whole = self._at, WORKER.pack(self.pid, *figures)
-        self._map[at + PID.size : at + WORKER.size] = whole[PID.size :]
+        if who != last:  # else somebody did who died before the place was free
+            after = folded(dead, its, eaten=eaten)
+            for name, value in (counted or {}).items():
+                after.counters[name] += value
+            self._totals.write(who + after.pack())
 
 
 def is_alive(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,8 @@ from helpers.forks import child, kill, together
 from lowmem_wsgi.memory.attribution import OTHER, Route
 from lowmem_wsgi.metrics import NAMES
 from lowmem_wsgi.workers.figures import ROUTES, SIZE, Figures, RouteFigures, total
-from lowmem_wsgi.workers.shared_page import PLACES, RECORD_SIZE, RECORDS_AT, WORKER, SharedPage
+from lowmem_wsgi.workers.record import SIDES_SIZE, WORKER, TwoSides, record_at
+from lowmem_wsgi.workers.shared_page import PLACES, SharedPage
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -53,7 +56,7 @@ def killed(page: SharedPage, work: Callable[[], object]) -> None:
     assert [seen.pid for seen in page.workers()] == [pid]
 
 
-def bury(page: SharedPage) -> None:
+def fold_in_all(page: SharedPage) -> None:
     for seen in page.workers():
         page.fold_in(seen)
 
@@ -118,7 +121,7 @@ def test_a_dead_workers_counts_are_there_before_it_is_folded_in_and_after_it(
     killed(page, work)
     for _ in range(3):
         assert (requests(page), routes(page)["GET /"].requests) == (7, 7)
-        bury(page)
+        fold_in_all(page)
     assert page.workers() == []
 
 
@@ -161,7 +164,7 @@ def test_workers_that_write_at_once_lose_nothing_in_ten_thousand_flushes(page: S
     for _ in range(2):
         found = routes(page)["GET /"]
         assert (requests(page), found.requests, found.worst) == (10_000, 10_000, 2500)
-        bury(page)
+        fold_in_all(page)
 
 
 @needs_fork
@@ -209,12 +212,40 @@ def test_a_worker_that_is_killed_as_it_writes_leaves_a_flush_that_is_whole(
             kill(pid)
         (dead,) = page.workers()
         assert dead.pid == pid
-        bury(page)
+        fold_in_all(page)
         (after,) = set(page.figures().counters.values())
         assert after > last
         last = after
     found = routes(page)
     assert sum(row.requests for row in found.values()) == 90 * last
+
+
+class Stops(bytearray):
+    """Memory whose writer is killed when it has written so many bytes more."""
+
+    left = 10**6
+
+    def __setitem__(self, where: Any, data: Any) -> None:
+        whole = bytes(data) if isinstance(where, slice) else bytes([data])
+        start = where.start if isinstance(where, slice) else where
+        written = whole[: self.left]
+        self.left -= len(written)
+        super().__setitem__(slice(start, start + len(written)), written)
+        if len(written) < len(whole):
+            raise SystemExit
+
+
+def test_wherever_a_write_stops_what_was_written_before_is_read_whole() -> None:
+    old, new = b"o" * 40, b"n" * 60
+    for left in range(len(new) + 20):
+        memory = Stops(SIDES_SIZE)
+        sides = TwoSides(memory, 0)
+        for number in range(left % 3 + 1):
+            sides.write(old[number:])
+        memory.left = left
+        with contextlib.suppress(SystemExit):
+            sides.write(new)
+        assert sides.read() == (old[left % 3 :] if left < len(new) + 9 else new)
 
 
 @needs_fork
@@ -261,8 +292,7 @@ def test_a_forked_worker_counts_from_nothing_and_leaves_its_masters_record(
 @needs_fork
 def test_of_more_workers_than_places_no_count_is_lost(page: SharedPage) -> None:
     for place in range(PLACES):
-        at = RECORDS_AT + place * RECORD_SIZE
-        WORKER.pack_into(page.map, at, os.getppid(), 1, 1.0, 1.0, 1, 1, 1)
+        WORKER.pack_into(page.map, record_at(place), os.getppid(), 1, 1.0, 1.0, 1, 1, 1)
 
     def work() -> None:
         page.after_fork()
@@ -299,7 +329,7 @@ def test_routes_add_up_and_the_worst_is_kept(page: SharedPage) -> None:
         record.flush({}, [route("GET /é", 2, 1, worst=4 * MB), route("GET /b", 1)])
 
     killed(page, work)
-    bury(page)
+    fold_in_all(page)
     page.claim(MB).flush({}, [route("GET /é", 1, worst=3 * MB)], {"GET /é": 2 * MB})
     assert {name: row[:3] for name, row in routes(page).items()} == {
         "GET /é": (3, 1, 4 * MB),
@@ -341,7 +371,7 @@ def test_what_a_worker_held_is_kept_once_when_that_is_gone(page: SharedPage) -> 
     for _ in range(3):
         found = routes(page)["GET /leak"]
         assert (found.held, found.gone, found.workers) == (0, 80 * MB, 1)
-        bury(page)
+        fold_in_all(page)
     page.claim(MB).flush({}, [route("GET /leak", 5)], {"GET /leak": 10 * MB})
     found = routes(page)["GET /leak"]
     assert (found.held, found.gone, found.workers) == (10 * MB, 80 * MB, 1)
@@ -363,7 +393,7 @@ def test_what_a_request_took_that_did_not_end_is_nobodys_leak(page: SharedPage) 
     for _ in range(2):
         gone = {name: row.gone for name, row in routes(page).items()}
         assert gone == {"GET /": 75 * MB, "GET /leak": 25 * MB}
-        bury(page)
+        fold_in_all(page)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +428,7 @@ def test_a_page_of_another_version_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "workers-1"
     page = SharedPage.at(str(path))
     page.claim(MB).flush({"requests": 5})
-    bury(page)
+    fold_in_all(page)
     page.close()
     page = SharedPage.at(str(path))
     assert requests(page) == 5
@@ -409,14 +439,6 @@ def test_a_page_of_another_version_begins_anew(tmp_path: Path) -> None:
     assert requests(page) == 0
     assert page.workers() == []
     page.close()
-
-
-def test_a_freed_record_leaves_no_names_behind(page: SharedPage) -> None:
-    record = page.claim(MB)
-    for number in range(3):
-        record.flush({}, [route(f"GET /secret/{number}", 1)])
-    page.free(record.index)
-    assert b"secret" not in page.map[:]
 
 
 def test_a_workers_figures_take_less_than_17_kb() -> None:

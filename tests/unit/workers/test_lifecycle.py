@@ -30,6 +30,15 @@ from lowmem_wsgi.workers import pages, postmortem, servers
 from lowmem_wsgi.workers.lifecycle import Worker as LifeCycle
 from lowmem_wsgi.workers.lifecycle import start_threads
 from lowmem_wsgi.workers.pages import Pages
+from lowmem_wsgi.workers.record import (
+    GONE,
+    READY,
+    REPLACED,
+    RETIRING,
+    WORKER,
+    Seen,
+    record_at,
+)
 from lowmem_wsgi.workers.recycling import (
     GIVEN_BACK,
     IN_VAIN,
@@ -40,18 +49,7 @@ from lowmem_wsgi.workers.recycling import (
     lead,
 )
 from lowmem_wsgi.workers.servers import Server, find_server
-from lowmem_wsgi.workers.shared_page import (
-    GONE,
-    PLACES,
-    READY,
-    RECORD_SIZE,
-    RECORDS_AT,
-    REPLACED,
-    RETIRING,
-    WORKER,
-    Seen,
-    SharedPage,
-)
+from lowmem_wsgi.workers.shared_page import PLACES, SharedPage
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -162,16 +160,16 @@ class Worker:
         if started:
             self.crew.start()
         self.crew._newborn = 20 * MB
-        self.board.change(release=int(release * 1e6))
+        self.page.change(release=int(release * 1e6))
 
     @property
-    def board(self) -> SharedPage:
+    def page(self) -> SharedPage:
         return pages.PAGES.page
 
     @property
     def slot(self) -> Seen:
         assert self.crew.slot is not None
-        seen = self.board.read(self.crew.slot.index)
+        seen = self.page.read(self.crew.slot.index)
         assert seen is not None
         return seen
 
@@ -200,11 +198,11 @@ class Worker:
         self.crew.give_up()
 
 
-def neighbour(board: SharedPage, place: int, pid: int = NEIGHBOUR, **changes: Any) -> None:
+def neighbour(page: SharedPage, place: int, pid: int = NEIGHBOUR, **changes: Any) -> None:
     """Another worker's slot."""
     fields = {"state": READY, "born": 1.0, "seen": 1.0, "born_rss": 50 * MB, "rss": 50 * MB}
     fields |= {"requests": 1, **changes}
-    WORKER.pack_into(board.map, RECORDS_AT + place * RECORD_SIZE, pid, *fields.values())
+    WORKER.pack_into(page.map, record_at(place), pid, *fields.values())
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -289,8 +287,8 @@ def test_what_a_start_takes_is_measured_where_the_system_tells(
 def test_it_is_noted_when_a_worker_was_told_to_end() -> None:
     worker = Worker()
     worker.live(60, grow=20, until=lambda: worker.replaced)
-    worker.board.released(worker.clock.now + 1.5)
-    assert worker.board.release == pytest.approx(1.5, abs=1e-5)
+    worker.page.released(worker.clock.now + 1.5)
+    assert worker.page.release == pytest.approx(1.5, abs=1e-5)
 
 
 def test_a_slow_leak_is_seen_to_at_warn_when_it_has_lasted() -> None:
@@ -520,7 +518,7 @@ def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
 ) -> None:
     worker = Worker()
     worker.crew._newborn = newborn * MB
-    worker.board.change(master=os.getpid() if master else 0)
+    worker.page.change(master=os.getpid() if master else 0)
     worker.live(5)
     worker.live(2, grow=600, until=lambda: worker.replaced)
     assert worker.replaced == [at_once]
@@ -545,11 +543,11 @@ def test_one_that_has_been_replaced_is_not_once_more_as_it_ends() -> None:
 
 def test_another_that_has_grown_more_is_replaced_first() -> None:
     worker = Worker(size=2, rest=100)
-    neighbour(worker.board, 7, born_rss=50 * MB, rss=500 * MB)
+    neighbour(worker.page, 7, born_rss=50 * MB, rss=500 * MB)
     worker.live(60, grow=20, until=lambda: worker.level == CRITICAL)
     worker.live(1)
     assert worker.replaced == []
-    neighbour(worker.board, 7, born_rss=50 * MB, rss=60 * MB)
+    neighbour(worker.page, 7, born_rss=50 * MB, rss=60 * MB)
     worker.live(0.1)
     assert worker.replaced == [False]
 
@@ -573,10 +571,10 @@ def test_one_that_is_back_in_the_meantime_ends_the_wait() -> None:
     worker.live(5)
     worker.process.rss = 360 * MB
     worker.live(3)
-    neighbour(worker.board, 7, 2**31 - 5)  # gone, and still on the page
+    neighbour(worker.page, 7, 2**31 - 5)  # gone, and still on the page
     worker.live(0.1)
     assert worker.replaced == []
-    neighbour(worker.board, 7)
+    neighbour(worker.page, 7)
     worker.live(0.1)
     assert worker.replaced == [False]
 
@@ -612,7 +610,7 @@ def test_the_turn_is_the_next_ones_once_a_fresh_worker_is_ready() -> None:
     worker.live(60, grow=20, until=lambda: worker.replaced)
     worker.live(1)
     assert asked(free) is False
-    neighbour(worker.board, 7)
+    neighbour(worker.page, 7)
     worker.look()
     assert asked(free) is True
 
@@ -649,7 +647,7 @@ def test_memory_that_is_ok_again_makes_it_worth_trying_again() -> None:
         worker.live(3)
         if rest:
             worker.live(30, grow=20)
-        seen.append((bool(worker.replaced), worker.board.in_vain))
+        seen.append((bool(worker.replaced), worker.page.in_vain))
         worker.gone()
     assert [in_vain for _, in_vain in seen] == [1, 2, 0, 1, 2, 3, 3]
     assert [replaced for replaced, _ in seen] == [True, True, False, True, True, True, False]
@@ -658,18 +656,18 @@ def test_memory_that_is_ok_again_makes_it_worth_trying_again() -> None:
 def test_a_fresh_worker_does_not_take_its_first_reading_for_memory_being_well() -> None:
     """Its level is ok until it has seen two."""
     worker = Worker(rest=400)
-    worker.board.change(in_vain=2)
+    worker.page.change(in_vain=2)
     worker.look()
     assert worker.level == OK
-    assert worker.board.in_vain == 2
+    assert worker.page.in_vain == 2
 
 
 def test_two_that_are_replaced_together_are_one_attempt() -> None:
     worker = Worker(rest=100)
-    neighbour(worker.board, 7, state=RETIRING, rss=500 * MB)
+    neighbour(worker.page, 7, state=RETIRING, rss=500 * MB)
     worker.live(20, grow=20)
     assert worker.replaced == [False]
-    assert worker.board.in_vain == 0
+    assert worker.page.in_vain == 0
 
 
 # --- How many there are
@@ -693,7 +691,7 @@ def test_the_room_is_shared_by_those_at_work_and_those_the_server_will_start(
 ) -> None:
     worker = Worker(size=size)
     for place, changes in enumerate(others, 5):
-        neighbour(worker.board, place, **changes)
+        neighbour(worker.page, place, **changes)
     assert worker.crew.count() == expected
 
 
@@ -727,15 +725,15 @@ def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> Non
 def test_starting_twice_takes_one_place() -> None:
     worker = Worker()
     worker.crew.start()
-    assert worker.board.taken() == [0]
+    assert worker.page.taken() == [0]
 
 
 def test_without_a_place_it_goes_on() -> None:
-    board = pages.PAGES.page
+    page = pages.PAGES.page
     for place in range(PLACES):
-        neighbour(board, place)
+        neighbour(page, place)
     worker = Worker(served=False)
-    assert len(board.taken()) == PLACES
+    assert len(page.taken()) == PLACES
     worker.crew.ended(worker.crew.began("GET", "/"))
     worker.live(60, grow=20)
     worker.crew.abort()
@@ -782,7 +780,7 @@ def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None
         worker.crew.began("GET", "/child")
 
     with child(fork) as pid:
-        found = {seen.pid: seen for seen in worker.board.workers()}
+        found = {seen.pid: seen for seen in worker.page.workers()}
     assert found[os.getpid()].state == READY
     assert [flight.what for flight in found[os.getpid()].flights] == ["GET /parent"]
     assert [flight.what for flight in found[pid].flights] == ["GET /child"]
@@ -908,16 +906,16 @@ def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
 ) -> None:
     first = Worker(kills=before)
     pid = dies(nothing)
-    assert len(first.board.workers()) == 2
+    assert len(first.page.workers()) == 2
     first.gone()
     second = Worker(kills=after)
     (line,) = lines(caplog)
     assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
-    assert second.board.deaths == 1
+    assert second.page.deaths == 1
     last = second.crew.last_death()
     assert last is not None
     assert (last["pid"], last["cause"]) == (pid, expected)
-    assert [seen.pid for seen in second.board.workers()] == [os.getpid()]
+    assert [seen.pid for seen in second.page.workers()] == [os.getpid()]
     # And once is enough.
     second.gone()
     Worker(kills=after)
@@ -941,8 +939,8 @@ def test_an_end_in_order_is_not_told_of(
     dies(do)
     worker = Worker()
     assert lines(caplog) == []
-    assert worker.board.deaths == 0
-    assert [seen.pid for seen in worker.board.workers()] == [os.getpid()]
+    assert worker.page.deaths == 0
+    assert [seen.pid for seen in worker.page.workers()] == [os.getpid()]
 
 
 REQUEST_PLACE = 7  # the first that is given
@@ -962,12 +960,12 @@ def test_one_that_was_killed_while_it_finished_its_requests_is_told_of(
 @needs_fork
 def test_where_a_master_does_it_workers_do_not(caplog: pytest.LogCaptureFixture) -> None:
     first = Worker()
-    first.board.change(master=os.getpid())
+    first.page.change(master=os.getpid())
     pid = dies(nothing)
     first.gone()
     worker = Worker()
     assert lines(caplog) == []
-    assert [seen.pid for seen in worker.board.workers() if seen.pid == pid] == [pid]
+    assert [seen.pid for seen in worker.page.workers() if seen.pid == pid] == [pid]
 
 
 @needs_fork
@@ -975,42 +973,42 @@ def test_children_of_a_process_without_a_server_go_as_they_please(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = Worker(served=False)
-    board = first.board
+    page = first.page
 
     def work() -> None:
-        slot = board.claim(MB)
+        slot = page.claim(MB)
         slot.began("GET", "/")
 
     with child(work) as pid:
         kill(pid)
-    assert len(board.taken()) == 2
+    assert len(page.taken()) == 2
     first.gone()
     Worker(served=False)
     assert lines(caplog) == []
-    assert len(board.taken()) == 1
+    assert len(page.taken()) == 1
 
 
 @needs_fork
 def test_a_worker_that_has_taken_a_dead_ones_place_meanwhile_is_let_be(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two that start together both find the dead one; the other is the first to bury it."""
+    """Two that start together both find the dead one; the other is the first to fold it in."""
     Worker().gone()
     pid = dies(nothing)
     plain = postmortem.cause
-    graves: list[int] = []
+    places: list[int] = []
 
     def cause(**signs: bool) -> str | None:
         (dead,) = (seen for seen in pages.PAGES.page.workers() if seen.pid == pid)
-        graves.append(dead.place)
+        places.append(dead.place)
         pages.PAGES.page.free(dead.place)
         neighbour(pages.PAGES.page, dead.place)
         return plain(**signs)
 
     monkeypatch.setattr(postmortem, "cause", cause)
     worker = Worker()
-    assert len(graves) == 1
-    assert sorted(seen.pid for seen in worker.board.workers()) == sorted([NEIGHBOUR, os.getpid()])
+    assert len(places) == 1
+    assert sorted(seen.pid for seen in worker.page.workers()) == sorted([NEIGHBOUR, os.getpid()])
     assert lines(caplog) == []
 
 

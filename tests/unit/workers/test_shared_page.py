@@ -19,27 +19,29 @@ from helpers.fakes import MB, Clock
 from helpers.forks import asked, child, kill, together
 from lowmem_wsgi.workers import postmortem
 from lowmem_wsgi.workers.figures import ROUTES
-from lowmem_wsgi.workers.shared_page import (
+from lowmem_wsgi.workers.record import (
     APART,
-    FIELDS,
     GONE,
-    HEAD,
-    LONGEST_RELEASE,
-    MAGIC,
-    PLACES,
     POINTS,
     READY,
-    RECORD_SIZE,
     RECORDS_AT,
     REPLACED,
     REQUESTS,
     RETIRING,
-    SIZE,
-    TEXT,
     WORKER,
     Seen,
-    SharedPage,
     WorkerRecord,
+    record_at,
+)
+from lowmem_wsgi.workers.shared_page import (
+    FIELDS,
+    HEAD,
+    LONGEST_RELEASE,
+    MAGIC,
+    PLACES,
+    SIZE,
+    TEXT,
+    SharedPage,
     is_alive,
 )
 
@@ -209,8 +211,7 @@ def test_a_worker_takes_room_while_it_is_at_work_or_still_grows(
 
 def other(page: SharedPage, place: int, pid: int, state: int = READY) -> None:
     """Somebody else's record."""
-    at = RECORDS_AT + place * RECORD_SIZE
-    WORKER.pack_into(page.map, at, pid, state, 1.0, 1.0, 1, 1, 1)
+    WORKER.pack_into(page.map, record_at(place), pid, state, 1.0, 1.0, 1, 1, 1)
 
 
 def test_when_all_places_are_taken_there_is_none_until_one_is_freed(

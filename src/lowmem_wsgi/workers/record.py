@@ -1,0 +1,250 @@
+"""What a worker notes of itself on the shared page, and how others read it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..metrics import NAMES
+from ..settings import MB
+from .figures import SIZE as FIGURES_SIZE
+from .figures import Figures, RouteFigures
+
+if TYPE_CHECKING:
+    from ..memory.attribution import Route
+
+# What a worker is doing: at work; finishing what it has; the same, and the master has started
+# another already. GONE is added to it as it ends in order. A record that nobody has is all zeros.
+READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
+
+WORKER = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
+POINT = struct.Struct("<dQQ")  # when, the worker's RSS, what the site used
+REQUEST = struct.Struct("<dQ112s")  # begun, the worker's RSS then, what
+PID = struct.Struct("<I")
+WHO = struct.Struct("<Id")  # pid, born
+LENGTH = struct.Struct("<Q")
+NOBODY = bytes(8)
+
+POINTS, REQUESTS = 16, 8
+POINTS_AT = WORKER.size
+REQUESTS_AT = POINTS_AT + POINTS * POINT.size
+FIGURES_AT = REQUESTS_AT + REQUESTS * REQUEST.size
+SIDE_SIZE = LENGTH.size + WHO.size + FIGURES_SIZE
+SIDES_SIZE = 8 + 2 * SIDE_SIZE
+RECORD_SIZE = FIGURES_AT + SIDES_SIZE
+RECORDS_AT = 1024
+
+# Readings closer together (seconds) than this share a point: the points span some seconds.
+APART = 0.25
+
+
+class Flight(NamedTuple):
+    """A request in flight: what, since when (monotonic seconds), the worker's RSS then."""
+
+    what: str
+    begun: float
+    rss: int
+
+
+class Seen(NamedTuple):
+    """A worker's record as it was read. Bytes, and seconds of the monotonic clock."""
+
+    place: int
+    pid: int
+    state: int
+    born: float
+    at: float
+    born_rss: int
+    rss: int
+    requests: int
+    points: list[tuple[float, int, int]]
+    flights: list[Flight]
+
+    def grew(self, since: float, noise: int = 4 * MB) -> bool:
+        """Whether its RSS has grown since then (monotonic seconds)."""
+        then = [rss for at, rss, _ in self.points if at <= since] or [self.born_rss]
+        return self.rss - then[-1] > noise
+
+    def takes_room(self, since: float) -> bool:
+        """Whether it is at work; or ending, and what it has in flight still grows."""
+        return self.state == READY or (bool(self.flights) and self.grew(since))
+
+    @property
+    def eaten(self) -> int:
+        """By how many bytes it grew during requests that are in flight."""
+        return max((self.rss - flight.rss for flight in self.flights), default=0)
+
+    @property
+    def ready(self) -> bool:
+        return self.state == READY
+
+    @property
+    def replaced(self) -> bool:
+        return self.state & ~GONE == REPLACED
+
+
+class TwoSides:
+    """Bytes that one process writes at a time, and any process reads: all of one write, never half
+    of it. The writer fills the side that nobody reads, and then turns over by one byte. Killed
+    between the two it leaves what it wrote before."""
+
+    def __init__(self, page: mmap.mmap | bytearray, at: int) -> None:
+        self._map = page
+        self._at = at
+
+    def write(self, data: bytes) -> None:
+        turn = (self._map[self._at] + 1) % 256
+        at, whole = self._side(turn), LENGTH.pack(len(data)) + data
+        self._map[at : at + len(whole)] = whole
+        self._map[self._at] = turn
+
+    def read(self) -> bytes:
+        while True:
+            turn = self._map[self._at]
+            at = self._side(turn)
+            (length,) = LENGTH.unpack_from(self._map, at)
+            data = self._map[at + LENGTH.size : at + min(SIDE_SIZE, LENGTH.size + length)]
+            if self._map[self._at] == turn:  # else the writer may have come back to this side
+                return bytes(data)
+
+    def _side(self, turn: int) -> int:
+        return self._at + 8 + turn % 2 * SIDE_SIZE
+
+
+class WorkerRecord:
+    """What a worker writes of itself, at `index` of the page; -1 where it has found no place.
+
+    `began` and `ended` are on the path of every request.
+    """
+
+    def __init__(
+        self,
+        page: mmap.mmap | bytearray,
+        at: int,
+        index: int,
+        rss: int,
+        inherited: Mapping[str, float],
+        now: Callable[[], float],
+    ) -> None:
+        self._map = page
+        self._at = at
+        self._now = now
+        self._figures = TwoSides(page, at + FIGURES_AT)
+        self._counted = dict.fromkeys(NAMES, 0.0)
+        self._shown = dict(inherited)  # what each counter showed at the last flush
+        self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
+        self._frozen = False
+        self._point, self._pointed = 0, 0.0
+        self.index = index
+        self.pid = os.getpid()
+        self.state = READY
+        self.born, self.born_rss = now(), rss
+        self.rss = rss
+        self.requests = 0
+        self._write(self.born)
+        self._figures.write(b"")  # where the one before it may have written late
+        self._map[at : at + PID.size] = PID.pack(self.pid)  # last: from now on it is read
+
+    def began(self, method: str, path: str) -> int:
+        """Note a request; give the number back to `ended`. -1 where there is no room."""
+        self.requests += 1
+        # Made first: a place that is taken is not lost where there is no memory for these.
+        now, what = self._now(), f"{method} {path}".encode("latin-1", "replace")
+        try:
+            place = self._free.popitem()[0]
+        except KeyError:
+            return -1
+        REQUEST.pack_into(
+            self._map,
+            self._at + REQUESTS_AT + place * REQUEST.size,
+            now,
+            self.rss,
+            what,  # the bytes that came
+        )
+        return place
+
+    def ended(self, place: int) -> None:
+        """The request that has this place is over. Harmless when repeated."""
+        if place >= 0 and not self._frozen:
+            at = self._at + REQUESTS_AT + place * REQUEST.size
+            self._map[at : at + 8] = NOBODY
+            self._free[place] = None
+
+    def freeze(self) -> None:
+        """What is in flight now stays noted, whatever becomes of it."""
+        self._frozen = True
+
+    def note(self, rss: int, used: int) -> None:
+        """Write down a reading. The last POINTS of them are kept."""
+        now = self._now()
+        self.rss = rss
+        if now - self._pointed >= APART:
+            self._point = (self._point + 1) % POINTS
+            self._pointed = now
+        at = self._at + POINTS_AT + self._point * POINT.size
+        self._map[at : at + POINT.size] = POINT.pack(now, rss, used)
+        self._write(now)
+
+    def count(self, name: str) -> None:
+        """Count something of the worker itself. The next `flush` writes it down."""
+        self._counted[name] += 1
+
+    def flush(
+        self,
+        counters: Mapping[str, float],
+        routes: Iterable[Route] = (),
+        held: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write down what this process has counted so far: counters by name, its routes, and what
+        each route has left in it (bytes). A counter that starts again, such as that of an app that
+        was closed, takes nothing away. For one thread at a time."""
+        for name, value in counters.items():
+            self._counted[name] += max(0, value - self._shown.get(name, 0))
+        self._shown.update(counters)
+        rows = {}
+        for route in list(routes):
+            seen = route.requests, route.shared, route.worst, route.rises, route.quiet
+            row = RouteFigures(*seen, held=(held or {}).get(route.name, 0))
+            if any(row):
+                rows[route.name] = row
+        self._figures.write(Figures(self._counted, rows).pack())
+
+    def figures(self) -> Figures:
+        """What it has written down."""
+        return Figures.unpack(self._figures.read())
+
+    def enter(self, state: int) -> None:
+        self.state = state
+        self._write(self._now())
+
+    def _write(self, now: float) -> None:
+        figures = (self.state, self.born, now, self.born_rss, self.rss, self.requests)
+        # The pid stays as it is. Who reads nobody's there would take the place.
+        at, whole = self._at, WORKER.pack(self.pid, *figures)
+        self._map[at + PID.size : at + WORKER.size] = whole[PID.size :]
+
+
+def record_at(place: int) -> int:
+    return RECORDS_AT + place * RECORD_SIZE
+
+
+def read_record(page: mmap.mmap, place: int) -> Seen | None:
+    """What the worker at this place notes of itself; None where nobody has it."""
+    at = record_at(place)
+    pid, state, born, seen, born_rss, rss, requests = WORKER.unpack_from(page, at)
+    if not pid:
+        return None
+    points = POINT.iter_unpack(page[at + POINTS_AT : at + REQUESTS_AT])
+    flights = [
+        Flight(what.rstrip(b"\0").decode("utf-8", "replace"), begun, then)
+        for begun, then, what in REQUEST.iter_unpack(page[at + REQUESTS_AT : at + FIGURES_AT])
+        if begun
+    ]
+    return Seen(
+        *(place, pid, state, born, seen, born_rss, rss, requests),
+        points=sorted(point for point in points if point[0]),
+        flights=sorted(flights, key=lambda flight: flight.begun),
+    )
