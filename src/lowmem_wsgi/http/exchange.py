@@ -92,8 +92,8 @@ class Exchange:
         self._again: tuple[Any, Any, None] | None = (
             None  # exc_info, for a server that has had other headers
         )
-        # For the middleware: the request's number, its place on the shared page, how many there were
-        # before it, and its route.
+        # For the middleware: the request's number, its place on the shared page, its number again
+        # where it came alone (-1 where not, 0 where nothing is to be attributed), and its route.
         self.request, self.place, self.order = 0, -1, 0
         self.route: str | None = None
         self._finish: Finish | None = finish  # last: an exchange that has this is complete
