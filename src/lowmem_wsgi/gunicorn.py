@@ -102,7 +102,7 @@ def pre_fork(server: _Any, worker: _Any) -> None:
     from .runtime import current
 
     engine = current()
-    if engine.collector.freezing if engine else _settings.gc_freeze:
+    if engine.gc_runner.freezing if engine else _settings.gc_freeze:
         import gc
 
         gc.collect()

@@ -66,11 +66,11 @@ class LowMemory:
         self.app = app
         self.settings = rules = Settings.load(settings)
         # Another app's monitor may be at work: from here on it sees this one.
-        self.engine = runtime.join(rules, self, _INSIDE, _THROUGH, tracker.own)
-        self._in_flight = self.engine.in_flight
-        self._count = count = self.engine.counters.add
+        self.runtime = runtime.join(rules, self, _INSIDE, _THROUGH, tracker.own)
+        self._in_flight = self.runtime.in_flight
+        self._count = count = self.runtime.counters.add
         self._admission = Admission(
-            rules.max_in_flight, rules.exempt_paths, self.engine.intake, self._in_flight, count
+            rules.max_in_flight, rules.exempt_paths, self.runtime.admission, self._in_flight, count
         )
         self.uploads = UploadCap(rules.max_upload, rules.upload_limits, count)
         self.keys = Keys(rules.secret_key, app)
@@ -84,15 +84,15 @@ class LowMemory:
         )
         self._static = StaticFiles(rules.static_prefix, rules.static_max_age)
         self._names = Names(rules.static_prefix)
-        self._interrupt = self.engine.interrupt
-        self._watchdog = self.engine.watchdog
-        self.crew = self.engine.worker
+        self._interrupt = self.runtime.interrupt
+        self._watchdog = self.runtime.watchdog
+        self.worker = self.runtime.worker
         self._limits = {
             limit: MappingProxyType(self._told_to_apps(limit)) for limit in self.uploads.limits
         }
-        self._monitor = self.engine.monitor
-        self._after_request = self.engine.collector.after_request
-        self._growth = self.engine.collector.growth
+        self._monitor = self.runtime.monitor
+        self._after_request = self.runtime.gc_runner.after_request
+        self._growth = self.runtime.gc_runner.attribution
         self._steps = self._amend, self._rescue, self._finish, self._begun, self._interrupt
         self._admin_steps = (
             *(_unamended, self._rescue, self._finish_admin, _nothing),
@@ -104,7 +104,7 @@ class LowMemory:
         }
         self._started = self._told = self._closed = False
         # An app that is thrown away without close() leaves all the same.
-        self._leave = weakref.finalize(self, self.engine.leave)
+        self._leave = weakref.finalize(self, self.runtime.leave)
         self._leave.atexit = False
         self._lock = threading.Lock()
 
@@ -123,7 +123,7 @@ class LowMemory:
             exchange = Exchange(environ, start_response, *self._steps)
             return exchange.run(self._guard)
         except MemoryError:
-            self.engine.ceiling.open_reserve()
+            self.runtime.ceiling.open_reserve()
             if exchange is not None and exchange.sent:
                 raise
             return self._last_resort(environ, start_response)
@@ -143,11 +143,11 @@ class LowMemory:
 
     def _answer(self, route: WSGIApplication, exchange: Exchange) -> WSGIApplication:
         """Serve an admin route without attributing its memory to the app."""
-        self._attempt(self.engine.collector.settle)
+        self._attempt(self.runtime.gc_runner.settle)
         return route
 
     def _finish_admin(self, exchange: Exchange, closed: bool) -> None:
-        self._attempt(self.engine.collector.rebase)
+        self._attempt(self.runtime.gc_runner.rebase)
         if closed and DRAIN in exchange.environ:
             drain(exchange.environ)
 
@@ -165,7 +165,7 @@ class LowMemory:
 
     def cleanup(self) -> dict[str, Any]:
         """Free what can be freed, now. Bytes before, after and freed by each step."""
-        result = self.engine.ladder.run(why="asked")
+        result = self.runtime.cleanups.run(why="asked")
         log.logger.info(
             "🧹 asked for: %s → %s (%s)",
             format_size(result["before_bytes"]),
@@ -221,7 +221,7 @@ class LowMemory:
             return UNGUARDED
         try:
             exchange.order = number if self._in_flight.count() < 2 else -1
-            exchange.place = self.crew.began(method, path)
+            exchange.place = self.worker.began(method, path)
         except MemoryError:
             raise
         except Exception:
@@ -234,7 +234,7 @@ class LowMemory:
         """Another answer, where the app's is none that we can let out."""
         refusal = None
         if isinstance(error, MemoryError):
-            self.engine.ceiling.open_reserve()  # first of all: there may be none to go on with
+            self.runtime.ceiling.open_reserve()  # first of all: there may be none to go on with
         if out_of_memory.ran_out(environ, error):
             refusal = out_of_memory.elsewhere(environ) or self._ran_out_of_memory(environ)
         elif isinstance(error, GuardError):
@@ -280,7 +280,7 @@ class LowMemory:
             if self._interrupt.striking:
                 self._interrupt.settle()
             if exchange.place >= 0:
-                self.crew.ended(exchange.place)
+                self.worker.ended(exchange.place)
                 exchange.place = -1
         except MemoryError:
             raise
@@ -313,13 +313,13 @@ class LowMemory:
         if not again:
             environ[COUNTED] = True
             self._count("out_of_memory")
-        usage = self.engine.ceiling.usage
+        usage = self.runtime.ceiling.usage
         if usage is None:
             return out_of_memory.refusal(
                 "of more than could be had", "none, the app asked for more than it could get"
             )
         if not again:
-            self.engine.ceiling.hit()
+            self.runtime.ceiling.hit()
         figures = f"at {format_size(usage.used)} of {format_size(usage.limit)}"
         return out_of_memory.refusal(figures, "LOWMEM_CEILING")
 
@@ -335,9 +335,9 @@ class LowMemory:
     def _start(self, *, fresh: bool = False) -> None:
         """At this app's first request in a process: what must not happen at import."""
         try:
-            self.engine.notice_fork()
-            self.crew.start(fresh=fresh)  # first: it has the server start its threads
-            self.engine.start()
+            self.runtime.notice_fork()
+            self.worker.start(fresh=fresh)  # first: it has the server start its threads
+            self.runtime.start()
             self._track_loads()
             try:
                 out_of_memory.watch()
@@ -354,10 +354,10 @@ class LowMemory:
     def _track_loads(self) -> None:
         before = tracker.installed()
         found = tracker.install(self.settings.heavy_modules)
-        found.attach(self.engine)
-        self.engine.on_leave(functools.partial(found.detach, self.engine))
+        found.attach(self.runtime)
+        self.runtime.on_leave(functools.partial(found.detach, self.runtime))
         if before is None:
-            self.engine.on_leave(found.stop)
+            self.runtime.on_leave(found.stop)
 
     def _told_to_apps(self, max_upload: int) -> dict[str, object]:
         limits = {name: getattr(self.settings, name) for name in FOR_APPS}

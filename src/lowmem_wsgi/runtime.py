@@ -22,11 +22,11 @@ from typing import Protocol
 from . import log
 from .http.route_names import by_path
 from .memory import pressure
+from .memory.admission import AdmissionPolicy
 from .memory.ceiling import Ceiling
-from .memory.cleanup import Ladder
-from .memory.gc_runner import Collector
+from .memory.cleanup import Cleanup
+from .memory.gc_runner import GcRunner
 from .memory.in_flight import Counters, InFlight
-from .memory.intake import Intake
 from .memory.interrupt import Interrupt
 from .memory.monitor import Monitor
 from .memory.reading import Memory
@@ -56,48 +56,50 @@ class Runtime:
 
     def __init__(
         self,
-        rules: Settings,
+        settings: Settings,
         inside: Collection[CodeType] = (),
         through: Collection[CodeType] = (),
         heavy: Callable[[], str] = str,
     ) -> None:
         self.in_flight = InFlight()
         self.counters = Counters(*COUNTED)
-        self.memory = Memory(rules.memory_limit)
-        self.worker = Worker(rules, self, heavy=heavy)
-        self.collector = Collector(
+        self.memory = Memory(settings.memory_limit)
+        self.worker = Worker(settings, self, heavy=heavy)
+        self.gc_runner = GcRunner(
             passes=0,
             freeze=False,
             trim=False,
             in_flight=self.in_flight.count,
             noticed=self._nudge,
         )
-        self.ladder = Ladder(
-            self.collector,
-            rules.heavy_modules if rules.purge_modules else (),
+        self.cleanups = Cleanup(
+            self.gc_runner,
+            settings.heavy_modules if settings.purge_modules else (),
             record=self.worker.note_cleanup,
         )
-        self.ceiling = Ceiling(rules.ceiling, self.memory.glance, workers=self.worker.count)
+        self.ceiling = Ceiling(settings.ceiling, self.memory.glance, workers=self.worker.count)
         self.interrupt = Interrupt(self.in_flight.threads, inside, through)
-        self.intake = Intake()
+        self.admission = AdmissionPolicy()
         self.monitor = Monitor(
-            rules,
+            settings,
             self.memory,
-            self.ladder,
-            self.collector,
+            self.cleanups,
+            self.gc_runner,
             # What follows from each reading, in this order.
             duties=(("The ceiling", self._keep_ceiling), ("The worker", self.worker.look)),
             may_act=lambda: not self.worker.retiring,
         )
         self.watchdog = Watchdog(self.ceiling, self.interrupt)
-        self._rules = rules
+        self._settings = settings
         self.users = 0
         self._pid = os.getpid()
         self._undo: list[Callable[[], object]] = []
 
-    def join(self, rules: Settings) -> None:
+    def join(self, settings: Settings) -> None:
         self.users += 1
-        others = [name for name in OF_THE_FIRST if vars(rules)[name] != vars(self._rules)[name]]
+        others = [
+            name for name in OF_THE_FIRST if vars(settings)[name] != vars(self._settings)[name]
+        ]
         if others:
             log.limited(
                 logging.WARNING,
@@ -105,9 +107,9 @@ class Runtime:
                 "An app wrapped before in this process has other values for %s: its values hold.",
                 ", ".join(others),
             )
-        self.collector.passes = max(self.collector.passes, rules.gc_passes)
-        self.collector.freezing = self.collector.freezing or rules.gc_freeze
-        self.collector.trimming = self.collector.trimming or rules.trim
+        self.gc_runner.passes = max(self.gc_runner.passes, settings.gc_passes)
+        self.gc_runner.freezing = self.gc_runner.freezing or settings.gc_freeze
+        self.gc_runner.trimming = self.gc_runner.trimming or settings.trim
 
     def notice_fork(self) -> None:
         """First of all: a server that forks past Python (uWSGI) runs none of its hooks."""
@@ -116,17 +118,17 @@ class Runtime:
 
     def start(self) -> None:
         """At the first request: the interpreter's own settings, once, and the monitor."""
-        rules = self._rules
+        settings = self._settings
         if not self._undo:
             self._undo.append(gc.unfreeze)
-            if rules.gc_threshold is not None:
+            if settings.gc_threshold is not None:
                 before = gc.get_threshold()
                 self._undo.append(lambda: gc.set_threshold(*before))
-                gc.set_threshold(*rules.gc_threshold)
-            if rules.recursion_limit is not None:
+                gc.set_threshold(*settings.gc_threshold)
+            if settings.recursion_limit is not None:
                 depth = sys.getrecursionlimit()
                 self._undo.append(lambda: sys.setrecursionlimit(depth))
-                sys.setrecursionlimit(rules.recursion_limit)
+                sys.setrecursionlimit(settings.recursion_limit)
             self._undo.append(self.ceiling.lift)
         self._start_watchdog()
         self.ceiling.arm(coming=1)  # in place before any request goes on, the monitor's thread
@@ -142,7 +144,7 @@ class Runtime:
         """This thread is about to load a heavy package. MemoryError where there is no room."""
         try:
             self.ceiling.load_begins()
-            self.collector.growth.load_begins()
+            self.gc_runner.attribution.load_begins()
         except BaseException:
             self.load_ends()
             raise
@@ -152,7 +154,7 @@ class Runtime:
         try:
             self.ceiling.load_ends()
         finally:
-            self.collector.growth.load_ends()
+            self.gc_runner.attribution.load_ends()
 
     def where(self) -> str | None:
         """Return the route that this thread serves, of whichever app."""
@@ -168,20 +170,20 @@ class Runtime:
         return {
             "requests": self.in_flight.total,
             **self.counters.read(),
-            "gc_runs": self.collector.runs,
-            "gc_collected": self.collector.collected,
-            "gc_seconds": self.collector.total_seconds,
-            "gc_freed_bytes": self.collector.freed_bytes,
-            "gc_gave_back": self.collector.gave_back,
-            "cleanups": self.ladder.count,
-            **{f"freed_{kind}": freed for kind, freed in self.ladder.freed.items()},
+            "gc_runs": self.gc_runner.runs,
+            "gc_collected": self.gc_runner.collected,
+            "gc_seconds": self.gc_runner.total_seconds,
+            "gc_freed_bytes": self.gc_runner.freed_bytes,
+            "gc_gave_back": self.gc_runner.gave_back,
+            "cleanups": self.cleanups.count,
+            **{f"freed_{kind}": freed for kind, freed in self.cleanups.freed.items()},
         }
 
     def _keep_ceiling(self, usage: Usage, level: str) -> None:
         """At each look: the ceiling, and what may still come in."""
         self._start_watchdog()
         self.ceiling.arm()
-        self.intake.look(usage, level, self.monitor.thresholds[1], lambda: self._may_fall(usage))
+        self.admission.look(usage, level, self.monitor.thresholds[1], lambda: self._may_fall(usage))
 
     def _nudge(self, rss: int) -> None:
         self.monitor.nudge(rss)  # which is made after what calls this
@@ -201,18 +203,18 @@ class Runtime:
                 return
             self.monitor.stop()
             self.watchdog.stop()
-            self.intake.forget()
+            self.admission.forget()
             while self._undo:
                 self._undo.pop()()
 
     def after_fork(self) -> None:
         self._pid = os.getpid()
         self.in_flight.forget()
-        self.collector.after_fork()
-        self.ladder.after_fork()
+        self.gc_runner.after_fork()
+        self.cleanups.after_fork()
         self.ceiling.after_fork()
         self.interrupt.forget()
-        self.intake.forget()
+        self.admission.forget()
         self.watchdog.after_fork()
         self.monitor.after_fork()
         self.worker.after_fork()
@@ -230,7 +232,7 @@ _current: list[Runtime] = []  # none or one; the last one stays, as its worker's
 
 
 def join(
-    rules: Settings,
+    settings: Settings,
     app: App,
     inside: Collection[CodeType] = (),
     through: Collection[CodeType] = (),
@@ -243,10 +245,10 @@ def join(
         if current() is None:
             for before in _current:
                 before.worker.give_up()
-            _current[:] = [Runtime(rules, inside, through, heavy)]
+            _current[:] = [Runtime(settings, inside, through, heavy)]
             _watch_process()
         found = _current[0]
-        found.join(rules)
+        found.join(settings)
         return found
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from helpers.servers import clean_environ
-from lowmem_wsgi.memory import ceiling, intake, interrupt, monitor, watchdog
+from lowmem_wsgi.memory import admission, ceiling, interrupt, monitor, watchdog
 from lowmem_wsgi.memory import gc_runner as collector
 from lowmem_wsgi.memory import levels as governor
 from lowmem_wsgi.settings import Settings, parse_duration, parse_size, table, threshold_bytes
@@ -232,7 +232,7 @@ def test_the_governors_and_the_monitors_constants_are_those_of_the_code() -> Non
 @pytest.mark.parametrize(
     ("heading", "modules"),
     [
-        ("Large uploads are turned away", [intake]),
+        ("Large uploads are turned away", [admission]),
         ("The worker is recycled", [recycle]),
         ("The ceiling", [ceiling]),
         ("The interrupt", [watchdog, interrupt]),

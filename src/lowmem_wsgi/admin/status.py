@@ -40,7 +40,7 @@ def brief(lowmem: LowMemory) -> dict[str, Any]:
 
 def _usage(lowmem: LowMemory) -> Usage:
     """Where the monitor runs, it has found the limit not long ago."""
-    engine = lowmem.engine
+    engine = lowmem.runtime
     return engine.memory.glance() if engine.monitor.running else engine.memory.read()
 
 
@@ -51,7 +51,7 @@ def _memory(now: Usage) -> dict[str, Any]:
 
 def _level(lowmem: LowMemory, now: Usage) -> str:
     """The monitor's level; before it runs, what this one reading says."""
-    monitor = lowmem.engine.monitor
+    monitor = lowmem.runtime.monitor
     if monitor.running:
         return monitor.level
     warn, critical = monitor.thresholds
@@ -61,9 +61,9 @@ def _level(lowmem: LowMemory, now: Usage) -> str:
 def status(lowmem: LowMemory) -> dict[str, Any]:
     """All that is told with the token."""
     now = _usage(lowmem)
-    warn, critical = lowmem.engine.monitor.thresholds
+    warn, critical = lowmem.runtime.monitor.thresholds
     counted = metrics.document(
-        {name: _number(value) for name, value in lowmem.crew.counts().items()}
+        {name: _number(value) for name, value in lowmem.worker.counts().items()}
     )
     workers, outside = _workers(lowmem)
     own = next(worker for worker in workers if worker["this"])
@@ -85,7 +85,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "requests": {
             "total": None,
             # The page has room for eight of a worker; of our own we know all.
-            "in_flight": lowmem.engine.in_flight.count()
+            "in_flight": lowmem.runtime.in_flight.count()
             + sum(len(worker["in_flight"]) for worker in workers if not worker["this"]),
             **counted["requests"],
         },
@@ -93,11 +93,11 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
         "routes": _routes(lowmem),
         "recycles": counted["recycles"],
         "deaths": counted["deaths"],
-        "last_death": lowmem.crew.last_death(),
+        "last_death": lowmem.worker.last_death(),
         "now": time.time(),
-        "closed": lowmem.engine.intake.closed,
-        "ceiling": lowmem.engine.ceiling.limit,
-        "replaceable": lowmem.crew.server is not None and lowmem.settings.recycle,
+        "closed": lowmem.runtime.admission.closed,
+        "ceiling": lowmem.runtime.ceiling.limit,
+        "replaceable": lowmem.worker.server is not None and lowmem.settings.recycle,
         "allocator": {name: os.environ.get(name) for name in ("PYTHONMALLOC", "MALLOC_ARENA_MAX")},
         "heavy": lowmem.heavy(),
     }
@@ -108,7 +108,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
 
 def history(lowmem: LowMemory) -> dict[str, Any]:
     """The site's last hour, for the chart: Unix seconds, bytes."""
-    past = lowmem.crew.history
+    past = lowmem.worker.history
     return {
         "interval_seconds": past.every,
         "points": past.points(),
@@ -124,7 +124,7 @@ def history(lowmem: LowMemory) -> dict[str, Any]:
 
 # A key that is None here keeps its place for the counter of that name.
 def _gc(lowmem: LowMemory) -> dict[str, Any]:
-    collector = lowmem.engine.collector
+    collector = lowmem.runtime.gc_runner
     return {
         "passes": collector.passes,
         "runs": None,
@@ -135,7 +135,7 @@ def _gc(lowmem: LowMemory) -> dict[str, Any]:
 
 
 def _cleanups(lowmem: LowMemory) -> dict[str, Any]:
-    last = lowmem.engine.ladder.last or {"at": None, "freed_bytes": None, "steps": []}
+    last = lowmem.runtime.cleanups.last or {"at": None, "freed_bytes": None, "steps": []}
     return {
         "count": None,
         "last_at": last["at"],
@@ -148,8 +148,8 @@ def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     """Each worker of the site, and its master; the one that answers in any case. And what the
     container holds besides them."""
     now = time.monotonic()
-    seen = {found.pid: found for found in lowmem.crew.alive()}
-    own, server = os.getpid(), lowmem.crew.server
+    seen = {found.pid: found for found in lowmem.worker.alive()}
+    own, server = os.getpid(), lowmem.worker.server
     others = [] if server is None or server.master == own else [server.master]
     weights, outside = _weights(lowmem, frozenset({own, *seen, *others}))
     rows = [_worker(pid, seen.get(pid), lowmem, now) for pid in sorted({own, *seen})]
@@ -161,7 +161,7 @@ def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     ]
     for row in rows:
         if row["pid"] in seen:
-            row["held_bytes"] = lowmem.crew.held(seen[row["pid"]].place)
+            row["held_bytes"] = lowmem.worker.held(seen[row["pid"]].place)
         row.update(weights[row["pid"]])
         if not row["this"]:
             del row["peak_bytes"]
@@ -196,7 +196,7 @@ def _moment(
     lowmem: LowMemory, pids: frozenset[int]
 ) -> tuple[dict[int, Figures], dict[str, Any] | None]:
     """Read the container before the processes, and after them. Of both the lesser counts."""
-    memory = lowmem.engine.memory
+    memory = lowmem.runtime.memory
     before = memory.glance()
     figures = {pid: process_figures(pid) for pid in pids}
     after = memory.glance()
@@ -221,10 +221,10 @@ def _besides(
 ) -> dict[str, Any] | None:
     """With the container's other processes. A worker that starts has no place on the page yet, and
     is not outside all the same."""
-    others = sizes_of(set(lowmem.engine.memory.pids()) - pids)
+    others = sizes_of(set(lowmem.runtime.memory.pids()) - pids)
     if others is None:
         return None
-    server = lowmem.crew.server
+    server = lowmem.worker.server
     master = 0 if server is None else server.master
     ours = [size for parent, size in others.values() if parent == master]
     strangers = [size for parent, size in others.values() if parent != master]
@@ -239,7 +239,7 @@ def _besides(
 def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[str, Any]:
     row = {"pid": pid, "role": "worker", "state": "ready", "this": pid == os.getpid()}
     if seen is None:  # it has no place on the page
-        total = lowmem.engine.in_flight.total
+        total = lowmem.runtime.in_flight.total
         return row | {
             "age_seconds": process_age(),
             "requests": total,
@@ -276,7 +276,7 @@ def _routes(lowmem: LowMemory) -> list[dict[str, Any]]:
             "worst_bytes": found.worst,
             "shared": round(found.shared / found.requests, 3) if found.requests else 0.0,
         }
-        for name, found in lowmem.crew.growth().items()
+        for name, found in lowmem.worker.growth().items()
     ]
     return sorted(rows, key=lambda row: (row["route"] == OTHER, -row["grown_bytes"], row["route"]))
 

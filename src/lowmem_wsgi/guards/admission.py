@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 RETRY_AFTER = 2
 
 
-class Intake(Protocol):
+class AdmissionPolicy(Protocol):
     """Whether memory allows more."""
 
     @property
@@ -37,7 +37,7 @@ class InFlight(Protocol):
 class Admission:
     """Refuses the request that is one too many, or too large for what memory is left.
 
-    `most`: how many at once (None: any number). `intake` says what memory allows. A path under
+    `most`: how many at once (None: any number). `policy` says what memory allows. A path under
     one of `exempt` is always let in: a health check that fails would have the platform kill what
     is only busy.
     """
@@ -46,11 +46,11 @@ class Admission:
         self,
         most: int | None,
         exempt: tuple[str, ...],
-        intake: Intake,
+        policy: AdmissionPolicy,
         in_flight: InFlight,
         count: Callable[[str], None],
     ) -> None:
-        self._intake = intake
+        self._policy = policy
         self._in_flight = in_flight
         self._count = count
         self._most = most
@@ -58,7 +58,7 @@ class Admission:
 
     def refusal(self, environ: WSGIEnvironment, number: int) -> Refusal | None:
         """Refuse the request with this number in `in_flight`. Its Content-Length is valid."""
-        refusal = None if self._intake.largest is None else self._short_of_memory(environ)
+        refusal = None if self._policy.largest is None else self._short_of_memory(environ)
         if refusal is None and (self._most is None or self._in_flight.count() <= self._most):
             return None
         if refusal is None and self._most is not None:
@@ -72,9 +72,9 @@ class Admission:
         return refusal
 
     def _short_of_memory(self, environ: WSGIEnvironment) -> Refusal | None:
-        if self._intake.closed:
+        if self._policy.closed:
             return busy("memory is at critical, and nothing is left to free", "LOWMEM_CRITICAL_AT")
-        largest, length = self._intake.largest, declared_length(environ)
+        largest, length = self._policy.largest, declared_length(environ)
         if largest is None or length is None or length <= largest:
             return None
         why = f"{length} bytes declared, and memory is short: {largest} at most for now"

@@ -99,7 +99,7 @@ class Window:
         self.booked = booked
 
 
-class Growth:
+class Attribution:
     """`ended` with each request; `weigh` when it is `due`.
 
     `size` tells what is weighed (bytes), `now` is any monotonic clock in seconds.

@@ -17,7 +17,7 @@ from typing import Any
 from .. import log
 from ..system.procfs import OwnRss
 from . import pressure
-from .gc_runner import Collector
+from .gc_runner import GcRunner
 from .levels import CRITICAL
 from .purge import purge
 
@@ -43,7 +43,7 @@ KINDS = ("trim", "caches", "callback", "purge", "collect")
 Step = tuple[str, Callable[[], object]]
 
 
-class Ladder:
+class Cleanup:
     """Runs the steps and keeps the figures of the last run. Thread-safe.
 
     `heavy`: packages to drop at critical (see purge.py).
@@ -51,14 +51,14 @@ class Ladder:
 
     def __init__(
         self,
-        collector: Collector,
+        collector: GcRunner,
         heavy: Sequence[str] = (),
         *,
         rss: Callable[[], int] | None = None,
         record: Callable[[dict[str, Any], str], object] = lambda result, why: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._collector = collector
+        self._gc_runner = collector
         self.heavy = tuple(heavy)
         self._rss = OwnRss() if rss is None else rss
         self._now = now
@@ -95,7 +95,7 @@ class Ladder:
                 return self.last or self._result(level, self._rss(), self._rss(), [])
             self._running = True
             try:
-                self.last = self._climb(level, tell, leave_shared)
+                self.last = self._run_steps(level, tell, leave_shared)
                 self.count += 1
                 self._report(self.last, why or level)
                 return self.last
@@ -112,15 +112,21 @@ class Ladder:
         except Exception:
             log.failure("Noting a cleanup")
 
-    def _climb(self, level: str, tell: bool, leave_shared: Callable[[], bool]) -> dict[str, Any]:
+    def _run_steps(
+        self, level: str, tell: bool, leave_shared: Callable[[], bool]
+    ) -> dict[str, Any]:
         before = left = self._rss()
         steps = []
         for name, action in self._steps(level, tell):
-            if action == self._collector.thaw and self._collector.shares_pages and leave_shared():
+            if (
+                action == self._gc_runner.full_collect
+                and self._gc_runner.shares_pages
+                and leave_shared()
+            ):
                 continue
             began = time.perf_counter()
             note = self._attempt(name, action)
-            self._collector.give_back()
+            self._gc_runner.give_back()
             was, left = left, self._rss()
             step = {"step": name, "freed_bytes": was - left}
             step["seconds"] = round(time.perf_counter() - began, 6)
@@ -143,7 +149,7 @@ class Ladder:
             ]
         if level == CRITICAL:
             steps += [(f"purge {name}", partial(purge, name)) for name in self.heavy]
-        return [*steps, ("collect", self._collector.thaw)]
+        return [*steps, ("collect", self._gc_runner.full_collect)]
 
     def _attempt(self, name: str, action: Callable[[], object]) -> str | None:
         try:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from ..settings import MB
 from ..system.malloc import find_in_use, malloc_trim
 from ..system.procfs import OwnRss
-from .attribution import Growth
+from .attribution import Attribution
 
 # A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
 # the next one.
@@ -47,7 +47,7 @@ LOOK_EVERY, LOOK_SELDOM = 0.02, 0.0005
 # Requests that overlap without an end are weighed together after so long (seconds).
 WEIGH_ANYWAY = 1.0
 
-# Growth worth giving back: at least this much, and this share of what the process uses.
+# Attribution worth giving back: at least this much, and this share of what the process uses.
 TRIM_BYTES = 1 * MB
 TRIM_SHARE = 1 / 25
 # Giving back takes at most this share of the time, but rests no longer than so many seconds ...
@@ -58,14 +58,14 @@ TRIM_REST = 0.5
 TRIM_REST_IN_VAIN = 60.0
 TRIM_NOW_BYTES = 32 * MB
 
-THAW_EVERY = 300.0  # seconds
-# Growth that trimming did not give back may be frozen garbage ...
-THAW_BYTES = 16 * MB
+FULL_EVERY = 300.0  # seconds
+# Attribution that trimming did not give back may be frozen garbage ...
+FULL_BYTES = 16 * MB
 # ... but thawing, which looks at the whole heap, takes at most this share of the time.
-THAW_DUTY = 1 / 50
+FULL_DUTY = 1 / 50
 
 
-class Collector:
+class GcRunner:
     """Runs the passes. Thread-safe; `now` is any monotonic clock in seconds."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Collector:
         self._noticed = noticed
         # Books to routes what requests leave behind.
         self._measure = self._rss
-        self.growth = Growth(self._size, now=now)
+        self.attribution = Attribution(self._size, now=now)
         self._measured = give_back is not None or rss is not None  # what is weighed is settled
         # How many requests there are, for what no request has asked for.
         self.in_flight = in_flight
@@ -107,12 +107,12 @@ class Collector:
         self.gave_back = 0  # so many times
 
         self._slow_seconds = 0.0
-        self._tidied = 0  # the run that it was tidied after
+        self._maintained_run = 0  # the run that it was tidied after
         # RSS at the last look, after giving back; when last idle after giving back, or lower where
         # it fell by itself; after the last giving back; after the last thaw.
-        self._floor = self._trimmed_rss = self._thawed_rss = self._left = self._rss()
-        self._looked_at = self._trimmed_at = self._thawed_at = now()
-        self._trim_rest = self._thaw_seconds = 0.0
+        self._floor = self._trimmed_rss = self._full_rss = self._left = self._rss()
+        self._looked_at = self._trimmed_at = self._full_at = now()
+        self._trim_rest = self._full_seconds = 0.0
 
     def after_request(self, in_flight: Callable[[], int] = lambda: 0) -> None:
         """Run the passes now, or see to it that the thread running them runs them again.
@@ -139,9 +139,9 @@ class Collector:
                 self._owner = 0
                 self._running.release()
 
-    def thaw(self) -> None:
+    def full_collect(self) -> None:
         """Collect everything, what was frozen as garbage included, and freeze what is left."""
-        self._alone(self._thaw)
+        self._alone(self._full_collect)
 
     def give_back(self) -> None:
         """Give free memory back now (where `trim` is on)."""
@@ -156,38 +156,38 @@ class Collector:
 
     def before_request(self) -> None:
         """A request begins. While memory grows, what came up to now is not booked to that."""
-        if self.growth.closely and self.in_flight() < 2:
+        if self.attribution.closely and self.in_flight() < 2:
             self._unless_busy(self._weigh)
 
     def rebase(self) -> None:
         """What has changed since the last time is no request's doing; where there were none."""
-        if not self.in_flight() and not self.growth.pending:
+        if not self.in_flight() and not self.attribution.pending:
             self._unless_busy(self._rebase)
 
     def _rebase(self) -> None:
         self._find_measure()
-        self.growth.rebase()
+        self.attribution.rebase()
 
-    def tidy(self) -> None:
+    def maintain(self) -> None:
         """What no request came to do: give back growth that had to wait, and what was freed without
         any; look at the slow clock."""
-        self._alone(self._tidy)
+        self._alone(self._maintain)
 
-    def _tidy(self) -> None:
-        quiet, self._tidied = self.runs == self._tidied, self.runs
+    def _maintain(self) -> None:
+        quiet, self._maintained_run = self.runs == self._maintained_run, self.runs
         # A cache that is dropped leaves RSS where it was, so no growth tells of it. 1 ms at most.
         if self.trimming and not quiet:
             self._given_back(self._rss(), self.in_flight)
         # What nobody has ended since the last time may be in frozen garbage itself, and in flight
         # for ever.
         if (quiet or not self.in_flight()) and self._may_hold_garbage(self._rss()):
-            self._thaw_and_give_back(self.in_flight)
+            self._full_collect_and_trim(self.in_flight)
         self._look_around(self._now(), self.in_flight)
 
     def _may_hold_garbage(self, rss: int) -> bool:
         """Whether what giving back has left may be frozen garbage, and it is time to see."""
-        rested = self._now() - self._thawed_at >= self._thaw_seconds / THAW_DUTY
-        return self.freezing and rested and rss - self._thawed_rss >= THAW_BYTES
+        rested = self._now() - self._full_at >= self._full_seconds / FULL_DUTY
+        return self.freezing and rested and rss - self._full_rss >= FULL_BYTES
 
     def _alone(self, action: Callable[[], object]) -> None:
         """Do it while no run is under way. From within one (a finalizer, a signal handler) it is
@@ -235,16 +235,16 @@ class Collector:
         # 0.1 to 0.3 ms. So not at each end, but at the last one.
         if ended - self._looked_at >= (LOOK_SELDOM if alone else LOOK_EVERY):
             self._look_around(ended, in_flight, alone=alone)
-        if self.growth.due(ended if alone else ended - WEIGH_ANYWAY):
+        if self.attribution.due(ended if alone else ended - WEIGH_ANYWAY):
             self._weigh()
 
     def _size(self) -> int:
         return self._measure()
 
     def _weigh(self) -> None:
-        if not self.growth.loading:
+        if not self.attribution.loading:
             self._find_measure()
-            self.growth.weigh()
+            self.attribution.weigh()
 
     def _find_measure(self) -> None:
         """Before anything is weighed, and not sooner: ctypes, which giving back needs as well."""
@@ -259,12 +259,12 @@ class Collector:
         used = self._rss()
         self._noticed(used)
         if alone:
-            self.growth.peaked(used - self._left)
+            self.attribution.peaked(used - self._left)
         self._left = used
         if self.trimming and self._is_grown(now, used):
             self._left = self._trim(now, used, in_flight)
-        if now - self._thawed_at >= THAW_EVERY:
-            self._thaw_if_grown(now, in_flight)
+        if now - self._full_at >= FULL_EVERY:
+            self._full_collect_if_grown(now, in_flight)
 
     def _collect(self) -> None:
         if not self.passes:
@@ -308,7 +308,7 @@ class Collector:
         """Whether giving back is worth it, now."""
         if used < self._floor:
             self._floor = used
-            self._thawed_rss = min(used, self._thawed_rss)
+            self._full_rss = min(used, self._full_rss)
         growth = used - self._floor
         if growth < TRIM_BYTES or growth < self._floor * TRIM_SHARE:
             return False
@@ -327,25 +327,25 @@ class Collector:
         )
         # What has grown may be the requests' in flight; pages once copied stay so.
         if self._may_hold_garbage(left) and not (self.shares_pages and in_flight()):
-            self._thaw_and_give_back(in_flight)
+            self._full_collect_and_trim(in_flight)
             return self._rss()
         return left
 
-    def _thaw_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
+    def _full_collect_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
         used = self._rss()
-        grown = used - self._thawed_rss >= max(TRIM_BYTES, self._thawed_rss * TRIM_SHARE)
+        grown = used - self._full_rss >= max(TRIM_BYTES, self._full_rss * TRIM_SHARE)
         if grown or not self.shares_pages:
-            self._thaw_and_give_back(in_flight)
+            self._full_collect_and_trim(in_flight)
         else:
-            self._thawed_at = now  # look again when as much time has passed
+            self._full_at = now  # look again when as much time has passed
 
-    def _thaw_and_give_back(self, in_flight: Callable[[], int]) -> None:
+    def _full_collect_and_trim(self, in_flight: Callable[[], int]) -> None:
         before = self._rss()
-        self._thaw()
+        self._full_collect()
         if self.trimming:
-            self._thawed_rss = self._given_back(before, in_flight)
+            self._full_rss = self._given_back(before, in_flight)
 
-    def _thaw(self) -> None:
+    def _full_collect(self) -> None:
         began = self._now()
         if self.freezing:
             gc.unfreeze()
@@ -360,9 +360,9 @@ class Collector:
             gc.freeze()
         self.shares_pages = False
         self._slow_seconds = 0.0
-        self._thawed_at = ended = self._now()
-        self._thaw_seconds = ended - began
-        self._thawed_rss = self._rss()
+        self._full_at = ended = self._now()
+        self._full_seconds = ended - began
+        self._full_rss = self._rss()
 
     def _given_back(self, used: int, in_flight: Callable[[], int]) -> int:
         """Give back; RSS after it, `used` being that before."""
@@ -388,10 +388,10 @@ class Collector:
         self.shares_pages = True
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
-        self.growth.forget()
-        self.runs = self.collected = self.freed_bytes = self.gave_back = self._tidied = 0
+        self.attribution.forget()
+        self.runs = self.collected = self.freed_bytes = self.gave_back = self._maintained_run = 0
         self.last_seconds = self.total_seconds = 0.0
-        self._floor = self._trimmed_rss = self._thawed_rss = self._left = self._rss()
+        self._floor = self._trimmed_rss = self._full_rss = self._left = self._rss()
 
 
 def _somebody() -> int:

@@ -15,8 +15,8 @@ from .. import log
 from ..settings import MB, Settings, format_size, threshold_bytes
 from ..system.procfs import shared_bytes
 from ..system.usage import Usage
-from .cleanup import Ladder
-from .gc_runner import Collector
+from .cleanup import Cleanup
+from .gc_runner import GcRunner
 from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Governor
 from .reading import Memory
 
@@ -53,21 +53,21 @@ class Monitor:
 
     def __init__(
         self,
-        rules: Settings,
+        settings: Settings,
         memory: Memory,
-        ladder: Ladder,
-        collector: Collector,
+        ladder: Cleanup,
+        collector: GcRunner,
         *,
         duties: Sequence[tuple[str, Duty]] = (),
         may_act: Callable[[], bool] = lambda: True,
         now: Callable[[], float] = time.monotonic,
         shared: Callable[[], int] = shared_bytes,
     ) -> None:
-        self._rules = rules
+        self._settings = settings
         self._shared = shared
         self._memory = memory
-        self._ladder = ladder
-        self._collector = collector
+        self._cleanups = ladder
+        self._gc_runner = collector
         self._now = now
         self.running = False
         self._may_act = may_act  # else it only looks: the process is about to end
@@ -76,7 +76,7 @@ class Monitor:
         self._woken_at = 0
         self._lock = threading.Lock()
         self._duties = tuple(duties)
-        self._tidied_at = self._logged_at = self._acted_at = 0.0
+        self._maintained_at = self._logged_at = self._acted_at = 0.0
         self._retry_at = 0.0
         self._read_at = float("-inf")
         self._steepest = 0.0
@@ -147,12 +147,12 @@ class Monitor:
             pass
         elif level != before:
             self._changed(usage, before, level)
-        elif level != OK and now - self._acted_at >= self._rules.cleanup_interval:
+        elif level != OK and now - self._acted_at >= self._settings.cleanup_interval:
             self._act(usage, level, tell=False)
-        if acting and now - self._tidied_at >= self._rules.cleanup_interval:
-            self._tidied_at = now
-            self._collector.tidy()
-        if now - self._logged_at >= self._rules.check_interval:
+        if acting and now - self._maintained_at >= self._settings.cleanup_interval:
+            self._maintained_at = now
+            self._gc_runner.maintain()
+        if now - self._logged_at >= self._settings.check_interval:
             self._logged_at = now
             log.logger.info("🔍 %s, %s", self._figures(usage), level)
         return min(self._pause(usage.used), latest)
@@ -195,12 +195,13 @@ class Monitor:
         self._governor = Governor(*self._thresholds_for(self._memory.read().limit))
         self._steepest, self._seen = 0.0, None
         self._highest, self._grew_at = 0, now
-        self._tidied_at = self._logged_at = self._acted_at = now
+        self._maintained_at = self._logged_at = self._acted_at = now
 
     def _thresholds_for(self, limit: int) -> tuple[int, int]:
         self._limit = limit
         warn, critical = (
-            threshold_bytes(at, limit) for at in (self._rules.warn_at, self._rules.critical_at)
+            threshold_bytes(at, limit)
+            for at in (self._settings.warn_at, self._settings.critical_at)
         )
         if not 0 < warn < critical <= limit:
             # Sizes may make no sense under a limit that is found only now.
@@ -265,7 +266,7 @@ class Monitor:
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()
-        result = self._ladder.run(level, tell=tell, leave_shared=self._leave_shared)
+        result = self._cleanups.run(level, tell=tell, leave_shared=self._leave_shared)
         sign, severity = {WARN: ("🧹", logging.WARNING), CRITICAL: ("🚨", logging.ERROR)}[level]
         log.limited(
             severity,

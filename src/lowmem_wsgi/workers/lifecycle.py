@@ -83,7 +83,7 @@ class Worker:
 
     def __init__(
         self,
-        rules: Settings,
+        settings: Settings,
         engine: Runtime,
         *,
         heavy: Callable[[], str] = str,
@@ -91,8 +91,8 @@ class Worker:
         find: Callable[[], Server | None] = find_server,
         pages: Pages | None = None,
     ) -> None:
-        self._recycling = rules.recycle
-        self._engine = engine
+        self._recycling = settings.recycle
+        self._runtime = engine
         self._now = now
         self._find = find
         self._pages = pages or site.PAGES
@@ -104,7 +104,7 @@ class Worker:
         self.slot: WorkerRecord | None = None
         self.server: Server | None = None
         self._started = False
-        self._newborn = 0
+        self._initial_uss = 0
         self._started_in, self._fresh = 0.0, False
         self._retired_at = 0.0
         self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
@@ -116,8 +116,8 @@ class Worker:
 
     def began(self, method: str, path: str) -> int:
         """Note a request; give the number back to `ended`."""
-        if self._engine.collector.growth.closely:
-            self._engine.collector.before_request()
+        if self._runtime.gc_runner.attribution.closely:
+            self._runtime.gc_runner.before_request()
         return self.slot.began(method, path) if self.slot is not None else -1
 
     def ended(self, place: int) -> None:
@@ -137,8 +137,8 @@ class Worker:
         self.server = self._find()
         page = self._pages.join(self.server)
         # What came before the fork is not counted a second time.
-        self.slot = page.claim(self._rss(), self._engine.counts(), now=self._now)
-        self._newborn = own_uss()
+        self.slot = page.claim(self._rss(), self._runtime.counts(), now=self._now)
+        self._initial_uss = own_uss()
         # Later, the age is what the start has taken at the most.
         age = process_seconds() or LONGEST_START  # where the system does not tell
         self._started_in = age if fresh else min(age, LONGEST_START)
@@ -156,7 +156,7 @@ class Worker:
         return self.slot is not None and self.slot.state in (RETIRING, REPLACED)
 
     def idle(self) -> bool:
-        return not self._engine.in_flight.count()
+        return not self._runtime.in_flight.count()
 
     def leave(self) -> None:
         """The process ends as it should."""
@@ -217,7 +217,7 @@ class Worker:
         if now - self._flushed_at >= FLUSH_EVERY:
             self._flushed_at = now
             self.flush()
-        if level == OK and page.in_vain and usage.used < self._engine.monitor.thresholds[0]:
+        if level == OK and page.in_vain and usage.used < self._runtime.monitor.thresholds[0]:
             page.change(in_vain=0)
         if slot.state & GONE or self.slot is not slot:
             pass  # as good as over, and not to be replaced a second time; or another's meanwhile
@@ -232,18 +232,18 @@ class Worker:
         if self.slot is None or not self._flushing.acquire(timeout=patience):
             return
         try:
-            self._engine.collector.settle()
-            growth, slot = self._engine.collector.growth, self.slot
+            self._runtime.gc_runner.settle()
+            growth, slot = self._runtime.gc_runner.attribution, self.slot
             if slot is not None:
                 routes = list(growth.routes.values())
-                slot.flush(self._engine.counts(), routes, growth.held(self._rss() - slot.born_rss))
+                slot.flush(self._runtime.counts(), routes, growth.held(self._rss() - slot.born_rss))
         finally:
             self._flushing.release()
 
     def counts(self) -> dict[str, float]:
         """What the site has counted, all its workers."""
         if not self._started:
-            return self._engine.counts()
+            return self._runtime.counts()
         self.flush(patience=0.5)
         return self._pages.page.figures().counters
 
@@ -278,10 +278,10 @@ class Worker:
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
         """Whether it is worth a closer look: away from ok, or soon to be."""
-        critical = self._engine.monitor.thresholds[1]
+        critical = self._runtime.monitor.thresholds[1]
         rates = self._lately(self._now())
         soon = usage.used + rates.used * SLOWLY >= critical or self._left(rates) <= SLOWLY
-        wanted = level != OK or soon or self._engine.ceiling.hit_since() is not None
+        wanted = level != OK or soon or self._runtime.ceiling.hit_since() is not None
         if not wanted:
             self._eased_at = self._now()
         return wanted
@@ -313,13 +313,13 @@ class Worker:
         assert self.slot is not None
         now, own = self._now(), page.read(self.slot.index)
         rates = self._lately(now)
-        ceiling = self._engine.ceiling
+        ceiling = self._runtime.ceiling
         return Situation(
             level=level,
             used=usage.used,
             limit=usage.limit,
-            warn=self._engine.monitor.thresholds[0],
-            critical=self._engine.monitor.thresholds[1],
+            warn=self._runtime.monitor.thresholds[0],
+            critical=self._runtime.monitor.thresholds[1],
             growth=rates.used,
             rate=rates.requests,
             left=self._left(rates),
@@ -330,7 +330,7 @@ class Worker:
             rss=rss,
             born_rss=self.slot.born_rss,
             idle=self.idle(),
-            held=self._engine.interrupt.grown,
+            held=self._runtime.interrupt.grown,
             others=[seen.rss - seen.born_rss for seen in others if seen.state == READY],
             hit=ceiling.met_by_one(),
             hit_since=ceiling.hit_since(),
@@ -371,7 +371,7 @@ class Worker:
 
     def _left(self, rates: Rates) -> float:
         """Seconds until this worker meets its own ceiling."""
-        left = self._engine.ceiling.room
+        left = self._runtime.ceiling.room
         return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
 
     def _retire(self, page: SharedPage, situation: Situation, others: list[Seen]) -> None:
@@ -389,7 +389,7 @@ class Worker:
         if not page.take_turn():
             return
         at_once = page.master == self.server.master and fits(
-            situation.used, self._newborn, situation.limit
+            situation.used, self._initial_uss, situation.limit
         )
         ready = sum(seen.state == READY for seen in others)
         if not at_once and ready < self.server.size - 1 and situation.lasted < 30:
@@ -423,7 +423,7 @@ class Worker:
     def _carried(self) -> str:
         """What it has grown by, as far as that is known."""
         try:
-            route, heavy = top(self._engine.collector.growth.routes), self._heavy()
+            route, heavy = top(self._runtime.gc_runner.attribution.routes), self._heavy()
         except Exception:
             log.failure("Telling what has grown")
             return ""
@@ -442,7 +442,7 @@ class Worker:
 
     def _fold_in_the_dead(self, page: SharedPage) -> None:
         """Without a master that does it: log of what the workers before have died."""
-        kills = self._engine.memory.kills()
+        kills = self._runtime.memory.kills()
         for seen in page.workers():
             if is_alive(seen.pid):
                 continue

@@ -143,6 +143,6 @@ def reason_to_wait(situation: Situation) -> str | None:
     return next((reason for reason, holds in REASONS if holds(situation)), None)
 
 
-def fits(used: int, newborn: int, limit: int) -> bool:
+def fits(used: int, initial_uss: int, limit: int) -> bool:
     """Whether a new worker can start while the old one is still there, with room to work in."""
-    return used + newborn + ROOM <= limit * (1 - RESERVE_SHARE)
+    return used + initial_uss + ROOM <= limit * (1 - RESERVE_SHARE)

@@ -71,9 +71,9 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
 def test_the_level_follows_the_thresholds() -> None:
     def level(limit: str) -> str:
         wrapped = LowMemory(ok, memory_limit=limit)
-        wrapped.engine.monitor.running = True  # and so not begun by the request
+        wrapped.runtime.monitor.running = True  # and so not begun by the request
         for _ in range(5):
-            wrapped.engine.monitor.tick()
+            wrapped.runtime.monitor.tick()
         try:
             return str(get_json(wrapped)["status"])
         finally:
@@ -110,7 +110,7 @@ def test_every_wrong_token_is_401_with_the_same_answer(path: str) -> None:
     assert len({answer.body for answer in answers}) == 1
     assert len({str(answer.headers) for answer in answers}) == 1
     assert (answers[0].header("WWW-Authenticate") or "").startswith("Basic ")
-    assert wrapped.engine.ladder.count == 0
+    assert wrapped.runtime.cleanups.count == 0
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=80))
@@ -135,7 +135,7 @@ def test_force_cleanup_answers_bytes_before_after_and_by_step() -> None:
         assert sum(step["freed_bytes"] for step in answer["steps"]) == answer["freed_bytes"]
         assert [step["step"] for step in answer["steps"]] == ["trim", "caches", "collect"]
         assert abs(answer["at"] - time.time()) < 60
-    assert wrapped.engine.ladder.count == 2
+    assert wrapped.runtime.cleanups.count == 2
     assert get_json(wrapped, **bearer(TOKEN))["cleanups"]["count"] == 2
 
 
@@ -146,7 +146,7 @@ def test_another_sites_page_cannot_force_a_cleanup(site: str, code: int) -> None
     wrapped = LowMemory(ok, admin_token=TOKEN)
     environ = make_environ(CLEANUP, "POST", **basic("", TOKEN), HTTP_SEC_FETCH_SITE=site)
     assert call(wrapped, environ).code == code
-    assert wrapped.engine.ladder.count == (code == 200)
+    assert wrapped.runtime.cleanups.count == (code == 200)
 
 
 def test_the_cleanup_method_runs_the_same_ladder() -> None:
@@ -173,7 +173,7 @@ def test_head_answers_without_a_body_and_cleans_nothing() -> None:
     for path in (STATUS, CLEANUP):
         response = call(wrapped, make_environ(path, "HEAD", **bearer(TOKEN)), strict=True)
         assert (response.code, response.body) == (200, b"")
-    assert wrapped.engine.ladder.count == 0
+    assert wrapped.runtime.cleanups.count == 0
 
 
 def test_an_unknown_format_is_refused_with_those_that_are_known() -> None:

@@ -61,9 +61,9 @@ def retried(response: Response) -> tuple[int, str | None]:
 def short() -> Iterator[LowMemory]:
     """Memory is short: bodies over a few KB are turned away."""
     wrapped = LowMemory(plain, max_upload="1MB", ceiling="off")
-    wrapped.engine.monitor.running = True  # so that no thread looks at the real memory
+    wrapped.runtime.monitor.running = True  # so that no thread looks at the real memory
     wrapped.start()
-    wrapped.engine.intake.largest = 8 * KB
+    wrapped.runtime.admission.largest = 8 * KB
     yield wrapped
     wrapped.close()
 
@@ -244,7 +244,7 @@ def test_flasks_default_for_static_files_gives_way_and_the_apps_word_does_not(
 def test_route_names_keep_their_mount() -> None:
     wrapped = mounted(plain)
     named: list[str] = []
-    wrapped.engine.collector.growth.ended = (  # type: ignore[method-assign]
+    wrapped.runtime.gc_runner.attribution.ended = (  # type: ignore[method-assign]
         lambda name, others: named.append(name)
     )
     wrapped = mounted(plain)
@@ -538,7 +538,7 @@ def test_a_request_struck_as_it_ends_leaves_nothing_behind(app: Any) -> None:
         if strike.struck is None:
             break
         struck.append(strike.struck)
-        assert wrapped.engine.in_flight.count() == 0, strike.struck
+        assert wrapped.runtime.in_flight.count() == 0, strike.struck
     assert len(struck) > 100
     assert left_behind(wrapped) == (0, [])
     assert call(wrapped, make_environ()).code == 200
@@ -571,7 +571,7 @@ def test_a_request_struck_at_any_line_is_answered_200_or_503(app: Any) -> None:
         if strike.struck is None:
             break
         struck.append(strike.struck)
-        assert wrapped.engine.in_flight.count() == 0, strike.struck
+        assert wrapped.runtime.in_flight.count() == 0, strike.struck
         if not raised:
             status, headers = sent[-1][:2]
             assert (status[:3], dict(headers).get("Retry-After")) in (("200", None), ("503", "2"))
@@ -645,10 +645,10 @@ def test_the_level_is_that_at_the_start_of_the_request() -> None:
         return [environ["lowmem.level"].encode()]
 
     wrapped = LowMemory(app, memory_limit="1MB", ceiling="off", recycle="off")
-    wrapped.engine.monitor.running = True  # and so not begun by the request
+    wrapped.runtime.monitor.running = True  # and so not begun by the request
     assert call(wrapped, make_environ()).body == b"ok"
     for _ in range(5):
-        wrapped.engine.monitor.tick()
+        wrapped.runtime.monitor.tick()
     assert call(wrapped, make_environ()).body == b"critical"
     wrapped.close()
 

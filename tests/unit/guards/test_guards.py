@@ -383,14 +383,14 @@ def test_one_request_too_many_is_503_with_retry_after_and_health_never() -> None
     assert (response.code, response.header("Retry-After")) == (503, "2")
     for path in ("/healthz", "/ready/deep"):
         inside = wrapped(make_environ(path), lambda *_: None)
-        assert wrapped.engine.in_flight.count() == 3
+        assert wrapped.runtime.in_flight.count() == 3
         inside.close()  # type: ignore[attr-defined]
     assert wrapped.status()["requests"]["shed"] == 1
     held.pop().close()  # type: ignore[attr-defined]
     wrapped(make_environ("/x"), lambda *_: None).close()  # type: ignore[attr-defined]
     assert wrapped.status()["requests"]["shed"] == 1
     held.pop().close()  # type: ignore[attr-defined]
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 # --- Static files

@@ -18,7 +18,7 @@ from helpers.fakes import MB, Clock
 from helpers.wsgi import Response, call, make_environ, post, validated
 from lowmem_wsgi import LowMemory, OffloadBusy, OffloadError, OffloadMemoryError, OffloadTooLarge
 from lowmem_wsgi.guards import out_of_memory
-from lowmem_wsgi.memory.intake import PATIENCE, SMALL
+from lowmem_wsgi.memory.admission import PATIENCE, SMALL
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
 from lowmem_wsgi.system.shortage import is_shortage
 from lowmem_wsgi.system.usage import Usage
@@ -181,7 +181,7 @@ def test_a_request_that_runs_out_of_memory_is_503_and_the_next_one_is_served(
     assert (response.code, response.header("Retry-After")) == (503, "2")
     assert response.header("Cache-Control") == "no-store"
     assert wrapped.status()["requests"]["out_of_memory"] == 1
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
     assert call(wrapped, make_environ("/well")).body == b"well"
     assert wrapped.status()["requests"]["out_of_memory"] == 1
 
@@ -256,7 +256,7 @@ def test_a_child_process_without_room_is_503_and_no_hit_of_the_ceiling(
     assert (response.code, response.header("Retry-After")) == (503, "2")
     assert f"GET /fail: {error} (setting: memory=" in caplog.text
     assert wrapped.status()["requests"]["out_of_memory"] == 0
-    assert not wrapped.engine.ceiling.met_by_one()
+    assert not wrapped.runtime.ceiling.met_by_one()
 
 
 @every_app
@@ -285,7 +285,7 @@ def test_an_error_is_told_by_its_class_and_runs_no_code_of_the_apps(app: Callabl
     except Proxy:
         pass
     assert wrapped.status()["requests"]["out_of_memory"] == 0
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_an_app_that_answers_a_memory_error_itself_is_left_to_it() -> None:
@@ -338,24 +338,24 @@ def test_after_the_first_byte_the_server_must_cut_it_off(
     (line,) = [r.getMessage() for r in caplog.records if r.name == "lowmem_wsgi"]
     assert "/stream" in line
     assert "MemoryError" in line
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_it_counts_as_a_meeting_with_the_ceiling() -> None:
     """A worker is not replaced for what one request asked for and gave back."""
     wrapped = LowMemory(plain, ceiling="off")  # so that nothing but this sets it
-    wrapped.engine.ceiling.usage = Usage(400 * MB, 512 * MB, "cgroup v2")
+    wrapped.runtime.ceiling.usage = Usage(400 * MB, 512 * MB, "cgroup v2")
     call(wrapped, make_environ("/well"))
-    assert not wrapped.engine.ceiling.met_by_one()
+    assert not wrapped.runtime.ceiling.met_by_one()
     call(wrapped, make_environ("/fail"))
-    assert wrapped.engine.ceiling.met_by_one()
+    assert wrapped.runtime.ceiling.met_by_one()
 
 
 def test_where_there_is_no_ceiling_nothing_meets_it() -> None:
     wrapped = LowMemory(plain, ceiling="off")
     call(wrapped, make_environ("/fail"))
     assert wrapped.status()["requests"]["out_of_memory"] == 1
-    assert not wrapped.engine.ceiling.met_by_one()
+    assert not wrapped.runtime.ceiling.met_by_one()
 
 
 # --- What counts as it
@@ -425,7 +425,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_log_names_the_ceiling_where_it_is_in_force(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "lowmem_wsgi")
     wrapped = LowMemory(plain, ceiling="off")  # so that nothing but this sets it
-    wrapped.engine.ceiling.usage = Usage(400 * MB, 512 * MB, "cgroup v2")
+    wrapped.runtime.ceiling.usage = Usage(400 * MB, 512 * MB, "cgroup v2")
     call(wrapped, make_environ("/fail"))
     (line,) = lines(caplog)
     figures = "at 400 MB of 512 MB (setting: LOWMEM_CEILING)"
@@ -462,9 +462,9 @@ class Site:
     def __init__(self, **settings: Any) -> None:
         self.served: list[str] = []
         self.wrapped = LowMemory(self._app, **{"max_upload": "10MB", "ceiling": "off", **settings})
-        self.engine = self.wrapped.engine
-        self.engine.monitor.running = True
-        self.clock = self.engine.intake._now = Clock()
+        self.runtime = self.wrapped.runtime
+        self.runtime.monitor.running = True
+        self.clock = self.runtime.admission._now = Clock()
 
     def _app(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         self.served.append(environ["PATH_INFO"])
@@ -473,8 +473,10 @@ class Site:
 
     def use(self, share: float, level: str) -> None:
         """Memory is this share of critical, and at this level."""
-        critical = self.engine.monitor.thresholds[1]
-        self.engine._keep_ceiling(Usage(int(share * critical), critical * 9 // 8, "process"), level)
+        critical = self.runtime.monitor.thresholds[1]
+        self.runtime._keep_ceiling(
+            Usage(int(share * critical), critical * 9 // 8, "process"), level
+        )
 
     def close(self) -> None:
         self.use(1.01, CRITICAL)
@@ -499,7 +501,7 @@ def test_when_critical_lasts_everything_is_turned_away_until_it_ends(
     site.use(0.9, WARN)
     assert call(site.wrapped, make_environ("/after")).code == 200
     assert site.served == ["/early", "/after"]
-    assert site.wrapped.engine.in_flight.count() == 0
+    assert site.wrapped.runtime.in_flight.count() == 0
 
 
 @pytest.mark.parametrize("route", ["/healthz", "/ready", "/ready/deep"])

@@ -112,8 +112,8 @@ def test_a_request_that_fails_keeps_its_route() -> None:
     wrapped = LowMemory(app)
     for number in (17, 18):
         assert call(wrapped, make_environ(path=f"/clients/{number}")).code in (500, 503)
-    wrapped.engine.collector.settle()
-    assert set(wrapped.engine.collector.growth.routes) - {"(no request)"} == {
+    wrapped.runtime.gc_runner.settle()
+    assert set(wrapped.runtime.gc_runner.attribution.routes) - {"(no request)"} == {
         "GET /clients/<int:number>"
     }
 

@@ -201,7 +201,7 @@ def test_an_app_that_raises_is_heard_by_the_server_and_closed_once(
     assert passes_during(serve) >= 3
     returned = app not in (raises_at_once, raises_after_starting)
     assert watched.closed == (1 if returned else 0)
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_a_close_that_raises_is_heard_and_the_request_ends_all_the_same() -> None:
@@ -223,7 +223,7 @@ def test_a_close_that_raises_is_heard_and_the_request_ends_all_the_same() -> Non
             call(wrapped, make_environ())
 
     assert passes_during(serve) >= 3
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_start_response_twice_without_exc_info_is_an_error() -> None:
@@ -325,10 +325,10 @@ def test_a_wrapped_file_reaches_the_server_and_closing_it_ends_the_request() -> 
     environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
     result: Any = wrapped(environ, lambda *_: None)
     assert type(result) is FileWrapper
-    assert wrapped.engine.in_flight.count() == 1
+    assert wrapped.runtime.in_flight.count() == 1
     assert passes_during(result.close) >= 3
     assert file.closed
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_a_file_wrapper_that_takes_no_attribute_still_goes_out() -> None:
@@ -348,15 +348,15 @@ def test_a_file_wrapper_that_takes_no_attribute_still_goes_out() -> None:
     wrapped = LowMemory(app)
     result = wrapped(make_environ(**{"wsgi.file_wrapper": Sealed}), lambda *_: None)
     assert type(result) is Sealed
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_a_response_dropped_without_close_does_not_stay_in_flight() -> None:
     wrapped = LowMemory(generator)
     result = wrapped(make_environ(), lambda *_: None)
-    assert wrapped.engine.in_flight.count() == 1
+    assert wrapped.runtime.in_flight.count() == 1
     del result
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_wrapping_twice_is_the_same_as_wrapping_once() -> None:
@@ -372,7 +372,7 @@ def test_two_wrapped_apps_in_one_process_keep_their_own_settings() -> None:
     length = {"CONTENT_LENGTH": "2000", "REQUEST_METHOD": "POST"}
     assert call(small, make_environ(**length)).code == 413
     assert call(large, make_environ(**length)).code == 200
-    assert small.engine is large.engine
+    assert small.runtime is large.runtime
 
 
 def test_a_failure_of_ours_that_protects_nobody_is_logged_once_and_the_request_goes_on(
@@ -383,12 +383,12 @@ def test_a_failure_of_ours_that_protects_nobody_is_logged_once_and_the_request_g
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(wrapped.crew, "began", broken)
+    monkeypatch.setattr(wrapped.worker, "began", broken)
     monkeypatch.setattr(wrapped._static, "amend", broken)
     monkeypatch.setattr(wrapped, "_after_request", broken)
     for _ in range(3):
         assert call(wrapped, make_environ()).body == b"hello"
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
     assert len(caplog.records) == 3  # one for each of the three places
 
 
@@ -415,7 +415,7 @@ def test_a_response_that_is_replaced_is_closed_once_though_the_server_refuses_th
         next(iter(result))
     result.close()
     assert watched.closed == 1
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -443,7 +443,7 @@ def test_where_the_server_refuses_the_headers_the_response_is_closed_and_passes_
 
     assert passes_during(serve) >= 3
     assert closed == ([1] if as_file else [])
-    assert wrapped.engine.in_flight.count() == 0
+    assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_out_of_memory_is_503_for_that_request_with_the_frames_cleared() -> None:

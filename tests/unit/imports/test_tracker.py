@@ -391,14 +391,14 @@ def test_a_request_that_loads_what_there_is_no_room_for_is_503_and_the_next_may_
         if not room:
             raise MemoryError("too little memory left to load a heavy package")
 
-    monkeypatch.setattr(app.engine.ceiling, "load_begins", load_begins)
+    monkeypatch.setattr(app.runtime.ceiling, "load_begins", load_begins)
     try:
         reply = call(app, make_environ("/report"))
         assert reply.code == 503
         assert reply.header("Retry-After") == "2"
         room.append(True)
         assert call(app, make_environ("/report")).body == b"hello"
-        assert not app.engine.collector.growth.loading
+        assert not app.runtime.gc_runner.attribution.loading
     finally:
         app.close()
         sys.modules.pop("fat", None)

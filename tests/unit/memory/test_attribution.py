@@ -8,7 +8,7 @@ import pytest
 
 from helpers.fakes import Clock
 from lowmem_wsgi.memory import attribution as growth
-from lowmem_wsgi.memory.attribution import LEAST, MOST, NO_REQUEST, OTHER, Growth, top
+from lowmem_wsgi.memory.attribution import LEAST, MOST, NO_REQUEST, OTHER, Attribution, top
 from lowmem_wsgi.system.malloc import find_in_use
 
 MB = 1024 * 1024
@@ -19,7 +19,7 @@ class Site:
 
     def __init__(self) -> None:
         self.clock, self.used = Clock(), 50 * MB
-        self.book = Growth(lambda: self.used, now=self.clock)
+        self.book = Attribution(lambda: self.used, now=self.clock)
         self.book.weigh()
 
     def ask(self, route: str, *, keep: float = 0, seconds: float = 0.01) -> None:
@@ -123,7 +123,7 @@ def test_it_weighs_no_more_than_a_hundredth_of_the_time() -> None:
         clock.now += 0.001
         return 50 * MB
 
-    book = Growth(slow, now=clock)
+    book = Attribution(slow, now=clock)
     end = clock.now + 10
     while clock.now < end:
         clock.now += 0.002

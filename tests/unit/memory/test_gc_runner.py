@@ -13,15 +13,15 @@ import pytest
 
 from helpers.fakes import MB, Clock, Process
 from lowmem_wsgi.memory import gc_runner as module
-from lowmem_wsgi.memory.gc_runner import Collector
+from lowmem_wsgi.memory.gc_runner import GcRunner
 from lowmem_wsgi.system import malloc
 from lowmem_wsgi.system.malloc import malloc_trim
 from lowmem_wsgi.system.procfs import OwnRss
 
 
-def make(clock: Clock | None = None, memory: Process | None = None, **options: Any) -> Collector:
+def make(clock: Clock | None = None, memory: Process | None = None, **options: Any) -> GcRunner:
     memory = memory or Process()
-    return Collector(rss=memory.read, give_back=memory.give_back, now=clock or Clock(), **options)
+    return GcRunner(rss=memory.read, give_back=memory.give_back, now=clock or Clock(), **options)
 
 
 def full_collections() -> int:
@@ -64,11 +64,11 @@ def test_nothing_is_frozen_where_freezing_is_off() -> None:
     before = gc.get_freeze_count()  # Python 3.12 freezes some objects of its own
     for _ in range(10):
         collector.after_request()
-    collector.thaw()
+    collector.full_collect()
     assert gc.get_freeze_count() < before + 1000
 
 
-def slow(collector: Collector, clock: Clock, seconds: float, monkeypatch: Any) -> None:
+def slow(collector: GcRunner, clock: Clock, seconds: float, monkeypatch: Any) -> None:
     def collect() -> int:
         clock.now += seconds
         return 0
@@ -166,7 +166,7 @@ def test_what_a_first_pass_lets_go_of_is_not_frozen_as_garbage() -> None:
     gone = weakref.ref(value)
     collector.after_request()
     del key, value
-    collector.thaw()
+    collector.full_collect()
     assert gone() is None
 
 
@@ -181,7 +181,7 @@ def test_the_first_passes_of_a_forked_worker_copy_no_shared_page() -> None:
         try:
             import psutil
 
-            collector = Collector()
+            collector = GcRunner()
             before = psutil.Process().memory_full_info().uss
             collector.after_request()
             grown = psutil.Process().memory_full_info().uss - before
@@ -335,20 +335,20 @@ def test_a_thread_is_not_kept_for_ever_running_the_passes_of_others() -> None:
     collector.after_request()
     assert len(runs) == module.MOST_RUNS
     collector._collect = lambda: runs.append(2)  # type: ignore[method-assign]
-    collector.tidy()  # and what is left is done
+    collector.maintain()  # and what is left is done
     assert runs[-1] == 2
 
 
 def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run() -> None:
     collector = make(freeze=False)
-    real = collector._thaw
+    real = collector._full_collect
 
-    def thaw() -> None:
+    def full_collect() -> None:
         collector.after_request()
         real()
 
-    collector._thaw = thaw  # type: ignore[method-assign]
-    collector.thaw()
+    collector._full_collect = full_collect  # type: ignore[method-assign]
+    collector.full_collect()
     assert collector.runs == 1
 
 
@@ -392,9 +392,9 @@ def test_cleaning_up_from_within_a_run_does_not_wait_for_itself() -> None:
 
     def collect() -> None:
         real()
-        collector.thaw()
+        collector.full_collect()
         collector.give_back()
-        collector.tidy()
+        collector.maintain()
 
     collector._collect = collect  # type: ignore[method-assign]
     thread = threading.Thread(target=collector.after_request, daemon=True)
@@ -495,17 +495,17 @@ def test_what_an_app_drops_without_growing_again_is_given_back_by_and_by() -> No
     collector = make(clock, memory)
     collector.after_request()
     clock.now += 10
-    collector.tidy()
+    collector.maintain()
     memory.live = 50 * MB  # a cache is dropped: RSS stays, and the floor with it
     collector.after_request()
     assert memory.rss == 150 * MB
     clock.now += 10
-    collector.tidy()
+    collector.maintain()
     assert memory.rss == 50 * MB
     before = memory.given_back
     for _ in range(5):  # nobody has asked for anything since
         clock.now += 10
-        collector.tidy()
+        collector.maintain()
     assert memory.given_back == before
 
 
@@ -520,15 +520,15 @@ def test_a_worker_that_shares_pages_is_thawed_at_rest_where_it_has_grown(in_flig
     collector.after_request(lambda: 1)
     assert collector.shares_pages
     clock.now += 10
-    collector.tidy()
+    collector.maintain()
     assert collector.shares_pages is bool(in_flight)
 
 
 def test_what_is_weighed_is_one_thing_from_the_first_time_on() -> None:
-    collector = Collector(freeze=False, passes=0)
+    collector = GcRunner(freeze=False, passes=0)
     collector.in_flight = lambda: 1
     collector.rebase()  # an answer of ours, beside a request
-    collector.growth.ended("GET /", False)
+    collector.attribution.ended("GET /", False)
     collector.in_flight = int
     collector.settle()
-    assert abs(collector.growth.routes["GET /"].grown) < MB
+    assert abs(collector.attribution.routes["GET /"].grown) < MB

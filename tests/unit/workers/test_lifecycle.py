@@ -20,7 +20,7 @@ from helpers.fakes import MB, Clock, Process
 from helpers.forks import asked, child, kill
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, runtime
-from lowmem_wsgi.memory.attribution import Growth
+from lowmem_wsgi.memory.attribution import Attribution
 from lowmem_wsgi.memory.interrupt import Interrupt
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Governor
 from lowmem_wsgi.settings import Settings
@@ -92,8 +92,8 @@ class Engine:
     """As much of one as a crew asks for, where memory and time are the test's."""
 
     def __init__(self, clock: Clock, kills: int | None = None) -> None:
-        self.ceiling = self.monitor = self.memory = self.ladder = self.collector = self
-        self.growth = Growth(lambda: 0)
+        self.ceiling = self.monitor = self.memory = self.cleanups = self.gc_runner = self
+        self.attribution = Attribution(lambda: 0)
         self.counted = {"requests": 0.0}
         self.interrupt = Interrupt(self.work, now=clock)
         self.in_flight = Flying()
@@ -146,20 +146,20 @@ class Worker:
         self.clock = clock or Clock()
         self.process = Process(rss * MB)
         self.rest = rest
-        self.engine = Engine(self.clock, kills)
+        self.runtime = Engine(self.clock, kills)
         self.replaced: list[bool] = []
         self.server = Server("Fake", os.getpid(), size, self.replaced.append) if served else None
-        self.crew = LifeCycle(
+        self.worker = LifeCycle(
             Settings.load(settings, {}),
-            self.engine,  # type: ignore[arg-type]
+            self.runtime,  # type: ignore[arg-type]
             now=self.clock,
             find=lambda: self.server,
         )
-        self.crew._rss = Rss(self.process)  # type: ignore[assignment]
+        self.worker._rss = Rss(self.process)  # type: ignore[assignment]
         self.governor = Governor(WARN_AT, CRITICAL_AT)
         if started:
-            self.crew.start()
-        self.crew._newborn = 20 * MB
+            self.worker.start()
+        self.worker._initial_uss = 20 * MB
         self.page.change(release=int(release * 1e6))
 
     @property
@@ -168,8 +168,8 @@ class Worker:
 
     @property
     def slot(self) -> Seen:
-        assert self.crew.slot is not None
-        seen = self.page.read(self.crew.slot.index)
+        assert self.worker.slot is not None
+        seen = self.page.read(self.worker.slot.index)
         assert seen is not None
         return seen
 
@@ -183,19 +183,19 @@ class Worker:
         end = self.clock.now + seconds
         while self.clock.now < end and not until():
             self.clock.now += 0.1
-            if grow and self.crew.slot is not None:
-                self.crew.ended(self.crew.began("GET", "/leak"))
+            if grow and self.worker.slot is not None:
+                self.worker.ended(self.worker.began("GET", "/leak"))
             self.process.rss += int(grow * MB / 10)
             self.look()
 
     def look(self) -> None:
         used = self.process.rss + self.rest * MB
-        self.crew.look(Usage(used, LIMIT, "cgroup v2"), self.governor.observe(used))
+        self.worker.look(Usage(used, LIMIT, "cgroup v2"), self.governor.observe(used))
 
     def gone(self) -> None:
         """As after its end in order, seen by its master."""
-        self.crew.leave()
-        self.crew.give_up()
+        self.worker.leave()
+        self.worker.give_up()
 
 
 def neighbour(page: SharedPage, place: int, pid: int = NEIGHBOUR, **changes: Any) -> None:
@@ -259,7 +259,7 @@ def test_before_a_worker_has_gone_a_fresh_ones_start_says_how_long_it_takes(
     """Measured in a worker that is started before its first request."""
     monkeypatch.setattr(module, "process_seconds", lambda: age)
     worker = Worker(release=0.0, started=False)
-    worker.crew.start(fresh=True)
+    worker.worker.start(fresh=True)
     worker.live(60, grow=20, until=lambda: worker.replaced)
     before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
     assert before == pytest.approx(lead(age), abs=0.11)
@@ -276,7 +276,7 @@ def test_what_a_start_takes_is_measured_where_the_system_tells(
     request may have waited for that: its start is taken to need a second at most."""
     monkeypatch.setattr(module, "process_seconds", lambda: age)
     worker = Worker(started=False)
-    worker.crew.start(fresh=fresh)
+    worker.worker.start(fresh=fresh)
     worker.process.rss = 470 * MB
     worker.live(started_in - 0.15)
     assert worker.replaced == []
@@ -326,7 +326,7 @@ def test_where_the_server_cannot_do_it_one_line_says_so(
     assert "cannot replace it" in line
     assert "Gunicorn" in line
     assert worker.slot.state == READY
-    assert not worker.crew.retiring
+    assert not worker.worker.retiring
 
 
 def test_a_worker_that_is_born_too_big_is_told_of_once_and_never_replaced(
@@ -360,16 +360,16 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
     ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker()
-    worker.engine.in_flight = Flying(request=0)
+    worker.runtime.in_flight = Flying(request=0)
     worker.live(5)
     # It stands at critical, where it has got at once.
-    monkeypatch.setattr(worker.crew, "_lately", lambda now: module.Rates(0.0, 0.0, 0.0))
+    monkeypatch.setattr(worker.worker, "_lately", lambda now: module.Rates(0.0, 0.0, 0.0))
     worker.process.rss = 460 * MB
     worker.live(PATIENCE - 0.2)
     assert worker.level == CRITICAL
     assert worker.replaced == []
     if ends:
-        worker.engine.in_flight = Flying()
+        worker.runtime.in_flight = Flying()
         worker.live(0.1)
     else:
         worker.live(0.5)
@@ -378,7 +378,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
 
 def test_a_busy_worker_is_replaced_at_once_where_there_is_no_time() -> None:
     worker = Worker()
-    worker.engine.in_flight = Flying(request=0)
+    worker.runtime.in_flight = Flying(request=0)
     worker.live(60, grow=30, until=lambda: worker.replaced)
     assert worker.process.rss <= CRITICAL_AT
 
@@ -388,11 +388,11 @@ def test_the_request_that_holds_what_has_grown_is_waited_for() -> None:
     worker.live(5)
     worker.process.rss = 460 * MB
     # For as long as it is in flight.
-    worker.engine.interrupt.grown = 300 * MB
+    worker.runtime.interrupt.grown = 300 * MB
     worker.live(10 * PATIENCE)
     assert worker.level == CRITICAL
     assert worker.replaced == []
-    worker.engine.interrupt.grown = 0
+    worker.runtime.interrupt.grown = 0
     worker.live(0.1)
     assert worker.replaced == [False]
 
@@ -401,10 +401,10 @@ def test_who_meets_the_ceiling_alone_is_waited_for_and_who_all_meet_is_not() -> 
     worker = Worker()
     worker.live(5)
     worker.process.rss = 460 * MB
-    worker.engine.hits = 1
+    worker.runtime.hits = 1
     worker.live(1)
     assert worker.replaced == []
-    worker.engine.hits = 2
+    worker.runtime.hits = 2
     worker.live(0.1)
     assert worker.replaced == [False]
 
@@ -418,10 +418,10 @@ def test_one_whose_ceiling_was_met_while_it_holds_much_is_replaced_at_any_level(
     if not holes_or_not:
         worker.process.rss += holds * MB
     worker.live(20)
-    worker.engine.holes = holds * MB if holes_or_not else 0
+    worker.runtime.holes = holds * MB if holes_or_not else 0
     worker.live(20)
     assert worker.replaced == []
-    worker.engine.hit_at = worker.clock.now
+    worker.runtime.hit_at = worker.clock.now
     worker.live(GIVEN_BACK - 0.15)
     assert worker.replaced == []
     worker.live(0.3)
@@ -437,10 +437,10 @@ def holes_or_not(request: pytest.FixtureRequest) -> bool:
 def test_a_worker_that_all_requests_find_full_is_replaced_whatever_the_level() -> None:
     worker = Worker()
     worker.live(20, grow=5)
-    worker.engine.hits = 1
+    worker.runtime.hits = 1
     worker.live(1)
     assert worker.replaced == []
-    worker.engine.hits = 2
+    worker.runtime.hits = 2
     worker.live(0.2)
     assert worker.level == OK
     assert worker.replaced == [False]
@@ -454,10 +454,10 @@ def test_one_that_a_slow_request_would_keep_is_replaced_while_there_is_room_for_
     worker = Worker()
     worker.live(1)
     if slow:
-        worker.crew.began("GET", "/slow")
+        worker.worker.began("GET", "/slow")
     while not worker.replaced and worker.process.rss < LIMIT:
         for _ in range(3):
-            worker.crew.ended(worker.crew.began("GET", "/leaks"))
+            worker.worker.ended(worker.worker.began("GET", "/leaks"))
         worker.live(0.1, grow=20)
     assert abs(worker.process.rss - at) <= 5 * MB
 
@@ -466,12 +466,12 @@ def test_what_other_workers_give_back_as_they_end_hides_no_growth() -> None:
     """Of three that leak, one ends every 0.3 s, and this one is never idle."""
     worker = Worker(rest=100)
     worker.live(1)
-    worker.engine.in_flight = Flying(request=0)
+    worker.runtime.in_flight = Flying(request=0)
     for turn in range(60):
         if worker.replaced:
             break
         worker.rest += -50 if turn % 3 == 2 else 30
-        worker.crew.ended(worker.crew.began("GET", "/leaks"))
+        worker.worker.ended(worker.worker.began("GET", "/leaks"))
         worker.live(0.1, grow=100)
     assert worker.replaced == [False]
     assert CRITICAL_AT - 100 * MB < worker.process.rss + worker.rest * MB <= CRITICAL_AT + 10 * MB
@@ -483,7 +483,7 @@ def test_two_large_requests_among_four_are_no_growth() -> None:
     worker.live(1)
     for grown, requests in ((100, 1), (200, 3)):
         for _ in range(requests):
-            worker.crew.ended(worker.crew.began("GET", "/"))
+            worker.worker.ended(worker.worker.began("GET", "/"))
         worker.clock.now += 0.05
         worker.process.rss += grown * MB
         worker.look()
@@ -494,30 +494,30 @@ def test_two_large_requests_among_four_are_no_growth() -> None:
 def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
     worker = Worker(rest=200)
     worker.live(5)
-    worker.engine.room = 60 * MB
+    worker.runtime.room = 60 * MB
     for _ in range(100):
         if worker.replaced:
             break
         worker.live(0.1, grow=50)
-        worker.engine.room -= 5 * MB
+        worker.runtime.room -= 5 * MB
     assert worker.level == OK
     assert worker.replaced == [False]
-    assert 0 < worker.engine.room < 20 * MB
+    assert 0 < worker.runtime.room < 20 * MB
 
 
 # --- How it is replaced
 
 
 @pytest.mark.parametrize(
-    ("master", "newborn", "at_once"),
+    ("master", "initial_uss", "at_once"),
     [(True, 20, True), (False, 20, False), (True, 150, False)],
     ids=["it waits for nobody", "no such master", "no room"],
 )
 def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
-    master: bool, newborn: int, at_once: bool
+    master: bool, initial_uss: int, at_once: bool
 ) -> None:
     worker = Worker()
-    worker.crew._newborn = newborn * MB
+    worker.worker._initial_uss = initial_uss * MB
     worker.page.change(master=os.getpid() if master else 0)
     worker.live(5)
     worker.live(2, grow=600, until=lambda: worker.replaced)
@@ -528,15 +528,15 @@ def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
 
 def test_a_worker_that_is_on_its_way_out_acts_no_more() -> None:
     worker = Worker()
-    assert not worker.crew.retiring
+    assert not worker.worker.retiring
     worker.live(60, grow=20, until=lambda: worker.replaced)
-    assert worker.crew.retiring
+    assert worker.worker.retiring
 
 
 def test_one_that_has_been_replaced_is_not_once_more_as_it_ends() -> None:
     worker = Worker()
     worker.live(60, grow=20, until=lambda: worker.replaced)
-    worker.crew.leave()  # and its monitor looks on, for as long as that takes
+    worker.worker.leave()  # and its monitor looks on, for as long as that takes
     worker.live(60, grow=20)
     assert len(worker.replaced) == 1
 
@@ -692,11 +692,11 @@ def test_the_room_is_shared_by_those_at_work_and_those_the_server_will_start(
     worker = Worker(size=size)
     for place, changes in enumerate(others, 5):
         neighbour(worker.page, place, **changes)
-    assert worker.crew.count() == expected
+    assert worker.worker.count() == expected
 
 
 def test_without_a_server_it_is_one() -> None:
-    assert Worker(served=False).crew.count() == 1
+    assert Worker(served=False).worker.count() == 1
 
 
 @needs_fork
@@ -714,9 +714,9 @@ def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> Non
 
     with child(slow):
         clock.now += 1
-        assert worker.crew.count() == 2
+        assert worker.worker.count() == 2
         clock.now += 1  # since then it has not
-        assert worker.crew.count() == 1
+        assert worker.worker.count() == 1
 
 
 # --- The place on the page
@@ -724,7 +724,7 @@ def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> Non
 
 def test_starting_twice_takes_one_place() -> None:
     worker = Worker()
-    worker.crew.start()
+    worker.worker.start()
     assert worker.page.taken() == [0]
 
 
@@ -734,10 +734,10 @@ def test_without_a_place_it_goes_on() -> None:
         neighbour(page, place)
     worker = Worker(served=False)
     assert len(page.taken()) == PLACES
-    worker.crew.ended(worker.crew.began("GET", "/"))
+    worker.worker.ended(worker.worker.began("GET", "/"))
     worker.live(60, grow=20)
-    worker.crew.abort()
-    worker.crew.leave()
+    worker.worker.abort()
+    worker.worker.leave()
     assert worker.replaced == []
 
 
@@ -751,7 +751,7 @@ def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
         wrapped = LowMemory(ok)
         assert call(wrapped, make_environ()).body == b"ok"
         assert len(pages.PAGES.page.taken()) == 1
-        assert wrapped.crew.count() == 1
+        assert wrapped.worker.count() == 1
         wrapped.close()
         before.append(wrapped)
     assert call(before[0], make_environ()).body == b"ok"  # closed, and it still serves
@@ -759,25 +759,25 @@ def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
 
 def test_apps_beside_each_other_are_one_crew() -> None:
     one, other = LowMemory(int), LowMemory(int)  # type: ignore[arg-type]
-    assert one.crew is other.crew
+    assert one.worker is other.worker
     found = runtime.current()
     assert found is not None
-    assert found.worker is one.crew
+    assert found.worker is one.worker
 
 
 @needs_fork
 def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None:
     worker = Worker()
-    worker.crew.began("GET", "/parent")
+    worker.worker.began("GET", "/parent")
 
     def fork() -> None:
-        worker.crew.leave()
-        worker.crew.give_up()
-        worker.crew.after_fork()
-        assert worker.crew.began("GET", "/") == -1
-        worker.crew.start()
-        worker.crew._rss = Rss(worker.process)  # type: ignore[assignment]
-        worker.crew.began("GET", "/child")
+        worker.worker.leave()
+        worker.worker.give_up()
+        worker.worker.after_fork()
+        assert worker.worker.began("GET", "/") == -1
+        worker.worker.start()
+        worker.worker._rss = Rss(worker.process)  # type: ignore[assignment]
+        worker.worker.began("GET", "/child")
 
     with child(fork) as pid:
         found = {seen.pid: seen for seen in worker.page.workers()}
@@ -788,9 +788,9 @@ def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None
 
 def test_what_is_in_flight_when_it_is_aborted_stays_noted() -> None:
     worker = Worker()
-    place = worker.crew.began("GET", "/hangs")
-    worker.crew.abort()
-    worker.crew.ended(place)
+    place = worker.worker.began("GET", "/hangs")
+    worker.worker.abort()
+    worker.worker.ended(place)
     assert [flight.what for flight in worker.slot.flights] == ["GET /hangs"]
 
 
@@ -860,9 +860,9 @@ def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
 ) -> None:
     worker = Worker()
     if in_flight:
-        worker.crew.began("GET", "/")
-    assert worker.crew.slot is not None
-    worker.crew.slot.enter(state)
+        worker.worker.began("GET", "/")
+    assert worker.worker.slot is not None
+    worker.worker.slot.enter(state)
     assert postmortem.left_in_order(worker.slot) is expected
 
 
@@ -872,22 +872,22 @@ def dies(do: Callable[[LifeCycle], object]) -> int:
     server = Server("Fake", os.getpid(), 1, bool)
 
     def work() -> None:
-        crew = LifeCycle(
+        life = LifeCycle(
             Settings.load({}, {}),
             Engine(Clock()),  # type: ignore[arg-type]
             now=Clock(),
             find=lambda: server,
         )
-        crew.start()
-        crew.began("GET", "/export")
-        do(crew)
+        life.start()
+        life.began("GET", "/export")
+        do(life)
 
     with child(work) as pid:
         kill(pid)
     return pid
 
 
-def nothing(crew: LifeCycle) -> None:
+def nothing(life: LifeCycle) -> None:
     pass
 
 
@@ -912,7 +912,7 @@ def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
     (line,) = lines(caplog)
     assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
     assert second.page.deaths == 1
-    last = second.crew.last_death()
+    last = second.worker.last_death()
     assert last is not None
     assert (last["pid"], last["cause"]) == (pid, expected)
     assert [seen.pid for seen in second.page.workers()] == [os.getpid()]
@@ -926,9 +926,9 @@ def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
 @pytest.mark.parametrize(
     "do",
     [
-        lambda crew: crew.leave(),
-        lambda crew: (crew.ended(REQUEST_PLACE), crew.slot.enter(RETIRING)),
-        lambda crew: (crew.ended(REQUEST_PLACE), crew.slot.enter(REPLACED), crew.leave()),
+        lambda life: life.leave(),
+        lambda life: (life.ended(REQUEST_PLACE), life.slot.enter(RETIRING)),
+        lambda life: (life.ended(REQUEST_PLACE), life.slot.enter(REPLACED), life.leave()),
     ],
     ids=["left", "was replaced", "was replaced and left"],
 )
@@ -951,7 +951,7 @@ def test_one_that_was_killed_while_it_finished_its_requests_is_told_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     Worker().gone()
-    dies(lambda crew: crew.slot is not None and crew.slot.enter(RETIRING))
+    dies(lambda life: life.slot is not None and life.slot.enter(RETIRING))
     Worker()
     (line,) = lines(caplog)
     assert "GET /export" in line
@@ -1085,7 +1085,7 @@ def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
     pages.PAGES.lay_out()
     floor = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
-    def grows(crew: LifeCycle) -> None:
+    def grows(life: LifeCycle) -> None:
         block = bytearray(floor + 64 * MB)
         block[::4096] = bytes(len(block[::4096]))
 
@@ -1108,10 +1108,10 @@ def test_a_master_hears_whether_another_was_started_in_its_place(
 ) -> None:
     pages.PAGES.lay_out()
 
-    def leaves(crew: LifeCycle) -> None:
-        assert crew.slot is not None
-        crew.slot.enter(state)
-        crew.leave()
+    def leaves(life: LifeCycle) -> None:
+        assert life.slot is not None
+        life.slot.enter(state)
+        life.leave()
 
     pid = forked_worker(leaves)
     assert pages.PAGES.worker_gone(pid, timed_out=False) is replaced
@@ -1138,12 +1138,12 @@ def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
 ) -> None:
     pages.PAGES.lay_out()
 
-    def ends(crew: LifeCycle) -> None:
-        assert crew.slot is not None
+    def ends(life: LifeCycle) -> None:
+        assert life.slot is not None
         pages.PAGES.page.retires(5000.0)
-        crew.slot.enter(state)
+        life.slot.enter(state)
         if leaves:
-            crew.leave()
+            life.leave()
 
     pid = forked_worker(ends)
     monkeypatch.setattr(pages.time, "monotonic", lambda: 5000.75)
@@ -1194,18 +1194,18 @@ def test_a_worker_has_its_server_start_the_others(within: bool) -> None:
     """Within: its first request is served by one of them."""
     submitted: list[object] = []
     server = Server("Fake", os.getpid(), 1, bool, 3, submitted.append)
-    crew = LifeCycle(
+    life = LifeCycle(
         Settings.load({}, {}),
         Engine(Clock()),  # type: ignore[arg-type]
         now=Clock(),
         find=lambda: server,
     )
     if within:
-        thread = threading.Thread(target=crew.start)
+        thread = threading.Thread(target=life.start)
         thread.start()
         thread.join()
     else:
-        crew.start()
+        life.start()
     assert len(submitted) == 3 - within
 
 

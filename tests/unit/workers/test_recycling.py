@@ -361,9 +361,11 @@ def test_an_idle_worker_never_waits_where_a_busy_one_does_not(situation: Situati
 
 
 @given(SIZES, SIZES)
-def test_a_worker_that_fits_leaves_the_reserve_and_room_to_work_in(used: int, newborn: int) -> None:
-    free = LIMIT - used - newborn
-    assert fits(used, newborn, LIMIT) is (free >= ROOM + LIMIT * RESERVE_SHARE)
+def test_a_worker_that_fits_leaves_the_reserve_and_room_to_work_in(
+    used: int, initial_uss: int
+) -> None:
+    free = LIMIT - used - initial_uss
+    assert fits(used, initial_uss, LIMIT) is (free >= ROOM + LIMIT * RESERVE_SHARE)
 
 
 @pytest.mark.parametrize(("used", "expected"), [(100, True), (400, True), (430, False)])

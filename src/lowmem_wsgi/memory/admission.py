@@ -24,7 +24,7 @@ TIMES = 8
 SMALL = 256 * KB
 
 
-class Intake:
+class AdmissionPolicy:
     """`closed`, and the `largest` body (bytes) that is let in; None for any."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:

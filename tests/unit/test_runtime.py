@@ -21,8 +21,8 @@ from helpers.servers import wait_for
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, log, on_pressure, runtime
 from lowmem_wsgi.memory import pressure
-from lowmem_wsgi.memory.cleanup import Ladder, clear_caches
-from lowmem_wsgi.memory.gc_runner import Collector
+from lowmem_wsgi.memory.cleanup import Cleanup, clear_caches
+from lowmem_wsgi.memory.gc_runner import GcRunner
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
 from lowmem_wsgi.memory.monitor import CONFIRM, REST, SHORTEST, Monitor, next_look
 from lowmem_wsgi.memory.purge import purge
@@ -46,15 +46,15 @@ class Site:
         self.clock = Clock()
         self.process = Process(used_mb * MB)
         self.rules = Settings.load(settings, {})
-        self.collector = Collector(
+        self.gc_runner = GcRunner(
             rss=self.process.read, give_back=self.process.give_back, now=self.clock
         )
         heavy = self.rules.heavy_modules if self.rules.purge_modules else ()
-        self.ladder = Ladder(self.collector, heavy, rss=self.process.read, now=self.clock)
+        self.cleanups = Cleanup(self.gc_runner, heavy, rss=self.process.read, now=self.clock)
         # A root without anything: so the figures are the process's own.
         self.memory = Memory(512 * MB, root="/nonexistent", rss=self.process.read)
         self.monitor = Monitor(
-            self.rules, self.memory, self.ladder, self.collector, now=self.clock, duties=duties
+            self.rules, self.memory, self.cleanups, self.gc_runner, now=self.clock, duties=duties
         )
 
     def use(self, mb: float) -> None:
@@ -92,7 +92,7 @@ def test_a_callback_frees_and_the_level_returns_to_ok() -> None:
         site.process.live -= 100 * MB
 
     assert site.run(20)[-1] == OK
-    last = site.ladder.last
+    last = site.cleanups.last
     assert last is not None
     (step,) = [step for step in last["steps"] if "drop_cache" in step["step"]]
     assert step["freed_bytes"] == 100 * MB
@@ -109,7 +109,7 @@ def test_a_callback_that_raises_is_logged_and_does_not_stop_the_next(
         raise ZeroDivisionError("oh")
 
     on_pressure(told.append)
-    result = site.ladder.run(WARN)
+    result = site.cleanups.run(WARN)
     assert told == [WARN]
     (step,) = [step for step in result["steps"] if "broken" in step["step"]]
     assert step["note"] == "ZeroDivisionError: oh"
@@ -137,7 +137,7 @@ def test_a_callback_registered_twice_is_called_once() -> None:
     callback = told.append
     on_pressure(callback)
     on_pressure(callback)
-    Site().ladder.run(WARN)
+    Site().cleanups.run(WARN)
     assert told == [WARN]
 
 
@@ -166,7 +166,7 @@ def test_a_monitor_that_ended_is_started_again_by_the_next_request(
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     wrapped = LowMemory(ok)
-    monitor = wrapped.engine.monitor
+    monitor = wrapped.runtime.monitor
 
     def fatal() -> float:
         raise SystemExit
@@ -186,17 +186,17 @@ def test_a_request_after_close_starts_nothing_again() -> None:
     wrapped.close()
     assert call(wrapped, make_environ()).body == b"ok"
     assert sys.getrecursionlimit() == before
-    assert not wrapped.engine.monitor.running
+    assert not wrapped.runtime.monitor.running
 
 
 def test_an_app_that_is_thrown_away_leaves_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_apps", ())  # the only one of its process
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
-    monitor = wrapped.engine.monitor
-    collector = wrapped.engine.collector
+    monitor = wrapped.runtime.monitor
+    collector = wrapped.runtime.gc_runner
     del wrapped
-    collector.thaw()  # it is frozen, and goes with the slow clock
+    collector.full_collect()  # it is frozen, and goes with the slow clock
     assert not monitor.running
     assert runtime.current() is None
 
@@ -206,13 +206,13 @@ def test_a_callback_may_ask_for_a_cleanup_itself() -> None:
 
     @on_pressure
     def eager(level: str) -> None:
-        site.ladder.run(WARN)
+        site.cleanups.run(WARN)
 
-    thread = threading.Thread(target=site.ladder.run, daemon=True)
+    thread = threading.Thread(target=site.cleanups.run, daemon=True)
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert site.ladder.count == 1
+    assert site.cleanups.count == 1
 
 
 # --- Ladder
@@ -226,7 +226,7 @@ def test_each_step_says_what_it_freed_and_not_what_another_left() -> None:
     def drop(level: str) -> None:
         site.process.live -= 20 * MB
 
-    result = site.ladder.run(WARN)
+    result = site.cleanups.run(WARN)
     freed = {step["step"]: step["freed_bytes"] // MB for step in result["steps"]}
     (callback,) = [name for name in freed if name.startswith("callback")]
     assert freed == {"trim": 30, "caches": 0, callback: 20, "collect": 0}
@@ -236,11 +236,11 @@ def test_each_step_says_what_it_freed_and_not_what_another_left() -> None:
 @pytest.mark.parametrize("shares", [False, True])
 def test_pages_that_are_shared_are_not_looked_through_where_less_was_enough(shares: bool) -> None:
     site = Site()
-    site.collector.shares_pages = shares
+    site.gc_runner.shares_pages = shares
     on_pressure(lambda level: site.use(200))
     site.use(420)
     site.run(1)
-    last = site.ladder.last
+    last = site.cleanups.last
     assert last is not None
     assert ("collect" in [step["step"] for step in last["steps"]]) is not shares
 
@@ -268,9 +268,9 @@ def test_garbage_in_a_frozen_heap_is_gone_within_one_cleanup_at_warn() -> None:
     site = Site()
     garbage = [Cycle() for _ in range(100)]
     gone = [weakref.ref(cycle) for cycle in garbage]
-    site.collector.after_request()  # frozen while alive
+    site.gc_runner.after_request()  # frozen while alive
     garbage.clear()
-    site.collector.after_request()
+    site.gc_runner.after_request()
     assert all(ref() is not None for ref in gone)
     site.use(410)
     site.run(1)
@@ -285,7 +285,7 @@ def test_without_pressure_it_is_gone_within_ten_minutes() -> None:
     site = Site()
     cycle = Cycle()
     gone = weakref.ref(cycle)
-    site.collector.after_request()
+    site.gc_runner.after_request()
     del cycle
     site.use(150)  # the 50 MB that such garbage holds
     site.run(599)
@@ -387,11 +387,11 @@ def test_heavy_modules_are_purged_at_critical_only_and_only_where_asked(
 ) -> None:
     package(tmp_path, monkeypatch, "heavyweight")
     __import__("heavyweight")
-    Site(heavy_modules="heavyweight").ladder.run(CRITICAL)
+    Site(heavy_modules="heavyweight").cleanups.run(CRITICAL)
     site = Site(heavy_modules="heavyweight,psutil", purge_modules="on")
-    site.ladder.run(WARN)
+    site.cleanups.run(WARN)
     assert "heavyweight" in sys.modules
-    result = site.ladder.run(CRITICAL)
+    result = site.cleanups.run(CRITICAL)
     assert "heavyweight" not in sys.modules
     notes = {step["step"]: step.get("note") for step in result["steps"]}
     assert notes["purge heavyweight"] is None
@@ -404,7 +404,9 @@ def test_heavy_modules_are_purged_at_critical_only_and_only_where_asked(
 def test_the_thresholds_scale_with_the_limit() -> None:
     site = Site()
     assert site.monitor.thresholds == (400 * MB, 450 * MB)
-    small = Monitor(site.rules, Memory(256 * MB, root="/nonexistent"), site.ladder, site.collector)
+    small = Monitor(
+        site.rules, Memory(256 * MB, root="/nonexistent"), site.cleanups, site.gc_runner
+    )
     assert small.thresholds == (200 * MB, 225 * MB)
 
 
@@ -441,7 +443,7 @@ def test_pressure_that_stays_is_acted_on_each_cleanup_interval_and_tells_nobody_
     on_pressure(told.append)
     site.use(410)
     site.run(61)
-    assert site.ladder.count == 7
+    assert site.cleanups.count == 7
     assert told == [WARN]
 
 
@@ -557,7 +559,7 @@ def test_the_first_request_starts_the_one_thread_of_the_process() -> None:
         call(wrapped, make_environ())
     assert monitors() == 1
     one.close()
-    assert one.engine.monitor.running
+    assert one.runtime.monitor.running
     two.close()
     two.close()
     wait_for(lambda: monitors() == 0, "the thread to end")
@@ -567,7 +569,7 @@ def test_stopped_and_started_at_once_there_is_still_one_thread() -> None:
     wrapped = LowMemory(ok)
     for _ in range(5):
         call(wrapped, make_environ())
-        wrapped.engine.monitor.stop()
+        wrapped.runtime.monitor.stop()
     call(wrapped, make_environ())
     wait_for(lambda: monitors() == 1, "all but one to end")
 
@@ -575,7 +577,7 @@ def test_stopped_and_started_at_once_there_is_still_one_thread() -> None:
 def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -> None:
     LowMemory(ok, gc_passes=1, gc_freeze="off")
     two = LowMemory(ok, gc_passes=2, trim="off")
-    collector = two.engine.collector
+    collector = two.runtime.gc_runner
     assert (collector.passes, collector.freezing, collector.trimming) == (2, True, True)
 
 
@@ -591,7 +593,7 @@ def test_a_second_app_of_other_thresholds_is_told_whose_hold(
 
 def test_the_level_reaches_apps() -> None:
     wrapped = LowMemory(ok)
-    monitor = wrapped.engine.monitor
+    monitor = wrapped.runtime.monitor
     monitor.running = True  # and so not begun by the request: its readings would change the level
     assert call(wrapped, make_environ()).body == b"ok"
     monitor._governor.level = WARN
@@ -622,8 +624,8 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     """Forked in the worst moment: all locks held by threads that the child does not have."""
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
-    running = wrapped.engine
-    locks = [running.collector._running, running.ladder._lock, running.monitor._lock]
+    running = wrapped.runtime
+    locks = [running.gc_runner._running, running.cleanups._lock, running.monitor._lock]
     locks += [pressure._lock, runtime._lock, wrapped._lock, wrapped.sessions._lock]
     held, go_on = threading.Event(), threading.Event()
 
@@ -646,7 +648,7 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
             assert running.monitor.running
             assert threading.active_count() == 2
             assert wrapped.cleanup()["steps"]
-            assert running.collector.runs == 1
+            assert running.gc_runner.runs == 1
             log.limited(logging.ERROR, "x", "x")
             LowMemory(ok)
             code = 0
@@ -669,9 +671,9 @@ def test_a_thread_that_cannot_be_started_is_logged_and_requests_go_on(
         assert call(wrapped, make_environ()).body == b"ok"
     assert len(caplog.records) == 1
     monkeypatch.undo()
-    wrapped.engine.monitor._retry_at = 0.0  # ten seconds later
+    wrapped.runtime.monitor._retry_at = 0.0  # ten seconds later
     call(wrapped, make_environ())
-    assert wrapped.engine.monitor.running
+    assert wrapped.runtime.monitor.running
 
 
 @pytest.mark.parametrize("gevent", [False, True])
@@ -717,7 +719,7 @@ def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_
         return [b"ok"]
 
     wrapped = LowMemory(app, ceiling="on", memory_limit="64GB")
-    watchdog = wrapped.engine.watchdog
+    watchdog = wrapped.runtime.watchdog
     assert watchdog._post is None
     go_on.set()
     for _ in range(3):
@@ -749,7 +751,7 @@ def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_
 def test_without_a_ceiling_there_is_no_watchdog() -> None:
     wrapped = LowMemory(ok, ceiling="off")
     call(wrapped, make_environ())
-    assert (wrapped.engine.watchdog._post, wrapped.engine.watchdog.asleep) == (None, False)
+    assert (wrapped.runtime.watchdog._post, wrapped.runtime.watchdog.asleep) == (None, False)
 
 
 @on_linux
@@ -757,7 +759,7 @@ def test_without_a_ceiling_there_is_no_watchdog() -> None:
 def test_a_forked_child_has_a_watchdog_of_its_own() -> None:
     wrapped = LowMemory(ok, ceiling="on", memory_limit="64GB")
     call(wrapped, make_environ())
-    watchdog = wrapped.engine.watchdog
+    watchdog = wrapped.runtime.watchdog
     wait_for(lambda: watchdog.asleep, "it to sleep")
 
     def begins_anew() -> bool:
@@ -780,7 +782,7 @@ def test_a_watchdog_that_cannot_be_started_is_tried_again_by_the_monitor(
         tried.append(True)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(wrapped.engine.watchdog, "start", start)
+    monkeypatch.setattr(wrapped.runtime.watchdog, "start", start)
     assert call(wrapped, make_environ()).body == b"ok"
     wait_for(lambda: len(tried) >= 2, "another try")
     wrapped.close()
@@ -819,7 +821,7 @@ def test_a_load_leaves_nothing_open_however_it_ends(
 ) -> None:
     found = runtime.Runtime(Settings.load({}, {}))
     monkeypatch.setattr(found, "ceiling", ceiling)
-    monkeypatch.setattr(found.collector, "growth", growth)
+    monkeypatch.setattr(found.gc_runner, "attribution", growth)
     if begins:
         found.load_begins()
         assert (ceiling.open, growth.open) == (1, 1)

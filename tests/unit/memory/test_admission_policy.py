@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.fakes import MB, Clock
-from lowmem_wsgi.memory.intake import PATIENCE, SMALL, Intake
+from lowmem_wsgi.memory.admission import PATIENCE, SMALL, AdmissionPolicy
 from lowmem_wsgi.memory.levels import CRITICAL, LEVELS, OK, WARN
 from lowmem_wsgi.system.usage import Usage
 
@@ -17,20 +17,20 @@ CRITICAL_AT = 450 * MB
 class Door:
     def __init__(self) -> None:
         self.clock = Clock()
-        self.intake = Intake(now=self.clock)
+        self.admission = AdmissionPolicy(now=self.clock)
 
-    def look(self, used_mb: float, level: str, after: float = 0.0) -> Intake:
+    def look(self, used_mb: float, level: str, after: float = 0.0) -> AdmissionPolicy:
         self.clock.now += after
         usage = Usage(int(used_mb * MB), 512 * MB, "cgroup v2")
-        self.intake.look(usage, level, CRITICAL_AT)
-        return self.intake
+        self.admission.look(usage, level, CRITICAL_AT)
+        return self.admission
 
 
 def test_at_first_and_while_memory_is_ok_anything_comes_in() -> None:
     door = Door()
-    assert (door.intake.closed, door.intake.largest) == (False, None)
+    assert (door.admission.closed, door.admission.largest) == (False, None)
     door.look(449, OK)
-    assert (door.intake.closed, door.intake.largest) == (False, None)
+    assert (door.admission.closed, door.admission.largest) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_at_warn_a_body_that_takes_up_what_room_there_is_does_not(used: int, lar
 def test_what_comes_in_shrinks_as_memory_rises_but_small_bodies_always_do(
     readings: list[int], level: str
 ) -> None:
-    intake, found = Intake(), []
+    intake, found = AdmissionPolicy(), []
     for used in sorted(readings):
         intake.look(Usage(used, 512 * MB, ""), level, CRITICAL_AT)
         found.append(intake.largest or 0)
@@ -78,15 +78,15 @@ def test_it_is_closed_only_after_an_unbroken_time_at_critical(
         closed = door.look(460, level, after).closed
         since = None if level != CRITICAL else door.clock.now if since is None else since
         assert closed is (since is not None and door.clock.now - since >= PATIENCE)
-        assert not closed or door.intake.largest is not None
+        assert not closed or door.admission.largest is not None
 
 
 def test_a_new_child_is_open() -> None:
     door = Door()
     door.look(460, CRITICAL)
     door.look(460, CRITICAL, after=PATIENCE)
-    door.intake.forget()
-    assert (door.intake.closed, door.intake.largest) == (False, None)
+    door.admission.forget()
+    assert (door.admission.closed, door.admission.largest) == (False, None)
     assert not door.look(460, CRITICAL).closed
 
 
@@ -96,7 +96,7 @@ def test_while_memory_is_about_to_be_given_back_it_stays_open() -> None:
     usage = Usage(460 * MB, 512 * MB, "cgroup v2")
     for _ in range(3):
         door.clock.now += PATIENCE
-        door.intake.look(usage, CRITICAL, CRITICAL_AT, lambda: True)
-        assert not door.intake.closed
+        door.admission.look(usage, CRITICAL, CRITICAL_AT, lambda: True)
+        assert not door.admission.closed
     assert not door.look(460, CRITICAL).closed  # the time counts from here
     assert door.look(460, CRITICAL, after=PATIENCE).closed
