@@ -44,7 +44,7 @@ from _common import (
 )
 
 WARM_UP = 600  # requests
-BARE, AGAIN, LETTER = "bare", "bare again", "the letter"
+BARE, AGAIN, LETTER = "bare", "bare again", "source document"
 ONE_LINE, CONFIG = "wrapped: one line", "wrapped: config"
 # Name: what Gunicorn serves, and the config it serves it with.
 SERVED: dict[str, tuple[str, str | None]] = {
@@ -178,7 +178,10 @@ def main() -> int:
     options.add_argument("--restarts", type=positive, default=6, help="new servers; default 6")
     options.add_argument("--connections", type=positive, default=3, help="default 3")
     options.add_argument(
-        "--letter-requests", type=positive, default=6, help="--requests of the letter; default 6"
+        "--letter-requests",
+        type=positive,
+        default=6,
+        help="--requests of the source document; default 6",
     )
     given = options.parse_args()
     gc.disable()  # a pause of the client is none of the server

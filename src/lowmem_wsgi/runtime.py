@@ -1,4 +1,4 @@
-"""The memory engine of a process: one, however many apps it serves.
+"""What a process has one of, however many apps it serves: built here, by constructor arguments.
 
 The first app's settings hold for what there can be only one of (thresholds, intervals); the
 collector takes the most thorough of all. The last app to leave puts the interpreter back as it
@@ -47,7 +47,7 @@ COUNTED = "uploads_rejected", "sessions_expired", "shed", "out_of_memory"
 
 
 class Runtime:
-    """Collector, ladder, ceiling and monitor, made for each other.
+    """The object graph of a process.
 
     `inside`: code objects of which one runs in a request's thread as long as an app does;
     `through`: those that may run between it and the app. `heavy`: the heavy modules that this

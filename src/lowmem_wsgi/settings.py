@@ -314,7 +314,10 @@ class Settings:
     """
 
     preset = Setting(
-        PRESET, "balanced", "Which column of defaults: what works, or the letter.", ultra="ultra"
+        PRESET,
+        "balanced",
+        "Which column of defaults: what works, or the source document's numbers.",
+        ultra="ultra",
     )
     max_upload = Setting(SIZE, "512KB", "Largest request body; more is answered 413.")
     upload_limits = Setting(
@@ -361,7 +364,9 @@ class Settings:
     )
     warn_at = Setting(THRESHOLD, "78.125%", "Start to free memory here (400MB of 512).")
     critical_at = Setting(THRESHOLD, "87.890625%", "Last measures from here (450MB of 512).")
-    cleanup_interval = Setting(SECONDS, "10s", "How often the background thread tidies up.")
+    cleanup_interval = Setting(
+        SECONDS, "10s", "How often the background thread gives memory back and looks for garbage."
+    )
     check_interval = Setting(
         SECONDS,
         "30s",

@@ -257,7 +257,7 @@ def test_the_thresholds_that_are_told_are_those_of_the_code() -> None:
             threshold_bytes(share, parse_size(limit))
             for share in (rules.warn_at, rules.critical_at)
         )
-        levels = governor.Governor(warn, critical)
+        levels = governor.Levels(warn, critical)
         ok_again, warn_from, warn_again, critical_from = (
             parse_size(cells.split("|")[place]) for place in (1, 0, 3, 2)
         )

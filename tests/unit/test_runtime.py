@@ -596,7 +596,7 @@ def test_the_level_reaches_apps() -> None:
     monitor = wrapped.runtime.monitor
     monitor.running = True  # and so not begun by the request: its readings would change the level
     assert call(wrapped, make_environ()).body == b"ok"
-    monitor._governor.level = WARN
+    monitor._levels.level = WARN
     assert call(wrapped, make_environ()).body == b"warn"
 
 

@@ -1,4 +1,4 @@
-"""One request and its response, by the letter of PEP 3333.
+"""One request and its response, as PEP 3333 has it.
 
 The awkward parts of WSGI in one place: `start_response` that comes late, twice with `exc_info`,
 or is followed by `write()`; a response that fails before its first byte, and may then be

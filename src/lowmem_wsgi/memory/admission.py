@@ -15,7 +15,7 @@ from ..settings import KB
 from ..system.usage import Usage
 from .levels import CRITICAL, OK
 
-# Seconds at critical until nothing comes in. Long enough for the ladder, for a worker to be
+# Seconds at critical until nothing comes in. Long enough for a cleanup, for a worker to be
 # replaced, and for one request's peak to pass.
 PATIENCE = 5.0
 # A body takes up to so many times its bytes (read, decoded, parsed) of the room under critical ...

@@ -1,4 +1,4 @@
-"""The ladder: one step after another that frees memory, each saying what it freed.
+"""A cleanup: one step after another that frees memory, each with the bytes that it freed.
 
 Giving back comes first and after every step: only then does a step's figure, the fall of the
 process's RSS, say what that step freed, and not what an earlier one had left lying about.

@@ -7,9 +7,9 @@ sight). So:
 * The heap is frozen before the first run, again as the app warms up, and whenever survivors make
   a run slow. Before, not after: a pass writes to every object it looks at, and so takes a copy of
   each page that a forked worker shares with its master.
-* Frozen garbage is not garbage for ever: `thaw` unfreezes, collects and freezes again, on a slow
-  clock, and sooner where memory grows and giving back does not help. A forked worker that does not
-  grow is left alone: it has little to look for, and keeps its shared pages shared.
+* Frozen garbage is not garbage for ever: `full_collect` unfreezes, collects and freezes again, on a
+  slow clock, and sooner where memory grows and giving back does not help. A forked worker that does
+  not grow is left alone: it has little to look for, and keeps its shared pages shared.
 * Collecting gives nothing back to the system; `malloc_trim` does. It is called when the process
   has grown since it last gave back, and not more often than it is worth; and now and then, for what
   was freed and not grown into again.
@@ -32,9 +32,9 @@ from .attribution import Attribution
 # A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
 # the next one.
 SLOW_RUN = 0.00002
-# With other requests in flight, freezing would keep their garbage until the next thaw. So it waits
-# for an idle moment, but not longer than until slow runs have cost this much (seconds): then one
-# request in a few hundred has its garbage kept.
+# With other requests in flight, freezing would keep their garbage until the next full collection.
+# So it waits for an idle moment, but not longer than until slow runs have cost this much (seconds):
+# then one request in a few hundred has its garbage kept.
 SLOW_BUDGET = 0.01
 # So many runs for others a thread makes after its own request, at most.
 MOST_RUNS = 10
@@ -61,7 +61,7 @@ TRIM_NOW_BYTES = 32 * MB
 FULL_EVERY = 300.0  # seconds
 # Attribution that trimming did not give back may be frozen garbage ...
 FULL_BYTES = 16 * MB
-# ... but thawing, which looks at the whole heap, takes at most this share of the time.
+# ... but a full collection, which looks at the whole heap, takes at most this share of the time.
 FULL_DUTY = 1 / 50
 
 
@@ -97,7 +97,7 @@ class GcRunner:
         self._measured = give_back is not None or rss is not None  # what is weighed is settled
         # How many requests there are, for what no request has asked for.
         self.in_flight = in_flight
-        # Whether a thaw would take copies of pages shared with the process that forked this one.
+        # Whether a full collection would take copies of pages shared with the parent process.
         self.shares_pages = False
         self.runs = 0
         self.collected = 0
@@ -107,9 +107,9 @@ class GcRunner:
         self.gave_back = 0  # so many times
 
         self._slow_seconds = 0.0
-        self._maintained_run = 0  # the run that it was tidied after
+        self._maintained_run = 0  # the run that `maintain` came after last
         # RSS at the last look, after giving back; when last idle after giving back, or lower where
-        # it fell by itself; after the last giving back; after the last thaw.
+        # it fell by itself; after the last giving back; after the last full collection.
         self._floor = self._trimmed_rss = self._full_rss = self._left = self._rss()
         self._looked_at = self._trimmed_at = self._full_at = now()
         self._trim_rest = self._full_seconds = 0.0
@@ -316,7 +316,7 @@ class GcRunner:
         return much or now - self._trimmed_at >= self._trim_rest
 
     def _trim(self, now: float, used: int, in_flight: Callable[[], int]) -> int:
-        """Give back, and thaw where that was not it; RSS after it."""
+        """Give back, and collect fully where that was not it; RSS after it."""
         growth = used - self._floor
         left = self._given_back(used, in_flight)
         ended = self._trimmed_at

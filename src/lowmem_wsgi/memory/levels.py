@@ -34,7 +34,7 @@ TABLE = {
 }
 
 
-class Governor:
+class Levels:
     """Keeps the level of one process. Thresholds in bytes, `warn` below `critical`."""
 
     def __init__(self, warn: int, critical: int) -> None:

@@ -17,7 +17,7 @@ from ..system.procfs import shared_bytes
 from ..system.usage import Usage
 from .cleanup import Cleanup
 from .gc_runner import GcRunner
-from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Governor
+from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Levels
 from .reading import Memory
 
 # Seconds between two looks: at most, at least, and when the last one asks for another level.
@@ -55,7 +55,7 @@ class Monitor:
         self,
         settings: Settings,
         memory: Memory,
-        ladder: Cleanup,
+        cleanups: Cleanup,
         collector: GcRunner,
         *,
         duties: Sequence[tuple[str, Duty]] = (),
@@ -66,7 +66,7 @@ class Monitor:
         self._settings = settings
         self._shared = shared
         self._memory = memory
-        self._cleanups = ladder
+        self._cleanups = cleanups
         self._gc_runner = collector
         self._now = now
         self.running = False
@@ -86,7 +86,7 @@ class Monitor:
 
     @property
     def level(self) -> str:
-        return self._governor.level
+        return self._levels.level
 
     def start(self) -> None:
         """Raises RuntimeError where no thread can be had; tried again after RETRY seconds."""
@@ -140,7 +140,7 @@ class Monitor:
         self._notice_growth(now, usage.used)
         self._keep_thresholds(usage.limit)
         before = self.level
-        level = self._governor.observe(usage.used)
+        level = self._levels.observe(usage.used)
         latest = self._do_duties(usage, level)  # first: a cleanup takes its time
         acting = self._may_act()
         if not acting:
@@ -192,7 +192,7 @@ class Monitor:
 
     def _forget(self) -> None:
         now = self._now()
-        self._governor = Governor(*self._thresholds_for(self._memory.read().limit))
+        self._levels = Levels(*self._thresholds_for(self._memory.read().limit))
         self._steepest, self._seen = 0.0, None
         self._highest, self._grew_at = 0, now
         self._maintained_at = self._logged_at = self._acted_at = now
@@ -221,11 +221,11 @@ class Monitor:
     @property
     def thresholds(self) -> tuple[int, int]:
         """warn and critical, in bytes."""
-        return self._governor.warn, self._governor.critical
+        return self._levels.warn, self._levels.critical
 
     def _keep_thresholds(self, limit: int) -> None:
         if limit != self._limit:
-            self._governor.move(*self._thresholds_for(limit))
+            self._levels.move(*self._thresholds_for(limit))
 
     def _notice_growth(self, now: float, used: int) -> None:
         if self._seen is not None and now > self._seen[0]:
@@ -239,11 +239,11 @@ class Monitor:
         self._seen = (now, used)
 
     def _pause(self, used: int) -> float:
-        if self._governor.unsettled:
+        if self._levels.unsettled:
             return CONFIRM
         if self.level == CRITICAL:
             return REST / LOOKS
-        threshold = self._governor.warn if self.level == OK else self._governor.critical
+        threshold = self._levels.warn if self.level == OK else self._levels.critical
         pause = next_look(threshold - used, self._steepest)
         # Near a threshold but still: it need not be looked at as often. A growth that begins just
         # under it may then be seen STILL seconds later.
@@ -260,9 +260,9 @@ class Monitor:
         """Whether shared pages had better not be copied: memory is well under warn again, or it
         would be at critical with the copies."""
         used = self._memory.read().used
-        if self._governor.zone(used) == CALM:
+        if self._levels.zone(used) == CALM:
             return True
-        return used + self._shared() >= self._governor.critical
+        return used + self._shared() >= self._levels.critical
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()

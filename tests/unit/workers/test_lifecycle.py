@@ -22,7 +22,7 @@ from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, runtime
 from lowmem_wsgi.memory.attribution import Attribution
 from lowmem_wsgi.memory.interrupt import Interrupt
-from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Governor
+from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Levels
 from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.system.usage import Usage
 from lowmem_wsgi.workers import lifecycle as module
@@ -156,7 +156,7 @@ class Worker:
             find=lambda: self.server,
         )
         self.worker._rss = Rss(self.process)  # type: ignore[assignment]
-        self.governor = Governor(WARN_AT, CRITICAL_AT)
+        self.levels = Levels(WARN_AT, CRITICAL_AT)
         if started:
             self.worker.start()
         self.worker._initial_uss = 20 * MB
@@ -175,7 +175,7 @@ class Worker:
 
     @property
     def level(self) -> str:
-        return self.governor.level
+        return self.levels.level
 
     def live(self, seconds: float, grow: float = 0.0, until: Callable[[], object] = bool) -> None:
         """So long, growing by so many MB a second, a tenth of that a request; until something
@@ -190,7 +190,7 @@ class Worker:
 
     def look(self) -> None:
         used = self.process.rss + self.rest * MB
-        self.worker.look(Usage(used, LIMIT, "cgroup v2"), self.governor.observe(used))
+        self.worker.look(Usage(used, LIMIT, "cgroup v2"), self.levels.observe(used))
 
     def gone(self) -> None:
         """As after its end in order, seen by its master."""
