@@ -72,7 +72,7 @@ The rows from `memory_limit` to `purge_modules` are explained in [memory.md](mem
 [survive.md](survive.md).
 
 `balanced` is the default. `ultra` takes the source document's own numbers, for comparison:
-[source-document.md](source-document.md#lowmem_presetultra-the-source-document-as-written) says what that costs.
+[source-document.md](source-document.md#lowmem_presetultra) says what that costs.
 
 The rows "for apps" change nothing by themselves. Apps read them, and `level`, `max_upload` and
 `session_lifetime`, from `environ["lowmem.limits"]`: see
