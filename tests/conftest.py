@@ -12,7 +12,6 @@ import pytest
 
 from lowmem_wsgi import log, runtime
 from lowmem_wsgi.imports import tracker
-from lowmem_wsgi.workers.pages import PAGES
 from lowmem_wsgi.workers.record import RECORDS_AT
 from lowmem_wsgi.workers.shared_page import SIZE
 
@@ -31,7 +30,9 @@ def restored_interpreter() -> Iterator[None]:
     them, the site's counts at nothing, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     runtime._current.clear()
-    PAGES.page.map[RECORDS_AT:] = bytes(SIZE - RECORDS_AT)
+    for callback in runtime._callbacks.all():
+        runtime._callbacks.forget(callback.find())
+    runtime.pages.page.map[RECORDS_AT:] = bytes(SIZE - RECORDS_AT)
     watching = tracker.installed()
     if watching is not None:
         watching.stop()

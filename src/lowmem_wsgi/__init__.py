@@ -17,7 +17,6 @@ from ._version import __version__
 from .offload.api import offload
 
 if TYPE_CHECKING:
-    from .memory.pressure import on_pressure
     from .middleware import LowMemory
     from .offload.errors import (
         OffloadBusy,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         OffloadTimeout,
         OffloadTooLarge,
     )
+    from .runtime import on_pressure
     from .settings import SettingsError
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 _HOMES = {
     "LowMemory": ".middleware",
     "SettingsError": ".settings",
-    "on_pressure": ".memory.pressure",
+    "on_pressure": ".runtime",
 }
 
 

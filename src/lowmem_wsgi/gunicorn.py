@@ -111,10 +111,10 @@ def pre_fork(server: _Any, worker: _Any) -> None:
 
 def child_exit(server: _Any, worker: _Any) -> None:
     """A worker is gone: what it died of, and one less to make up for."""
-    from .workers.pages import PAGES
+    from .runtime import pages
 
     try:
-        replaced = PAGES.worker_gone(worker.pid, timed_out=worker.aborted)
+        replaced = pages.worker_gone(worker.pid, timed_out=worker.aborted)
     except Exception:  # it would end the master
         _failure("The shared page")
         return
@@ -186,12 +186,12 @@ def _prepare(server: _Any) -> None:
     _log_through(server.log)
     if server.app.callable is not None:
         server.app.callable = _wrapped(server.app.callable)
-    from .workers.pages import PAGES
+    from .runtime import pages
 
     try:
         for app in _ours(server.app.callable):
             app.keys.hold()
-        PAGES.lay_out()
+        pages.lay_out()
         if f"{__package__}.offload.call" in _sys.modules:  # so that the workers share all of it
             import pickle  # noqa: F401
             import subprocess  # noqa: F401

@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection
 from types import CodeType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from . import log
 from .http.route_names import by_path
@@ -34,6 +34,7 @@ from .memory.watchdog import Watchdog
 from .settings import Settings
 from .system.usage import Usage
 from .workers.lifecycle import Worker
+from .workers.pages import Pages
 
 # There is one of each in a process, and the first app says what it is.
 OF_THE_FIRST = (
@@ -44,6 +45,8 @@ OF_THE_FIRST = (
 
 # What the guards count.
 COUNTED = "uploads_rejected", "sessions_expired", "shed", "out_of_memory"
+
+C = TypeVar("C", bound=pressure.Callback)
 
 
 class Runtime:
@@ -64,7 +67,7 @@ class Runtime:
         self.in_flight = InFlight()
         self.counters = Counters(*COUNTED)
         self.memory = Memory(settings.memory_limit)
-        self.worker = Worker(settings, self, heavy=heavy)
+        self.worker = Worker(settings, self, pages, heavy=heavy)
         self.gc_runner = GcRunner(
             passes=0,
             freeze=False,
@@ -75,6 +78,7 @@ class Runtime:
         self.cleanups = Cleanup(
             self.gc_runner,
             settings.heavy_modules if settings.purge_modules else (),
+            callbacks=_callbacks,
             record=self.worker.note_cleanup,
         )
         self.ceiling = Ceiling(settings.ceiling, self.memory.glance, workers=self.worker.count)
@@ -227,6 +231,8 @@ class App(Protocol):
 
 
 _lock = threading.RLock()
+_callbacks = pressure.Callbacks()
+pages = Pages()
 _apps: tuple[weakref.ref[App], ...] = ()  # replaced whole: threads read it without the lock
 _current: list[Runtime] = []  # none or one; the last one stays, as its worker's place does
 
@@ -256,6 +262,18 @@ def _served() -> list[App]:
     return [app for ref in _apps if (app := ref()) is not None]
 
 
+def on_pressure(callback: C) -> C:
+    """Call `callback(level)` when memory turns "warn" or "critical": drop a cache, close a figure.
+
+    Also a decorator. A bound method is held weakly: it goes with its object. Registered twice, it
+    is called once. What it raises is logged and does not stop the next. LowMemory runs it in a
+    thread of its own, waits for it at most a second, and does not call it again before it has
+    returned. Raises TypeError where it cannot be called.
+    """
+    _callbacks.register(callback)
+    return callback
+
+
 def current() -> Runtime | None:
     """The process's engine, if an app has joined it and not left."""
     return _current[0] if _current and _current[0].users else None
@@ -277,7 +295,7 @@ def _after_fork() -> None:
     """In a new child: no lock may stay held by a thread that is not there any more."""
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
-    pressure.after_fork()
+    _callbacks.after_fork()
     for app in _served():
         app.after_fork()
     for engine in _current:

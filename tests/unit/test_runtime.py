@@ -20,7 +20,6 @@ from helpers.forks import asked
 from helpers.servers import wait_for
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, log, on_pressure, runtime
-from lowmem_wsgi.memory import pressure
 from lowmem_wsgi.memory.cleanup import Cleanup, clear_caches
 from lowmem_wsgi.memory.gc_runner import GcRunner
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
@@ -29,12 +28,6 @@ from lowmem_wsgi.memory.purge import purge
 from lowmem_wsgi.memory.reading import Memory
 from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.system.usage import Usage
-
-
-@pytest.fixture(autouse=True)
-def no_callbacks() -> Any:
-    yield
-    pressure._callbacks.clear()
 
 
 class Site:
@@ -50,7 +43,13 @@ class Site:
             rss=self.process.read, give_back=self.process.give_back, now=self.clock
         )
         heavy = self.rules.heavy_modules if self.rules.purge_modules else ()
-        self.cleanups = Cleanup(self.gc_runner, heavy, rss=self.process.read, now=self.clock)
+        self.cleanups = Cleanup(
+            self.gc_runner,
+            heavy,
+            callbacks=runtime._callbacks,
+            rss=self.process.read,
+            now=self.clock,
+        )
         # A root without anything: so the figures are the process's own.
         self.memory = Memory(512 * MB, root="/nonexistent", rss=self.process.read)
         self.monitor = Monitor(
@@ -125,11 +124,11 @@ def test_a_bound_method_goes_with_its_object() -> None:
 
     cache = Cache()
     on_pressure(cache.drop)
-    assert pressure.callbacks()[0][0].endswith("Cache.drop")
+    assert runtime._callbacks.all()[0].name.endswith("Cache.drop")
     gone = weakref.ref(cache)
     del cache
     assert gone() is None
-    assert pressure.callbacks() == []
+    assert runtime._callbacks.all() == ()
 
 
 def test_a_callback_registered_twice_is_called_once() -> None:
@@ -626,7 +625,7 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     call(wrapped, make_environ())
     running = wrapped.runtime
     locks = [running.gc_runner._running, running.cleanups._lock, running.monitor._lock]
-    locks += [pressure._lock, runtime._lock, wrapped._lock, wrapped.sessions._lock]
+    locks += [runtime._callbacks._lock, runtime._lock, wrapped._lock, wrapped.sessions._lock]
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -54,6 +54,7 @@ class Cleanup:
         collector: GcRunner,
         heavy: Sequence[str] = (),
         *,
+        callbacks: pressure.Callbacks | None = None,
         rss: Callable[[], int] | None = None,
         record: Callable[[dict[str, Any], str], object] = lambda result, why: None,
         now: Callable[[], float] = time.time,
@@ -70,6 +71,7 @@ class Cleanup:
         self.freed = dict.fromkeys(KINDS, 0)
         # Told of each run: its result, and why it was.
         self._record = record
+        self._callbacks = callbacks or pressure.Callbacks()
 
     def run(
         self,
@@ -88,7 +90,7 @@ class Cleanup:
         `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
         """
         # A callback that asks for a cleanup would wait for the run that waits for it.
-        if not self._lock.acquire(timeout=0 if pressure.telling() else PATIENCE):
+        if not self._lock.acquire(timeout=0 if self._callbacks.here() else PATIENCE):
             return self.last or self._result(level, self._rss(), self._rss(), [])
         try:
             if self._running:  # asked for by a signal handler
@@ -145,7 +147,7 @@ class Cleanup:
             left = [pressure.DEADLINE]
             steps += [
                 (f"callback {one.name}", partial(pressure.tell, one, level, left))
-                for one in pressure.callbacks()
+                for one in self._callbacks.all()
             ]
         if level == CRITICAL:
             steps += [(f"purge {name}", partial(purge, name)) for name in self.heavy]

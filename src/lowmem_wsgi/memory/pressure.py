@@ -8,12 +8,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from .. import log
 
 Callback = Callable[[str], object]
-C = TypeVar("C", bound=Callback)
 
 # LowMemory waits so long (seconds) for the callbacks of one cleanup together, and for each at most
 # half of what is left of that, but no less than LEAST: a second for the first that is late, half a
@@ -29,39 +28,42 @@ class Registered(NamedTuple):
     running: dict[int, float]  # the ident of the thread that runs it, and since when (monotonic)
 
 
-_lock = threading.RLock()  # a finalizer that it sets off may register or forget
-_callbacks: list[Registered] = []
+class Callbacks:
+    """The callbacks of a process. For all threads."""
 
+    def __init__(self) -> None:
+        self._registered: tuple[Registered, ...] = ()  # replaced whole
+        self.after_fork()
 
-def on_pressure(callback: C) -> C:
-    """Call `callback(level)` when memory turns "warn" or "critical": drop a cache, close a figure.
+    def after_fork(self) -> None:
+        """In a new child: the threads that held the lock, or ran a callback, are not there."""
+        self._lock = threading.RLock()  # a finalizer that it sets off may register or forget
+        for one in self._registered:
+            one.running.clear()
 
-    Also a decorator. A bound method is held weakly: it goes with its object. Registered twice, it
-    is called once. What it raises is logged and does not stop the next. LowMemory runs it in a
-    thread of its own, waits for it at most a second, and does not call it again before it has
-    returned. Raises TypeError where it cannot be called.
-    """
-    if not callable(callback):
-        raise TypeError(f"on_pressure wants something to call, not {callback!r}")
-    bound = getattr(callback, "__self__", None) is not None and hasattr(callback, "__func__")
-    held: Callable[[], Any] = weakref.WeakMethod(callback) if bound else lambda: callback
-    with _lock:
-        if all(one.find() != callback for one in _callbacks):
-            _callbacks.append(Registered(_name(callback), held, {}))
-    return callback
+    def register(self, callback: Callback) -> None:
+        """Raises TypeError for what cannot be called. Registered twice, it is called once."""
+        if not callable(callback):
+            raise TypeError(f"on_pressure wants something to call, not {callback!r}")
+        bound = getattr(callback, "__self__", None) is not None and hasattr(callback, "__func__")
+        held: Callable[[], Any] = weakref.WeakMethod(callback) if bound else lambda: callback
+        with self._lock:
+            if all(one.find() != callback for one in self._registered):
+                self._registered = (*self.all(), Registered(_name(callback), held, {}))
 
+    def forget(self, callback: Callback) -> None:
+        """Call it no more. Harmless where it was not registered."""
+        with self._lock:
+            self._registered = tuple(one for one in self.all() if one.find() != callback)
 
-def callbacks() -> list[Registered]:
-    """All that are still there, in the order of their coming."""
-    with _lock:
-        _callbacks[:] = [one for one in _callbacks if one.find() is not None]
-        return list(_callbacks)
+    def all(self) -> tuple[Registered, ...]:
+        """Those that are still there, in the order of their coming."""
+        return tuple(one for one in self._registered if one.find() is not None)
 
-
-def forget(callback: Callback) -> None:
-    """Call it no more. Harmless where it was not registered."""
-    with _lock:
-        _callbacks[:] = [one for one in _callbacks if one.find() != callback]
+    def here(self) -> bool:
+        """Whether this thread runs a callback."""
+        ident = threading.get_ident()
+        return any(ident in one.running for one in self._registered)
 
 
 def tell(one: Registered, level: str, left: list[float]) -> str | None:
@@ -124,12 +126,6 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
     return None
 
 
-def telling() -> bool:
-    """Whether this thread runs a callback."""
-    ident = threading.get_ident()
-    return any(ident in one.running for one in list(_callbacks))
-
-
 def failed(step: str) -> None:
     """Log the exception being handled."""
     log.limited(logging.ERROR, ("step", step), "🧹 %s failed", step, exc_info=True)
@@ -158,11 +154,3 @@ def _name(callback: Callback) -> str:
     inner = getattr(callback, "func", callback)  # of a functools.partial
     name = getattr(inner, "__qualname__", type(inner).__qualname__)
     return f"{getattr(inner, '__module__', None) or type(inner).__module__}.{name}"
-
-
-def after_fork() -> None:
-    """In a new child: the threads that held the lock, or ran a callback, are not there any more."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-    for one in _callbacks:
-        one.running.clear()

@@ -17,7 +17,6 @@ from ..memory.levels import OK
 from ..settings import Settings, format_size
 from ..system.procfs import OwnRss, own_uss, process_seconds
 from ..system.usage import Usage
-from . import pages as site
 from . import postmortem
 from .record import GONE, READY, REPLACED, RETIRING, Seen, WorkerRecord
 from .recycling import (
@@ -84,18 +83,18 @@ class Worker:
     def __init__(
         self,
         settings: Settings,
-        engine: Runtime,
+        runtime: Runtime,
+        pages: Pages,
         *,
         heavy: Callable[[], str] = str,
         now: Callable[[], float] = time.monotonic,
         find: Callable[[], Server | None] = find_server,
-        pages: Pages | None = None,
     ) -> None:
         self._recycling = settings.recycle
-        self._runtime = engine
+        self._runtime = runtime
         self._now = now
         self._find = find
-        self._pages = pages or site.PAGES
+        self._pages = pages
         self._heavy = heavy  # the heavy modules it has loaded, for the log
         self._rss = OwnRss()
         self._forget()

@@ -101,9 +101,6 @@ class Pages:
         return self._highest if self._highest > before else 0
 
 
-PAGES = Pages()  # of this process
-
-
 def file_name(master: int) -> str:
     """Of a server's page. With its start: after a container's restart the pids are the same."""
     stat = read_stat(master)

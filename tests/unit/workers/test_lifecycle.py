@@ -63,7 +63,7 @@ NEIGHBOUR = os.getppid()
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A page, and a runtime directory, of the test's own."""
     found = Pages()
-    monkeypatch.setattr(pages, "PAGES", found)
+    monkeypatch.setattr(runtime, "pages", found)
     monkeypatch.setattr(runtime, "_current", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     yield tmp_path / "lowmem-wsgi"
@@ -152,6 +152,7 @@ class Worker:
         self.worker = LifeCycle(
             Settings.load(settings, {}),
             self.runtime,  # type: ignore[arg-type]
+            runtime.pages,
             now=self.clock,
             find=lambda: self.server,
         )
@@ -164,7 +165,7 @@ class Worker:
 
     @property
     def page(self) -> SharedPage:
-        return pages.PAGES.page
+        return runtime.pages.page
 
     @property
     def slot(self) -> Seen:
@@ -634,7 +635,7 @@ def test_when_fresh_workers_come_back_to_it_they_are_let_be(
         replaced += len(worker.replaced)
         worker.gone()
     assert replaced == IN_VAIN
-    assert pages.PAGES.page.in_vain == IN_VAIN
+    assert runtime.pages.page.in_vain == IN_VAIN
     assert len([line for line in lines(caplog) if "recycled" in line]) == IN_VAIN
     (line,) = [line for line in lines(caplog) if "soon grew as large" in line]
     assert "Not recycling" in line
@@ -705,7 +706,7 @@ def test_one_that_is_ending_shares_it_while_what_it_has_in_flight_grows() -> Non
     clock = worker.clock
 
     def slow() -> None:
-        slot = pages.PAGES.page.claim(50 * MB, now=clock)
+        slot = runtime.pages.page.claim(50 * MB, now=clock)
         slot.began("GET", "/slow")
         slot.enter(RETIRING)
         slot.note(50 * MB, 100 * MB)
@@ -729,7 +730,7 @@ def test_starting_twice_takes_one_place() -> None:
 
 
 def test_without_a_place_it_goes_on() -> None:
-    page = pages.PAGES.page
+    page = runtime.pages.page
     for place in range(PLACES):
         neighbour(page, place)
     worker = Worker(served=False)
@@ -750,7 +751,7 @@ def test_apps_that_come_and_go_in_one_process_take_one_place() -> None:
     for _ in range(PLACES + 5):
         wrapped = LowMemory(ok)
         assert call(wrapped, make_environ()).body == b"ok"
-        assert len(pages.PAGES.page.taken()) == 1
+        assert len(runtime.pages.page.taken()) == 1
         assert wrapped.worker.count() == 1
         wrapped.close()
         before.append(wrapped)
@@ -875,6 +876,7 @@ def dies(do: Callable[[LifeCycle], object]) -> int:
         life = LifeCycle(
             Settings.load({}, {}),
             Engine(Clock()),  # type: ignore[arg-type]
+            runtime.pages,
             now=Clock(),
             find=lambda: server,
         )
@@ -999,10 +1001,10 @@ def test_a_worker_that_has_taken_a_dead_ones_place_meanwhile_is_let_be(
     places: list[int] = []
 
     def cause(**signs: bool) -> str | None:
-        (dead,) = (seen for seen in pages.PAGES.page.workers() if seen.pid == pid)
+        (dead,) = (seen for seen in runtime.pages.page.workers() if seen.pid == pid)
         places.append(dead.place)
-        pages.PAGES.page.free(dead.place)
-        neighbour(pages.PAGES.page, dead.place)
+        runtime.pages.page.free(dead.place)
+        neighbour(runtime.pages.page, dead.place)
         return plain(**signs)
 
     monkeypatch.setattr(postmortem, "cause", cause)
@@ -1032,15 +1034,15 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
 
 
 def test_a_master_lays_out_the_page_before_it_forks(kills: list[int | None]) -> None:
-    pages.PAGES.lay_out()
-    assert (pages.PAGES.page.master, pages.PAGES.page.kills) == (os.getpid(), 5)
+    runtime.pages.lay_out()
+    assert (runtime.pages.page.master, runtime.pages.page.kills) == (os.getpid(), 5)
     kills[0] = 6
-    pages.PAGES.lay_out()  # once: what comes after it is news
-    assert pages.PAGES.page.kills == 5
-    pages.PAGES.close()
+    runtime.pages.lay_out()  # once: what comes after it is news
+    assert runtime.pages.page.kills == 5
+    runtime.pages.close()
     kills[0] = None
-    pages.PAGES.lay_out()
-    assert pages.PAGES.page.kills == 0
+    runtime.pages.lay_out()
+    assert runtime.pages.page.kills == 0
 
 
 @needs_fork
@@ -1060,21 +1062,21 @@ def test_a_master_tells_of_the_death(
     expected: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pages.PAGES.lay_out()
+    runtime.pages.lay_out()
     pid = forked_worker(nothing)
     assert kills[0] is not None
     kills[0] += killed
-    assert pages.PAGES.worker_gone(pid, timed_out=timed_out) is False
+    assert runtime.pages.worker_gone(pid, timed_out=timed_out) is False
     (line,) = lines(caplog)
     assert line.startswith(f"💀 worker {pid} died: {expected}. In flight: GET /export")
     assert ("→ 128 MB in its last" in line) is bool(killed)  # then the container was at its limit
     assert caplog.records[0].levelno == logging.ERROR
-    assert (pages.PAGES.page.deaths, pages.PAGES.page.kills) == (1, 5 + killed)
-    assert pages.PAGES.page.workers() == []
-    assert pages.PAGES.page.master == os.getpid()
+    assert (runtime.pages.page.deaths, runtime.pages.page.kills) == (1, 5 + killed)
+    assert runtime.pages.page.workers() == []
+    assert runtime.pages.page.master == os.getpid()
     # The next one that dies has not been killed.
     pid = forked_worker(nothing)
-    pages.PAGES.worker_gone(pid, timed_out=False)
+    runtime.pages.worker_gone(pid, timed_out=False)
     assert postmortem.CRASH in lines(caplog)[1]
 
 
@@ -1082,7 +1084,7 @@ def test_a_master_tells_of_the_death(
 def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
     kills: list[int | None],
 ) -> None:
-    pages.PAGES.lay_out()
+    runtime.pages.lay_out()
     floor = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
     def grows(life: LifeCycle) -> None:
@@ -1090,13 +1092,13 @@ def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
         block[::4096] = bytes(len(block[::4096]))
 
     pid = forked_worker(grows)
-    pages.PAGES.worker_gone(pid, timed_out=False)
-    death = pages.PAGES.page.last_death
+    runtime.pages.worker_gone(pid, timed_out=False)
+    death = runtime.pages.page.last_death
     assert death is not None
     assert death["rss_bytes"] >= floor + 64 * MB
     pid = forked_worker(nothing)
-    pages.PAGES.worker_gone(pid, timed_out=False)
-    death = pages.PAGES.page.last_death
+    runtime.pages.worker_gone(pid, timed_out=False)
+    death = runtime.pages.page.last_death
     assert death is not None
     assert death["rss_bytes"] < floor + 64 * MB
 
@@ -1106,7 +1108,7 @@ def test_a_master_is_told_the_peak_of_a_child_that_was_the_largest_so_far(
 def test_a_master_hears_whether_another_was_started_in_its_place(
     kills: list[int | None], state: int, replaced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pages.PAGES.lay_out()
+    runtime.pages.lay_out()
 
     def leaves(life: LifeCycle) -> None:
         assert life.slot is not None
@@ -1114,9 +1116,9 @@ def test_a_master_hears_whether_another_was_started_in_its_place(
         life.leave()
 
     pid = forked_worker(leaves)
-    assert pages.PAGES.worker_gone(pid, timed_out=False) is replaced
+    assert runtime.pages.worker_gone(pid, timed_out=False) is replaced
     assert lines(caplog) == []
-    assert pages.PAGES.page.workers() == []
+    assert runtime.pages.page.workers() == []
 
 
 @needs_fork
@@ -1136,34 +1138,34 @@ def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
     leaves: bool,
     measured: bool,
 ) -> None:
-    pages.PAGES.lay_out()
+    runtime.pages.lay_out()
 
     def ends(life: LifeCycle) -> None:
         assert life.slot is not None
-        pages.PAGES.page.retires(5000.0)
+        runtime.pages.page.retires(5000.0)
         life.slot.enter(state)
         if leaves:
             life.leave()
 
     pid = forked_worker(ends)
     monkeypatch.setattr(pages.time, "monotonic", lambda: 5000.75)
-    pages.PAGES.worker_gone(pid, timed_out=False)
-    assert pages.PAGES.page.release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
+    runtime.pages.worker_gone(pid, timed_out=False)
+    assert runtime.pages.page.release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
 
 
 def test_a_worker_that_is_not_on_the_page_is_none_of_it(
     kills: list[int | None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pages.PAGES.lay_out()
+    runtime.pages.lay_out()
     kills[0] = 6
-    assert pages.PAGES.worker_gone(2**31 - 5, timed_out=True) is False
+    assert runtime.pages.worker_gone(2**31 - 5, timed_out=True) is False
     assert lines(caplog) == []
 
 
 def forked_worker(do: Callable[[LifeCycle], object]) -> int:
     """A worker forked of this process as of its master, killed after it has done something."""
     pid = dies(do)
-    assert [seen.pid for seen in pages.PAGES.page.workers()] == [pid]
+    assert [seen.pid for seen in runtime.pages.page.workers()] == [pid]
     return pid
 
 
@@ -1197,6 +1199,7 @@ def test_a_worker_has_its_server_start_the_others(within: bool) -> None:
     life = LifeCycle(
         Settings.load({}, {}),
         Engine(Clock()),  # type: ignore[arg-type]
+        runtime.pages,
         now=Clock(),
         find=lambda: server,
     )
