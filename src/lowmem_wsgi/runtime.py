@@ -111,9 +111,7 @@ class Runtime:
                 "An app wrapped before in this process has other values for %s: its values hold.",
                 ", ".join(others),
             )
-        self.gc_runner.passes = max(self.gc_runner.passes, settings.gc_passes)
-        self.gc_runner.freezing = self.gc_runner.freezing or settings.gc_freeze
-        self.gc_runner.trimming = self.gc_runner.trimming or settings.trim
+        self.gc_runner.demand(settings.gc_passes, freeze=settings.gc_freeze, trim=settings.trim)
 
     def notice_fork(self) -> None:
         """First of all: a server that forks past Python (uWSGI) runs none of its hooks."""

@@ -583,10 +583,9 @@ def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -
 def test_a_second_app_of_other_thresholds_is_told_whose_hold(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    LowMemory(ok)
-    LowMemory(ok)
+    apps = [LowMemory(ok), LowMemory(ok)]  # kept: one that is thrown away leaves
     assert not caplog.records
-    LowMemory(ok, warn_at="50%", memory_limit="300MB")
+    apps.append(LowMemory(ok, warn_at="50%", memory_limit="300MB"))
     assert "memory_limit, warn_at: its values hold" in caplog.text
 
 
@@ -625,7 +624,12 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     call(wrapped, make_environ())
     running = wrapped.runtime
     locks = [running.gc_runner._running, running.cleanups._lock, running.monitor._lock]
-    locks += [runtime._callbacks._lock, runtime._lock, wrapped._lock, wrapped.sessions._lock]
+    locks += [
+        runtime._callbacks._lock,
+        runtime._lock,
+        wrapped._lock,
+        wrapped._pipeline.sessions._lock,
+    ]
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -29,7 +29,18 @@ KEEP, CHANGED, KEEP_CHANGED = 5.0, 0.1, 1.0
 # is looked at more closely, and once more after so long (seconds), in which a worker that ends is
 # gone, and what a request took is given back.
 MUCH, AGAIN = 0.15, 0.1
-_frozen = Remembered[None, int](lambda _: gc.get_freeze_count())  # which counts them one by one
+
+
+class Readings:
+    """What is slow to read, remembered for some seconds."""
+
+    def __init__(self) -> None:
+        # Python counts the frozen objects one by one.
+        self.frozen = Remembered[None, int](lambda _: gc.get_freeze_count())
+        # The processes -> when and at what usage they were read, what they held, what was outside.
+        self.processes: dict[
+            frozenset[int], tuple[float, int, dict[int, Figures], dict[str, Any] | None]
+        ] = {}
 
 
 def brief(lowmem: LowMemory) -> dict[str, Any]:
@@ -58,14 +69,14 @@ def _level(lowmem: LowMemory, now: Usage) -> str:
     return CRITICAL if now.used >= critical else WARN if now.used >= warn else OK
 
 
-def status(lowmem: LowMemory) -> dict[str, Any]:
+def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
     """All that is told with the token."""
     now = _usage(lowmem)
     warn, critical = lowmem.runtime.monitor.thresholds
     counted = metrics.document(
         {name: _number(value) for name, value in lowmem.worker.counts().items()}
     )
-    workers, outside = _workers(lowmem)
+    workers, outside = _workers(lowmem, readings)
     own = next(worker for worker in workers if worker["this"])
     peak = own.pop("peak_bytes")
     document: dict[str, Any] = {
@@ -80,7 +91,7 @@ def status(lowmem: LowMemory) -> dict[str, Any]:
             "outside": outside,
         },
         "thresholds": {"warn_bytes": warn, "critical_bytes": critical},
-        "gc": _gc(lowmem) | counted["gc"],
+        "gc": _gc(lowmem, readings) | counted["gc"],
         "cleanups": _cleanups(lowmem) | counted["cleanups"],
         "requests": {
             "total": None,
@@ -123,13 +134,13 @@ def history(lowmem: LowMemory) -> dict[str, Any]:
 
 
 # A key that is None here keeps its place for the counter of that name.
-def _gc(lowmem: LowMemory) -> dict[str, Any]:
+def _gc(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
     collector = lowmem.runtime.gc_runner
     return {
         "passes": collector.passes,
         "runs": None,
         "collected": None,
-        "frozen": _frozen.get([None])[None],
+        "frozen": readings.frozen.get([None])[None],
         "last_seconds": collector.last_seconds,
     }
 
@@ -144,14 +155,16 @@ def _cleanups(lowmem: LowMemory) -> dict[str, Any]:
     }
 
 
-def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def _workers(
+    lowmem: LowMemory, readings: Readings
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Each worker of the site, and its master; the one that answers in any case. And what the
     container holds besides them."""
     now = time.monotonic()
     seen = {found.pid: found for found in lowmem.worker.alive()}
     own, server = os.getpid(), lowmem.worker.server
     others = [] if server is None or server.master == own else [server.master]
-    weights, outside = _weights(lowmem, frozenset({own, *seen, *others}))
+    weights, outside = _weights(lowmem, frozenset({own, *seen, *others}), readings)
     rows = [_worker(pid, seen.get(pid), lowmem, now) for pid in sorted({own, *seen})]
     rows += [
         {"pid": pid, "role": "master", "state": "ready", "this": False, "in_flight": []}
@@ -168,16 +181,12 @@ def _workers(lowmem: LowMemory) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     return rows, outside
 
 
-# The processes -> when and at what usage they were read, what they held, and what was outside.
-_last: dict[frozenset[int], tuple[float, int, dict[int, Figures], dict[str, Any] | None]] = {}
-
-
 def _weights(
-    lowmem: LowMemory, pids: frozenset[int]
+    lowmem: LowMemory, pids: frozenset[int], readings: Readings
 ) -> tuple[dict[int, Figures], dict[str, Any] | None]:
     """What each process holds, and `outside`, all of one moment. Remembered for some seconds, as
     walking the page table of a large process takes some milliseconds."""
-    now, usage, found = time.monotonic(), _usage(lowmem), _last.get(pids)
+    now, usage, found = time.monotonic(), _usage(lowmem), readings.processes.get(pids)
     changed = found is not None and abs(usage.used - found[1]) >= CHANGED * usage.limit
     if found is None or now - found[0] >= (KEEP_CHANGED if changed else KEEP):
         figures, outside = _moment(lowmem, pids)
@@ -187,8 +196,8 @@ def _weights(
             least = again and min(outside, again, key=lambda each: int(each["bytes"]))
             outside = least and _besides(lowmem, least, pids)
         found = now, usage.used, figures, outside
-        _last.clear()
-        _last[pids] = found
+        readings.processes.clear()
+        readings.processes[pids] = found
     return found[2], found[3]
 
 

@@ -95,8 +95,7 @@ class UploadCap:
         if body is None or not (body.overflowed or body.broken):
             return None
         if body.overflowed:
-            counted, body.counted = body.counted, True
-            return self._too_large("an undeclared body", body.limit, count=not counted)
+            return self._too_large("an undeclared body", body.limit, count=body.first_time())
         return Refusal(
             "400 Bad Request",
             "The body of this request is malformed or incomplete.",

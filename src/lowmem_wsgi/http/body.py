@@ -65,7 +65,12 @@ class Body(io.BufferedIOBase):
         self.overflowed = False
         self.broken = False
         self.short = False
-        self.counted = False  # among the rejected uploads, whose fault this is asked for repeatedly
+        self._counted = False
+
+    def first_time(self) -> bool:
+        """Return True, once. Its fault is asked for repeatedly, and counted once."""
+        first, self._counted = not self._counted, True
+        return first
 
     def tighten(self, limit: int) -> None:
         """Lower the limit to `limit` bytes, from the body's first byte on."""

@@ -17,74 +17,45 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     Headers = list[tuple[str, str]]
-    # What to do with a response, given by the middleware:
-    Amend = Callable[[WSGIEnvironment, str, Headers], Headers]
-    Rescue = Callable[[WSGIEnvironment, "BaseException | None", bool], "WSGIApplication | None"]
-    Finish = Callable[["Exchange", bool], None]
-    Started = Callable[["Exchange"], None]
 
-    class Strikes(Protocol):
-        """Who may raise a MemoryError in the thread of a request, from another thread."""
 
-        striking: bool  # about to raise one
+class Strikes(Protocol):
+    """Who may raise a MemoryError in the thread of a request, from another thread."""
 
-        def settle(self) -> None:
-            """Wait until that is over, and drop an error that comes."""
+    striking: bool  # about to raise one
+
+    def settle(self) -> None:
+        """Wait until that is over, and drop an error that comes."""
 
 
 class Exchange:
     """Calls an app for one request, and stands between it and the server until `close`.
 
-    amend(environ, status, headers)  the headers to send; not asked of the answer of a `rescue`
-    rescue(environ, error, sent)     after the app has returned, raised `error` or yielded, or after
-                                     `amend` raised `error`: another app to answer instead, or None
-                                     (asked until it names one). Where a part of the answer is
-                                     `sent` it is told, and cannot answer
-    started(exchange)                the app has called start_response, and is not done yet
-    finish(exchange, closed)         the request is over; called until it returns, so each step of
-                                     it must be harmless when repeated. Not `closed`: the server
-                                     dropped the response without a close()
-    strikes                          asked whenever the app has been left, before the server goes on
+    A subclass says what happens on the way. `strikes` is asked whenever the app has been left,
+    before the server goes on.
     """
 
     __slots__ = (
         "__weakref__",
         "_again",
-        "_amend",
-        "_finish",
         "_headers",
+        "_open",
         "_out",
-        "_rescue",
         "_rescued",
         "_server_start",
         "_server_write",
-        "_started",
         "environ",
-        "order",
-        "place",
-        "request",
-        "route",
         "sent",
         "status",
         "strikes",
     )
 
     def __init__(
-        self,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
-        amend: Amend,
-        rescue: Rescue,
-        finish: Finish,
-        started: Started,
-        strikes: Strikes,
+        self, environ: WSGIEnvironment, start_response: StartResponse, strikes: Strikes
     ) -> None:
         self.environ = environ
         self.strikes = strikes
         self._server_start = start_response
-        self._amend = amend
-        self._rescue = rescue
-        self._started = started
         self.status: str | None = None  # the last that the app has given
         self.sent = False  # the server has status and headers
         self._out = False  # and may have sent a part of the answer
@@ -92,19 +63,45 @@ class Exchange:
         self._again: tuple[Any, Any, None] | None = (
             None  # exc_info, for a server that has had other headers
         )
-        # For the middleware: the request's number, its place on the shared page, its number again
-        # where it came alone (-1 where not, 0 where nothing is to be attributed), and its route.
-        self.request, self.place, self.order = 0, -1, 0
-        self.route: str | None = None
-        self._finish: Finish | None = finish  # last: an exchange that has this is complete
+        self._open = True  # last: an exchange that has this is complete
 
-    def run(self, choose: Callable[[Exchange], WSGIApplication]) -> Iterable[bytes]:
-        """The response of the app that `choose` names, to be returned to the server."""
+    # --- What a subclass says
+
+    def choose(self) -> WSGIApplication:
+        """Return the app that answers."""
+        raise NotImplementedError
+
+    def amend(self, status: str, headers: Headers) -> Headers:
+        """Return the headers to send. Not asked of the answer of a `rescue`."""
+        return headers
+
+    def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
+        """Return another app to answer instead; or None.
+
+        Asked, until it names one, after the app has returned, raised `error` or yielded, or after
+        `amend` has raised `error`. Where a part of the answer is `sent` it is told, and cannot
+        answer.
+        """
+        return None
+
+    def started(self) -> None:
+        """The app has called start_response, and is not done yet."""
+
+    def finish(self, closed: bool) -> None:
+        """The request is over. Called until it returns, so each step must be idempotent.
+
+        Not `closed`: the server dropped the response without a close().
+        """
+
+    # --- What the server calls
+
+    def run(self) -> Iterable[bytes]:
+        """Return the response of the app that `choose` names, for the server."""
         result: Iterable[bytes] = ()
         other = None
         try:
             try:
-                result = choose(self)(self.environ, self.start_response)
+                result = self.choose()(self.environ, self.start_response)
                 kind = type(result)
                 whole = kind is list or kind is tuple
                 wrapper = self.environ.get("wsgi.file_wrapper")
@@ -136,7 +133,7 @@ class Exchange:
                 raise AssertionError("start_response called twice without exc_info (PEP 3333)")
             try:
                 # Raises exc_info, if the server has sent the headers already.
-                headers = self._amend(self.environ, status, headers)
+                headers = self.amend(status, headers)
                 self._server_write = self._server_start(status, headers, exc_info)
             finally:
                 exc_info = None  # a cycle through this frame
@@ -144,11 +141,11 @@ class Exchange:
             raise AssertionError("start_response called twice without exc_info (PEP 3333)")
         else:
             self.status, self._headers = status, headers
-            self._started(self)
+            self.started()
         return self.write
 
     def write(self, data: bytes, /) -> None:
-        if not self.sent and self._rescue(self.environ, None, False) is not None:
+        if not self.sent and self.rescue(None, False) is not None:
             raise OSError("the body of this request could not be read")  # and run() answers
         self.send_headers()
         self._out = True
@@ -161,7 +158,7 @@ class Exchange:
         if self.sent or self.status is None:
             return
         if not self._rescued:
-            headers = self._amend(self.environ, self.status, self._headers)
+            headers = self.amend(self.status, self._headers)
             self.sent = True
             self._server_write = self._server_start(self.status, headers)
             return
@@ -203,26 +200,25 @@ class Exchange:
     def failed(self, error: BaseException) -> None:
         """The response failed after its first byte: the server must cut it off."""
         try:
-            self._rescue(self.environ, error, True)
+            self.rescue(error, True)
         except MemoryError:
             pass  # `error` itself goes on to the server
 
     def close(self) -> None:
         """The request is over."""
-        if self._finish is None:
+        if not self._open:
             return
         try:
-            self._finish(self, True)
+            self.finish(True)
         except MemoryError:  # aimed at the request that ends here; it comes once
-            self._finish(self, True)
-        self._finish = None
+            self.finish(True)
+        self._open = False
 
     def __del__(self) -> None:
         # Test clients often forget close(), and a MemoryError may come before it: neither must
         # leave the request in flight for ever.
-        finish = getattr(self, "_finish", None)  # None, too, where __init__ was interrupted
-        if finish is not None:
-            finish(self, False)
+        if getattr(self, "_open", False):  # it has none where __init__ was interrupted
+            self.finish(False)
 
     # --- In between
 
@@ -230,9 +226,9 @@ class Exchange:
         if self._out or self._rescued:
             return None
         try:
-            other = self._rescue(self.environ, error, False)
+            other = self.rescue(error, False)
         except MemoryError:  # one from outside, which came when the app's own had come already
-            other = self._rescue(self.environ, error, False)
+            other = self.rescue(error, False)
         if other is not None:
             self._rescued = True
             if self.sent and error is not None:

@@ -114,6 +114,12 @@ class GcRunner:
         self._looked_at = self._trimmed_at = self._full_at = now()
         self._trim_rest = self._full_seconds = 0.0
 
+    def demand(self, passes: int, *, freeze: bool, trim: bool) -> None:
+        """Be at least as thorough as this from now on."""
+        self.passes = max(self.passes, passes)
+        self.freezing = self.freezing or freeze
+        self.trimming = self.trimming or trim
+
     def after_request(self, in_flight: Callable[[], int] = lambda: 0) -> None:
         """Run the passes now, or see to it that the thread running them runs them again.
 

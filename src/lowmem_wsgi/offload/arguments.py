@@ -32,6 +32,10 @@ class Arguments:
         self.data = b""
         self.descriptors: list[int] = []
 
+    def sent(self) -> None:
+        """The child has them."""
+        self.data = b""
+
     def close(self) -> None:
         while self.descriptors:
             os.close(self.descriptors.pop())

@@ -150,7 +150,7 @@ class Offloaded(Generic[P, R]):
             except BaseException:
                 process.end()
                 raise
-            arguments.data = b""
+            arguments.sent()
             return process
         finally:
             arguments.close()

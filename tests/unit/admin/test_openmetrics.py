@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.admin.openmetrics import FAMILIES, render
-from lowmem_wsgi.admin.status import brief, status
+from lowmem_wsgi.admin.status import brief
 
 TOKEN = "t" * 20
 BEARER = {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
@@ -35,7 +35,7 @@ def ok(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 def document() -> dict[str, Any]:
     wrapped = LowMemory(ok, memory_limit="512MB")
     call(wrapped, make_environ("/clients/17"))
-    return status(wrapped)
+    return wrapped.status()
 
 
 def with_routes(document: dict[str, Any], names: list[str]) -> dict[str, Any]:

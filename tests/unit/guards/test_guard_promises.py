@@ -378,7 +378,7 @@ def test_a_route_without_memory_for_its_answer_is_503(
 @pytest.mark.parametrize(
     ("guard", "method"),
     [
-        ("_admission", "refusal"),
+        ("admission", "refusal"),
         ("uploads", "refusal"),
         ("sessions", "open"),
         ("sessions", "amend"),
@@ -398,7 +398,7 @@ def test_a_rule_that_protects_refuses_where_it_fails(
 
     wrapped = LowMemory(app)
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(wrapped, guard), method, broken)
+        patch.setattr(getattr(wrapped._pipeline, guard), method, broken)
         for _ in range(2):
             assert retried(call(wrapped, make_environ(), strict=True)) == (503, "2")
     tracebacks = [record for record in caplog.records if record.exc_info]
@@ -591,7 +591,7 @@ def test_a_child_forked_while_a_413_is_counted_and_a_session_ends_serves_both() 
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with wrapped.sessions._lock:
+        with wrapped._pipeline.sessions._lock:
             held.set()
             go_on.wait(60)
 

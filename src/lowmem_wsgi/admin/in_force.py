@@ -1,0 +1,45 @@
+"""The limits that are in force, for the log."""
+
+from __future__ import annotations
+
+import sys
+
+from ..settings import Settings, format_size
+
+
+def in_force(settings: Settings) -> str:
+    """Return the limits that are on, each with the variable that governs it."""
+    limits = [
+        f"preset {settings.preset}",
+        f"uploads to {format_size(settings.max_upload)} (LOWMEM_MAX_UPLOAD)",
+    ]
+    limits += [
+        f"{path} to {format_size(size)} (LOWMEM_UPLOAD_LIMITS)"
+        for path, size in (settings.upload_limits or {}).items()
+    ]
+    limits += [
+        f"sessions for {settings.session_lifetime:g} s (LOWMEM_SESSION_LIFETIME)",
+        f"static files cached for {settings.static_max_age:g} s (LOWMEM_STATIC_MAX_AGE)",
+        f"{settings.gc_passes} passes after each request (LOWMEM_GC_PASSES)",
+    ]
+    if settings.max_in_flight is not None:
+        limits.append(f"{settings.max_in_flight} requests at once (LOWMEM_MAX_IN_FLIGHT)")
+    if settings.gc_threshold is not None:
+        limits.append(f"collector's threshold {settings.gc_threshold} (LOWMEM_GC_THRESHOLD)")
+    if settings.recursion_limit is not None:
+        limits.append(f"recursion to {settings.recursion_limit} (LOWMEM_RECURSION_LIMIT)")
+    lazy = sys.modules.get("lowmem_wsgi.imports.lazy")  # loaded where it is in use
+    late = lazy.installed() if lazy is not None else ()
+    if late:
+        limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")
+    elif settings.lazy_heavy:
+        limits.append(
+            "nothing imported late: that takes our Gunicorn config, or imports.install() "
+            "before the app's imports (LOWMEM_LAZY_HEAVY)"
+        )
+    limits += [
+        f"no {name} (LOWMEM_{name.upper()})"
+        for name in ("gc_freeze", "trim")
+        if not getattr(settings, name)
+    ]
+    return ", ".join(limits)

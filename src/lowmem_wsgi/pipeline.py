@@ -1,0 +1,297 @@
+"""One request: through the guards, to the app, and back (DESIGN: "What happens to a request").
+
+A guard that protects (uploads, admission, sessions) refuses with 503 where it fails. Where another
+one fails, that is logged once and the request goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from . import log
+from .guards import out_of_memory
+from .guards.admission import Admission, busy
+from .guards.keys import Keys
+from .guards.sessions import Sessions
+from .guards.static_cache import StaticFiles
+from .guards.uploads import UploadCap
+from .http.body import DRAIN, Body, drain
+from .http.exchange import Exchange, Stream
+from .http.paths import PATH
+from .http.refusals import Refusal
+from .http.route_names import Names, told
+from .settings import Settings, format_size
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .runtime import Runtime
+
+    Headers = list[tuple[str, str]]
+
+# In the environ, for apps: the level as the request begins, and the limits. Where limits are there
+# already, another LowMemory serves the request.
+LEVEL = "lowmem.level"
+LIMITS = "lowmem.limits"
+# In the environ of a request whose MemoryError is counted.
+COUNTED = "lowmem.counted"
+FOR_APPS = ("session_lifetime", "home_rows", "max_rows", "batch_size", "cache_timeout", "pool_size")
+
+# What becomes of a request when a guard that protects fails.
+REFUSED = "the request is answered 503"
+UNGUARDED = busy("a rule of lowmem-wsgi has failed, see its traceback", "none, a fault of its own")
+
+
+class GuardError(Exception):
+    """A guard that protects has failed while the app's answer was made ready."""
+
+
+class Pipeline:
+    """The guards of one app, and what of the runtime its requests need."""
+
+    def __init__(
+        self, app: WSGIApplication, settings: Settings, runtime: Runtime, keys: Keys
+    ) -> None:
+        self.app = app
+        self.runtime = runtime
+        self.in_flight = runtime.in_flight
+        self.interrupt = runtime.interrupt
+        self.watchdog = runtime.watchdog
+        self.worker = runtime.worker
+        self.monitor = runtime.monitor
+        self.attribution = runtime.gc_runner.attribution
+        self.after_request = runtime.gc_runner.after_request
+        self.count = count = runtime.counters.add
+        self.uploads = UploadCap(settings.max_upload, settings.upload_limits, count)
+        self.admission = Admission(
+            settings.max_in_flight, settings.exempt_paths, runtime.admission, self.in_flight, count
+        )
+        self.sessions = Sessions(
+            settings.session_cookies,
+            settings.session_lifetime,
+            keys,
+            count=count,
+            sliding=settings.session_sliding,
+            static_prefix=settings.static_prefix,
+        )
+        self.static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
+        self.route_name = Names(settings.static_prefix)
+        self.limits: Mapping[int, Mapping[str, object]] = {
+            size: MappingProxyType(
+                {"max_upload": size, **{name: getattr(settings, name) for name in FOR_APPS}}
+            )
+            for size in self.uploads.limits
+        }
+
+    def nested(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request that another LowMemory has let in: hold it to the stricter upload cap."""
+        limit = self.uploads.limit_for(environ.get("PATH_INFO", ""))
+        if limit < environ[LIMITS]["max_upload"]:
+            refusal = self.uploads.tighten(environ, limit)
+            if refusal is not None:
+                return refusal(environ, start_response)
+            environ[LIMITS] = self.limits[limit]
+        return self.app(environ, start_response)
+
+    def last_resort(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Answer 503 where no memory is left for any other answer."""
+        try:
+            self.out_of_memory(environ).report(environ)
+        except MemoryError:  # no memory even for the line in the log
+            pass
+        return out_of_memory.last_resort(start_response)
+
+    def rescue(
+        self, environ: WSGIEnvironment, error: BaseException | None, sent: bool
+    ) -> Refusal | None:
+        """Return another answer, where the app's is none that LowMemory can let out."""
+        refusal = None
+        if isinstance(error, MemoryError):
+            self.runtime.ceiling.open_reserve()  # first of all: there may be none to go on with
+        if out_of_memory.ran_out(environ, error):
+            refusal = out_of_memory.elsewhere(environ) or self.out_of_memory(environ)
+        elif isinstance(error, GuardError):
+            refusal = UNGUARDED
+        elif error is None or isinstance(error, Exception):
+            refusal = self.uploads.fault(environ)
+        if refusal is not None and sent:  # too late to say it to the client
+            refusal.report(environ)
+        return refusal
+
+    def out_of_memory(self, environ: WSGIEnvironment) -> Refusal:
+        """Return the refusal of a request that ran out of memory. Counts each request once."""
+        again = COUNTED in environ
+        if not again:
+            environ[COUNTED] = True
+            self.count("out_of_memory")
+        usage = self.runtime.ceiling.usage
+        if usage is None:
+            return out_of_memory.refusal(
+                "of more than could be had", "none, the app asked for more than it could get"
+            )
+        if not again:
+            self.runtime.ceiling.hit()
+        figures = f"at {format_size(usage.used)} of {format_size(usage.limit)}"
+        return out_of_memory.refusal(figures, "LOWMEM_CEILING")
+
+
+class Request(Exchange):
+    """A request for the app."""
+
+    __slots__ = ("_alone", "_number", "_place", "_route", "pipeline")
+
+    def __init__(
+        self, environ: WSGIEnvironment, start_response: StartResponse, pipeline: Pipeline
+    ) -> None:
+        self.pipeline = pipeline
+        self._number = 0  # among all requests of the process
+        self._place = -1  # on the shared page
+        self._alone: bool | None = None  # None: nothing is to be attributed to its route
+        self._route: str | None = None
+        Exchange.__init__(self, environ, start_response, pipeline.interrupt)
+
+    def choose(self) -> WSGIApplication:
+        """Refuse the request, or make it ready for the app."""
+        pipeline, environ = self.pipeline, self.environ
+        try:
+            path, method = environ[PATH], environ.get("REQUEST_METHOD", "")
+            self._number = number = pipeline.in_flight.enter(method, path, id(pipeline))
+            # 413 and 400 first: where the request can never succeed, whatever else there is to say.
+            refusal = pipeline.uploads.refusal(environ)
+            refusal = refusal or pipeline.admission.refusal(environ, number)
+            if refusal is not None:
+                pipeline.in_flight.leave(number)
+                return refusal
+            if pipeline.watchdog.asleep:
+                pipeline.watchdog.wake()
+            pipeline.sessions.open(environ)
+            environ[LIMITS] = pipeline.limits[pipeline.uploads.limit_for(path)]
+            environ[LEVEL] = pipeline.monitor.level
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("A guard", REFUSED)
+            return UNGUARDED
+        try:
+            self._alone = pipeline.in_flight.count() < 2
+            self._place = pipeline.worker.began(method, path)
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("Noting a request")
+        return pipeline.app
+
+    def started(self) -> None:
+        """Read what the framework tells while it answers, and not afterwards."""
+        try:
+            self._route = told(self.environ)
+            if "werkzeug.request" in self.environ:
+                self.pipeline.static_cache.begun(self.environ)
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("Reading a route's name")
+
+    def amend(self, status: str, headers: Headers) -> Headers:
+        try:
+            headers = self.pipeline.sessions.amend(self.environ, headers)
+        except MemoryError:
+            raise
+        except Exception as error:
+            log.failure("Sealing a session", REFUSED)
+            raise GuardError from error
+        try:
+            return self.pipeline.static_cache.amend(self.environ, status, headers)
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("The rule for static files")
+            return headers
+
+    def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
+        return self.pipeline.rescue(self.environ, error, sent)
+
+    def finish(self, closed: bool) -> None:
+        pipeline = self.pipeline
+        try:
+            pipeline.in_flight.leave(self._number)
+            if self.strikes.striking:
+                self.strikes.settle()
+            if self._place >= 0:
+                pipeline.worker.ended(self._place)
+                self._place = -1
+        except MemoryError:
+            raise
+        except Exception:
+            log.failure("Ending a request")
+        if not closed:
+            return
+        try:
+            alone, self._alone = self._alone, None
+            if pipeline.runtime.users:
+                if alone is not None:
+                    self._attribute(alone)
+                pipeline.after_request(pipeline.in_flight.count)
+            if DRAIN in self.environ:
+                drain(self.environ)
+        except Exception:
+            log.failure("Cleaning up after a request")
+
+    def _attribute(self, alone: bool) -> None:
+        try:
+            # Others may have come before it, or since.
+            others = not alone or self._number != self.pipeline.in_flight.latest
+            route = self._route or told(self.environ)  # where the answer is not the app's
+            name = self.pipeline.route_name(self.environ, self.status, route)
+            self.pipeline.attribution.ended(name, others)
+        except Exception:
+            log.failure("Naming a route")
+
+
+class AdminRequest(Exchange):
+    """A request for a route of LowMemory's own, whose memory is not attributed to the app."""
+
+    __slots__ = ("_pipeline", "_serve")
+
+    def __init__(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        pipeline: Pipeline,
+        serve: WSGIApplication,
+    ) -> None:
+        self._pipeline = pipeline
+        self._serve = serve
+        Exchange.__init__(self, environ, start_response, pipeline.interrupt)
+
+    def choose(self) -> WSGIApplication:
+        try:
+            self._pipeline.runtime.gc_runner.settle()
+        except Exception:
+            log.failure("Weighing")
+        return self._serve
+
+    def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
+        return self._pipeline.rescue(self.environ, error, sent)
+
+    def finish(self, closed: bool) -> None:
+        try:
+            self._pipeline.runtime.gc_runner.rebase()
+        except Exception:
+            log.failure("Weighing")
+        if closed and DRAIN in self.environ:
+            drain(self.environ)
+
+
+# What of ours may run between the code that is at an app's request and the app.
+THROUGH = tuple(
+    function.__code__
+    for function in (
+        *(Exchange.run, Exchange.first, Stream._begin, Pipeline.nested),
+        *(Body.read, Body.read1, Body.readline, Body._take, Body._ask),
+    )
+)
