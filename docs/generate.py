@@ -14,7 +14,7 @@ from typing import Any
 
 from lowmem_wsgi.admin.openmetrics import FAMILIES
 from lowmem_wsgi.metrics import COUNTERS
-from lowmem_wsgi.settings import Setting, Settings, SettingsError, table
+from lowmem_wsgi.settings import PRESETS, Setting, Settings, SettingsError, table
 
 DOCS = Path(__file__).parent
 
@@ -63,15 +63,17 @@ All that is wrong is reported at once, in one `SettingsError`, when the app is w
 
 "same": the same as in balanced. *In italics*: what a value looks like.{not_yet}
 
-| keyword | variable | balanced | ultra | what it is |
-|---|---|---|---|---|
+| keyword | variable | balanced | memory | ultra | what it is |
+|---|---|---|---|---|---|
 {rows}
 
 The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md),
 `heavy_modules` and `lazy_heavy` in [heavy.md](heavy.md), `recycle` and `ceiling` in
 [survive.md](survive.md).
 
-`balanced` is the default. `ultra` takes the source document's own numbers, for comparison:
+`balanced` is the default. Take `memory` if you want your app to survive and nothing else: no upload
+cap, no session lifetime, no rule for static files. `ultra` takes the source document's own numbers,
+for comparison:
 [source-document.md](source-document.md#lowmem_presetultra) says what that costs.
 
 The rows "for apps" change nothing by themselves. Apps read them, and `level`, `max_upload` and
@@ -176,11 +178,12 @@ def settings_page() -> str:
 
 def _rows() -> Iterator[str]:
     for row in table():
-        balanced, ultra = (_code(row.defaults[name]) for name in ("balanced", "ultra"))
+        balanced, memory, ultra = (_code(row.defaults[name]) for name in PRESETS)
         cells = [
             _code(row.name),
             _code(row.variable) + (f", else {_code(row.fallback)}" if row.fallback else ""),
             balanced,
+            "same" if memory == balanced else memory,
             "same" if ultra == balanced else ultra,
             _meaning(row),
         ]

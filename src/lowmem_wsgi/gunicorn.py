@@ -190,7 +190,8 @@ def _prepare(server: _Any) -> None:
 
     try:
         for app in _ours(server.app.callable):
-            app.keys.hold()
+            if app.settings.session_cookies:
+                app.keys.hold()
         pages.lay_out()
         if f"{__package__}.offload.call" in _sys.modules:  # so that the workers share all of it
             import pickle  # noqa: F401

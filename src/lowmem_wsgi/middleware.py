@@ -116,7 +116,8 @@ class LowMemory:
         """In a new child: no request is in flight, and no lock held."""
         self._lock = threading.Lock()
         self._started = False
-        self._pipeline.sessions.after_fork()
+        if self._pipeline.sessions is not None:
+            self._pipeline.sessions.after_fork()
 
     def _start(self, *, fresh: bool = False) -> None:
         """At this app's first request in a process: what must not happen at import."""

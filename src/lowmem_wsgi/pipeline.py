@@ -64,32 +64,40 @@ class Pipeline:
         self.attribution = runtime.gc_runner.attribution
         self.after_request = runtime.gc_runner.after_request
         self.count = count = runtime.counters.add
-        self.uploads = UploadCap(settings.max_upload, settings.upload_limits, count)
+        # A guard that the settings leave out is None, and costs nothing.
+        capped = settings.max_upload is not None or settings.upload_limits
+        self.uploads = (
+            UploadCap(settings.max_upload, settings.upload_limits, count) if capped else None
+        )
         self.admission = Admission(
             settings.max_in_flight, settings.exempt_paths, runtime.admission, self.in_flight, count
         )
-        self.sessions = Sessions(
-            settings.session_cookies,
-            settings.session_lifetime,
-            keys,
-            count=count,
-            sliding=settings.session_sliding,
-            static_prefix=settings.static_prefix,
-        )
-        self.static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
+        self.sessions = self.static_cache = None
+        if settings.session_cookies:
+            self.sessions = Sessions(
+                settings.session_cookies,
+                settings.session_lifetime,
+                keys,
+                count=count,
+                sliding=settings.session_sliding,
+                static_prefix=settings.static_prefix,
+            )
+        if settings.static_max_age is not None:
+            self.static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
         self.route_name = Names(settings.static_prefix)
-        self.limits: Mapping[int, Mapping[str, object]] = {
+        self.limits: Mapping[int | None, Mapping[str, object]] = {
             size: MappingProxyType(
                 {"max_upload": size, **{name: getattr(settings, name) for name in FOR_APPS}}
             )
-            for size in self.uploads.limits
+            for size in (self.uploads.limits if self.uploads else {None})
         }
 
     def nested(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request that another LowMemory has let in: hold it to the stricter upload cap."""
-        limit = self.uploads.limit_for(environ.get("PATH_INFO", ""))
-        if limit < environ[LIMITS]["max_upload"]:
-            refusal = self.uploads.tighten(environ, limit)
+        uploads, outer = self.uploads, environ[LIMITS]["max_upload"]
+        limit = None if uploads is None else uploads.limit_for(environ.get("PATH_INFO", ""))
+        if uploads is not None and limit is not None and (outer is None or limit < outer):
+            refusal = uploads.refusal(environ) if outer is None else uploads.tighten(environ, limit)
             if refusal is not None:
                 return refusal(environ, start_response)
             environ[LIMITS] = self.limits[limit]
@@ -116,7 +124,7 @@ class Pipeline:
             refusal = out_of_memory.elsewhere(environ) or self.out_of_memory(environ)
         elif isinstance(error, GuardError):
             refusal = UNGUARDED
-        elif error is None or isinstance(error, Exception):
+        elif self.uploads and (error is None or isinstance(error, Exception)):
             refusal = self.uploads.fault(environ)
         if refusal is not None and sent:  # too late to say it to the client
             refusal.report(environ)
@@ -161,15 +169,19 @@ class Request(Exchange):
             path, method = environ[PATH], environ.get("REQUEST_METHOD", "")
             self._number = number = pipeline.in_flight.enter(method, path, id(pipeline))
             # 413 and 400 first: where the request can never succeed, whatever else there is to say.
-            refusal = pipeline.uploads.refusal(environ)
+            uploads, limit = pipeline.uploads, None
+            refusal = uploads.refusal(environ) if uploads is not None else None
             refusal = refusal or pipeline.admission.refusal(environ, number)
             if refusal is not None:
                 pipeline.in_flight.leave(number)
                 return refusal
             if pipeline.watchdog.asleep:
                 pipeline.watchdog.wake()
-            pipeline.sessions.open(environ)
-            environ[LIMITS] = pipeline.limits[pipeline.uploads.limit_for(path)]
+            if pipeline.sessions is not None:
+                pipeline.sessions.open(environ)
+            if uploads is not None:
+                limit = uploads.limit_for(path)
+            environ[LIMITS] = pipeline.limits[limit]
             environ[LEVEL] = pipeline.monitor.level
         except MemoryError:
             raise
@@ -189,28 +201,32 @@ class Request(Exchange):
         """Read what the framework tells while it answers, and not afterwards."""
         try:
             self._route = told(self.environ)
-            if "werkzeug.request" in self.environ:
-                self.pipeline.static_cache.begun(self.environ)
+            static_cache = self.pipeline.static_cache
+            if static_cache is not None and "werkzeug.request" in self.environ:
+                static_cache.begun(self.environ)
         except MemoryError:
             raise
         except Exception:
             log.failure("Reading a route's name")
 
     def amend(self, status: str, headers: Headers) -> Headers:
+        sessions, static_cache = self.pipeline.sessions, self.pipeline.static_cache
         try:
-            headers = self.pipeline.sessions.amend(self.environ, headers)
+            if sessions is not None:
+                headers = sessions.amend(self.environ, headers)
         except MemoryError:
             raise
         except Exception as error:
             log.failure("Sealing a session", REFUSED)
             raise GuardError from error
         try:
-            return self.pipeline.static_cache.amend(self.environ, status, headers)
+            if static_cache is not None:
+                headers = static_cache.amend(self.environ, status, headers)
         except MemoryError:
             raise
         except Exception:
             log.failure("The rule for static files")
-            return headers
+        return headers
 
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
         return self.pipeline.rescue(self.environ, error, sent)

@@ -232,8 +232,8 @@ def maybe(word: str, kind: Kind[T]) -> Kind[T | None]:
     return Kind(f"{kind.expected}, or {word}", parse)
 
 
-PRESETS = ("balanced", "ultra")
-PRESET = Kind("balanced or ultra", _parse_preset)
+PRESETS = ("balanced", "memory", "ultra")
+PRESET = Kind("balanced, memory or ultra", _parse_preset)
 SIZE = Kind("a size such as 512KB, 4MB, 1GiB or 524288", parse_size)
 LIMIT = Kind("a size from 1MB such as 512MB", lambda value: _from(MB, parse_size(value)))
 DURATION = Kind("a duration such as 600, 10m, 30s or 1h", parse_duration)
@@ -267,7 +267,7 @@ SECRETS = Kind(
 class Setting(Generic[T]):
     """One row: its kind, its value in each preset (as text), and what it is for.
 
-    `ultra` is given only where the presets differ; `fallback` is a second environment
+    `memory` and `ultra` are given only where the presets differ; `fallback` is a second environment
     variable, taken whole.
     """
 
@@ -280,12 +280,17 @@ class Setting(Generic[T]):
         balanced: str,
         help: str,
         *,
+        memory: str | None = None,
         ultra: str | None = None,
         fallback: str | None = None,
         secret: bool = False,
     ) -> None:
         self.kind = kind
-        self.defaults = {"balanced": balanced, "ultra": balanced if ultra is None else ultra}
+        self.defaults = {
+            "balanced": balanced,
+            "memory": balanced if memory is None else memory,
+            "ultra": balanced if ultra is None else ultra,
+        }
         self.help = help
         self.fallback = fallback
         self.secret = secret
@@ -317,9 +322,15 @@ class Settings:
         PRESET,
         "balanced",
         "Which column of defaults: what works, or the source document's numbers.",
+        memory="memory",
         ultra="ultra",
     )
-    max_upload = Setting(SIZE, "512KB", "Largest request body; more is answered 413.")
+    max_upload = Setting(
+        maybe("none", SIZE),
+        "512KB",
+        "Largest request body; more is answered 413.",
+        memory="none",
+    )
     upload_limits = Setting(
         maybe("none", PATH_SIZES),
         "none",
@@ -327,7 +338,10 @@ class Settings:
     )
     session_lifetime = Setting(SECONDS, "10m", "How long a session cookie is honoured.")
     session_cookies = Setting(
-        COOKIES, "session,sessionid", "The cookies that carry sessions (Flask's, Django's)."
+        maybe("none", COOKIES),
+        "session,sessionid",
+        "The cookies that carry sessions (Flask's, Django's); none: sessions are the app's alone.",
+        memory="none",
     )
     session_sliding = Setting(
         SWITCH, "on", "Count from the last use; off: from when the app set the cookie."
@@ -396,7 +410,12 @@ class Settings:
     )
     exempt_paths = Setting(PATHS, "/healthz", "Paths that are never answered 503 by us.")
     static_prefix = Setting(PATH, "/static/", "Where static files live.")
-    static_max_age = Setting(DURATION, "30s", "How long clients may cache them, at most.")
+    static_max_age = Setting(
+        maybe("none", DURATION),
+        "30s",
+        "How long clients may cache them, at most; none: as the app says.",
+        memory="none",
+    )
     admin_token = Setting(
         maybe("none", SECRET),
         "none",

@@ -9,19 +9,19 @@ from ..settings import Settings, format_size
 
 def in_force(settings: Settings) -> str:
     """Return the limits that are on, each with the variable that governs it."""
-    limits = [
-        f"preset {settings.preset}",
-        f"uploads to {format_size(settings.max_upload)} (LOWMEM_MAX_UPLOAD)",
-    ]
+    limits = [f"preset {settings.preset}"]
+    if settings.max_upload is not None:
+        limits.append(f"uploads to {format_size(settings.max_upload)} (LOWMEM_MAX_UPLOAD)")
     limits += [
         f"{path} to {format_size(size)} (LOWMEM_UPLOAD_LIMITS)"
         for path, size in (settings.upload_limits or {}).items()
     ]
-    limits += [
-        f"sessions for {settings.session_lifetime:g} s (LOWMEM_SESSION_LIFETIME)",
-        f"static files cached for {settings.static_max_age:g} s (LOWMEM_STATIC_MAX_AGE)",
-        f"{settings.gc_passes} passes after each request (LOWMEM_GC_PASSES)",
-    ]
+    if settings.session_cookies:
+        limits.append(f"sessions for {settings.session_lifetime:g} s (LOWMEM_SESSION_LIFETIME)")
+    if settings.static_max_age is not None:
+        age = f"{settings.static_max_age:g} s"
+        limits.append(f"static files cached for {age} (LOWMEM_STATIC_MAX_AGE)")
+    limits.append(f"{settings.gc_passes} passes after each request (LOWMEM_GC_PASSES)")
     if settings.max_in_flight is not None:
         limits.append(f"{settings.max_in_flight} requests at once (LOWMEM_MAX_IN_FLIGHT)")
     if settings.gc_threshold is not None:

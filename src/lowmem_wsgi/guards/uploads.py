@@ -27,7 +27,7 @@ class UploadCap:
 
     def __init__(
         self,
-        limit: int,
+        limit: int | None,
         limits: Mapping[str, int] | None = None,
         count: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -40,12 +40,12 @@ class UploadCap:
         self._count = count
 
     @property
-    def limits(self) -> set[int]:
-        """All the caps there are, in bytes."""
+    def limits(self) -> set[int | None]:
+        """All the caps there are, in bytes; None: no cap."""
         return {self._limit, *(size for _, size in self._limits)}
 
-    def limit_for(self, path: str) -> int:
-        """The cap for a path, in bytes."""
+    def limit_for(self, path: str) -> int | None:
+        """The cap for a path, in bytes; None where it has none."""
         for prefix, size in self._limits:
             if is_under(path, prefix):
                 return size
@@ -68,6 +68,8 @@ class UploadCap:
                 return None
             undeclared = True
         limit = self.limit_for(environ.get("PATH_INFO", ""))
+        if limit is None:
+            return None
         if length is not None and length > limit:
             return self._too_large(f"{length} bytes declared", limit)
         environ[BODY] = environ["wsgi.input"] = Body(
