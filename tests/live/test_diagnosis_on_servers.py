@@ -101,10 +101,13 @@ def test_a_leak_is_told_of_after_the_worker_that_held_it_was_killed(tmp_path: Pa
         found = status(server)
         assert 60 <= grown(found, "GET /history") <= 90
         assert f"Worker {pid} died at" in found["diagnosis"]
-        assert re.search(
+        told = (
             rf"GET /history grew {SIZE} in 1 worker that was replaced, and \S+ \w+ in the present "
-            "one: a leak",
-            found["diagnosis"],
+            "one: a leak"
+        )
+        wait_for(
+            lambda: re.search(told, status(server)["diagnosis"]),
+            lambda: f"the leak to be told of: {status(server)['diagnosis']}",
         )
 
 

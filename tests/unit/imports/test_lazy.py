@@ -8,7 +8,6 @@ import gc
 import importlib
 import inspect
 import logging
-import os
 import pickle
 import pkgutil
 import sys
@@ -770,8 +769,3 @@ def test_with_pep_810_a_site_whose_imports_are_all_lazy_is_left_so() -> None:
     natively(python)
     assert (python.mode, python.keep) == ("all", None)
     assert lazy.installed()
-
-
-def test_no_process_is_left_behind() -> None:
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
