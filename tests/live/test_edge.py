@@ -128,7 +128,7 @@ def test_a_worker_too_full_for_a_request_that_would_fit_is_replaced(
 ) -> None:
     with site(tmp_path, size=256 * MB, entry=entry) as (server, group):
         wait_for(lambda: server.get("/take?mb=90").status == 200, "room")
-        # What the last one took may be in pieces, which a large block cannot use: a fresh worker can.
+        # What that took may be free in pieces, which a large block cannot use; a fresh worker can.
         wait_for(
             lambda: server.get("/keep?mb=120").status == 200,
             lambda: f"a worker that holds much: {server.log}",

@@ -125,7 +125,7 @@ def test_a_drained_upload_takes_no_place_under_gunicorn(tmp_path: Path) -> None:
         idle.sendall(f"{HEAD}\r\n".encode() + b"x" * 1000)
         assert until_answered(idle).startswith(b"HTTP/1.1 413 ")
         for _ in range(5):
-            # The one before has its place until the server has closed it, a moment after its answer.
+            # The one before keeps its place until the server closes it, just after its answer.
             wait_for(lambda: server.get("/").status == 200, "a place", seconds=2)
 
 
