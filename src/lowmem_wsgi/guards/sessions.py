@@ -24,7 +24,7 @@ from .. import log
 from ..http.paths import PATH, wsgi_path
 from ..http.refusals import report
 from . import set_cookie
-from .signed_cookie import BadEnvelope, Letter, seal, stamp, unseal
+from .signed_cookie import BadEnvelope, OpenedSession, seal, stamp, unseal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, str]]
 
 # Where `open` leaves for `amend`: the time, the opened sessions, and the stamps that came by name.
-LETTERS = "lowmem.sessions"
+OPENED = "lowmem.sessions"
 
 # RFC 6265 §6.1 asks browsers for 4096 bytes a cookie; they give no more for name and value.
 MOST_BYTES = 4096
@@ -60,7 +60,7 @@ _CACHED = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
 
 SETTING = "LOWMEM_SESSION_LIFETIME"
 
-_NOTHING: tuple[float, list[Letter], dict[str, list[str]]] = (0.0, [], {})
+_NOTHING: tuple[float, list[OpenedSession], dict[str, list[str]]] = (0.0, [], {})
 
 SET_COOKIE = len("set-cookie")
 
@@ -138,7 +138,7 @@ class Sessions:
             elif part and not self._hidden.search(part):
                 parts.append(part)
         kept: list[str] = []
-        letters: list[Letter] = []
+        opened: list[OpenedSession] = []
         for part in parts:
             if isinstance(part, str):
                 kept.append(part)
@@ -146,27 +146,27 @@ class Sessions:
             name, value = part
             fitting = stamps.get(name, ())[:MOST_STAMPS] if self._sliding else ()
             try:
-                letter = unseal(name, value, keys, int(now), self._lifetime, fitting)
+                session = unseal(name, value, keys, int(now), self._lifetime, fitting)
             except BadEnvelope as error:
                 self._ended(environ, name, error.reason)
             else:
-                kept.append(f"{name}={letter.value}")
-                letters.append(letter)
+                kept.append(f"{name}={session.value}")
+                opened.append(session)
         if kept:
             environ["HTTP_COOKIE"] = "; ".join(kept)
         else:
             del environ["HTTP_COOKIE"]
-        if letters:
-            environ[LETTERS] = (now, letters, stamps)
+        if opened:
+            environ[OPENED] = (now, opened, stamps)
 
     def amend(self, environ: WSGIEnvironment, headers: Headers) -> Headers:
         """The response's headers, the app's session cookies in envelopes, stamps for used ones."""
-        asked_at, letters, stamps = environ.get(LETTERS) or _NOTHING
+        asked_at, opened, stamps = environ.get(OPENED) or _NOTHING
         setting = False
         for name, value in headers:  # for most responses all there is to do: no generator
             if len(name) == SET_COOKIE and name.lower() == "set-cookie":
                 setting = setting or set_cookie.parse(value)[0] in self._names
-        if not letters and not setting:
+        if not opened and not setting:
             return headers
         now = self._clock()
         keys = self._keys_at(now)
@@ -175,17 +175,17 @@ class Sessions:
         if setting:
             # The app has spoken for these: LowMemory adds no stamp.
             named = {set_cookie.parse(v)[0] for n, v in headers if n.lower() == "set-cookie"}
-            letters = [letter for letter in letters if letter.name not in named]
+            opened = [session for session in opened if session.name not in named]
             headers = [
                 sent for header in headers for sent in self._sent(environ, header, now, stamps)
             ]
         if (
-            letters
+            opened
             and self._sliding
             and now - asked_at <= self._lifetime * RENEW_AFTER
             and self._may_renew(environ, headers)
         ):
-            headers = headers + self._renewals(letters, now)
+            headers = headers + self._renewals(opened, now)
         return headers
 
     def _sent(
@@ -242,25 +242,25 @@ class Sessions:
             )
         return sealed
 
-    def _renewals(self, letters: Sequence[Letter], now: float) -> Headers:
+    def _renewals(self, opened: Sequence[OpenedSession], now: float) -> Headers:
         """A stamp for each session whose last one is old enough."""
         due = now - self._lifetime * RENEW_AFTER
         renewed = [
-            ("Set-Cookie", self._stamp(letter, now))
-            for letter in letters
-            if letter.used_at <= due
+            ("Set-Cookie", self._stamp(session, now))
+            for session in opened
+            if session.used_at <= due
             # A stamp cannot prolong a session beyond the end that the app gave it.
-            and (letter.end is None or letter.used_at + self._lifetime < letter.end)
+            and (session.end is None or session.used_at + self._lifetime < session.end)
         ]
         # What is sent depends on the cookie now, and caches should know.
         return [*renewed, ("Vary", "Cookie")] if renewed else []
 
-    def _stamp(self, letter: Letter, now: float) -> str:
-        value = stamp(letter.name, letter.text, self._keys[-1], int(now))
-        header = f"{letter.name}{STAMP_SUFFIX}={value}; {letter.attributes.replace(';', '; ')}"
-        if letter.end is None:
+    def _stamp(self, session: OpenedSession, now: float) -> str:
+        value = stamp(session.name, session.text, self._keys[-1], int(now))
+        header = f"{session.name}{STAMP_SUFFIX}={value}; {session.attributes.replace(';', '; ')}"
+        if session.end is None:
             return header  # like the session's cookie, until the browser is closed
-        return f"{header}; Max-Age={math.ceil(min(self._lifetime, letter.end - now))}"
+        return f"{header}; Max-Age={math.ceil(min(self._lifetime, session.end - now))}"
 
     def _may_renew(self, environ: WSGIEnvironment, headers: Headers) -> bool:
         """Not where a shared cache may keep the response, and hand the session to others."""

@@ -54,7 +54,7 @@ class BadEnvelope(Exception):
         super().__init__(reason)
 
 
-class Letter:
+class OpenedSession:
     """An opened envelope: `text` is the envelope, `used_at` the session's last known use."""
 
     __slots__ = ("attributes", "end", "name", "text", "used_at", "value")
@@ -97,7 +97,7 @@ def unseal(
     now: int,
     lifetime: float,
     stamps: Sequence[str] = (),
-) -> Letter:
+) -> OpenedSession:
     """Return what `seal` put in, if the session was used at most `lifetime` seconds ago.
 
     The envelope or a stamp of this very envelope must be signed by one of `keys`: a stamp by the
@@ -122,7 +122,7 @@ def unseal(
     if now - used_at >= lifetime:
         raise BadEnvelope("expired")
     value = stored[1:] if stored[:1] == "p" else _decode(stored[1:])
-    return Letter(name, text, value, _decode(attributes), used_at, end)
+    return OpenedSession(name, text, value, _decode(attributes), used_at, end)
 
 
 def _latest(

@@ -310,8 +310,8 @@ tokens = st.from_regex(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", fullmatch=True)
 def test_an_envelope_gives_back_what_was_put_in(
     name: str, value: str, attributes: str, now: int, age: int
 ) -> None:
-    letter = unseal(name, seal(name, value, attributes, KEY, now), [KEY], now + age, 10)
-    assert (letter.value, letter.attributes, letter.used_at) == (value, attributes, now)
+    session = unseal(name, seal(name, value, attributes, KEY, now), [KEY], now + age, 10)
+    assert (session.value, session.attributes, session.used_at) == (value, attributes, now)
 
 
 @patient
