@@ -49,7 +49,7 @@ class LowMemory:
         self._monitor, self._interrupt = self.runtime.monitor, self.runtime.interrupt
         self._admin = Admin(self).routes()
         self._readings: Readings | None = None  # made when the status is asked for
-        self._started = self._told = self._closed = False
+        self._started = self._logged = self._closed = False
         # An app that is thrown away without close() leaves all the same.
         self._leave = weakref.finalize(self, self.runtime.leave)
         self._leave.atexit = False
@@ -131,8 +131,8 @@ class LowMemory:
             except Exception:
                 log.failure("Listening to the framework's errors")
             with self._lock:
-                told, self._told = self._told, True
-            if not told:
+                logged, self._logged = self._logged, True
+            if not logged:
                 log.logger.info("lowmem-wsgi %s: %s", __version__, in_force(self.settings))
         except Exception:
             log.failure("Starting up")

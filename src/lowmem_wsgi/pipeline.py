@@ -21,7 +21,7 @@ from .http.body import DRAIN, Body, drain
 from .http.exchange import Exchange, Stream
 from .http.paths import PATH
 from .http.refusals import Refusal
-from .http.route_names import Names, told
+from .http.route_names import Names, route_pattern
 from .settings import Settings, format_size
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Request(Exchange):
     def started(self) -> None:
         """Read what the framework tells while it answers, and not afterwards."""
         try:
-            self._route = told(self.environ)
+            self._route = route_pattern(self.environ)
             static_cache = self.pipeline.static_cache
             if static_cache is not None and "werkzeug.request" in self.environ:
                 static_cache.begun(self.environ)
@@ -261,7 +261,7 @@ class Request(Exchange):
         try:
             # Others may have come before it, or since.
             others = not alone or self._number != self.pipeline.in_flight.latest
-            route = self._route or told(self.environ)  # where the answer is not the app's
+            route = self._route or route_pattern(self.environ)  # where the answer is not the app's
             name = self.pipeline.route_name(self.environ, self.status, route)
             self.pipeline.attribution.ended(name, others)
         except Exception:
@@ -286,7 +286,7 @@ class AdminRequest(Exchange):
 
     def choose(self) -> WSGIApplication:
         try:
-            self._pipeline.runtime.gc_runner.settle()
+            self._pipeline.runtime.gc_runner.attribute()
         except Exception:
             log.failure("Weighing")
         return self._serve

@@ -1,8 +1,8 @@
 """The session lifetime: a session cookie is honoured for so long, by any framework.
 
-On the way in, LowMemory takes each session cookie out of its signed envelope (see envelope.py), or
-out of the request where the cookie is expired, forged, from the future or bare: the app then sees
-no session. On the way out, LowMemory puts the app's own Set-Cookie in an envelope.
+On the way in, LowMemory takes each session cookie out of its signed envelope (signed_cookie.py), or
+out of the request where the cookie is expired, forged, from the future or unsigned: then the app
+sees no session. On the way out, LowMemory puts the app's own Set-Cookie in an envelope.
 
 A session in use outlives its lifetime by a second cookie, the stamp, which holds nothing but the
 time of the last use and fits one envelope. LowMemory never sends a session's value by itself. So a

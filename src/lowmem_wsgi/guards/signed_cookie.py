@@ -44,7 +44,7 @@ SKEW = 60
 
 
 class BadEnvelope(Exception):
-    """This cookie does not open. `reason`: bare, forged, future, expired or ended.
+    """This cookie does not open. `reason`: unsigned, forged, future, expired or ended.
 
     Expired: not used for the lifetime. Ended: past the end that the app itself set.
     """
@@ -106,7 +106,7 @@ def unseal(
     """
     version, _, signed = text.partition(".")
     if version != _VERSION:
-        raise BadEnvelope("bare")
+        raise BadEnvelope("unsigned")
     mac, _, rest = signed.partition(".")
     stamped_at = _latest(name, text, keys, now, stamps)
     if not stamped_at and not any(_same(mac, _mac(name, rest, key)) for key in keys):

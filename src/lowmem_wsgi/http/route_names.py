@@ -30,8 +30,8 @@ _ID = re.compile(r"(?=[^/]*[0-9])([0-9A-Fa-f-]{8,}|[0-9A-Za-z_-]{20,})")
 
 
 class Names:
-    """Call it with a request that is over: its environ, the status that was sent, and what `told`
-    said when the app began its answer."""
+    """Call it with a request that is over: its environ, the status that was sent, and what
+    `route_pattern` said when the app began its answer."""
 
     def __init__(self, static_prefix: str) -> None:
         self._static = static_prefix.rstrip("/") + "/"
@@ -69,7 +69,7 @@ class Names:
         return name
 
 
-def told(environ: WSGIEnvironment) -> str | None:
+def route_pattern(environ: WSGIEnvironment) -> str | None:
     """The pattern that the app or its framework has put into the environ: there while it answers;
     Flask takes it out again."""
     for key in TELLERS:

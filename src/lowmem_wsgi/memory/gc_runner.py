@@ -154,7 +154,7 @@ class GcRunner:
         if self.trimming:
             self._alone(lambda: self._given_back(self._rss(), _somebody))
 
-    def settle(self) -> None:
+    def attribute(self) -> None:
         """Book to their routes those that have ended since the last time; not beside others, who
         may hold what has come."""
         if not self.in_flight():

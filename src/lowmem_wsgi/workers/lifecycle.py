@@ -231,7 +231,7 @@ class Worker:
         if self.slot is None or not self._flushing.acquire(timeout=patience):
             return
         try:
-            self._runtime.gc_runner.settle()
+            self._runtime.gc_runner.attribute()
             growth, slot = self._runtime.gc_runner.attribution, self.slot
             if slot is not None:
                 routes = list(growth.routes.values())

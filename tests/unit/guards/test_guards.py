@@ -336,7 +336,7 @@ def test_every_refusal_logs_one_line_with_route_figure_and_setting(
         ("413", "/import", "614400 bytes declared, 524288 allowed", "LOWMEM_MAX_UPLOAD"),
         ("403", "/api/force-cleanup", "no token", "LOWMEM_ADMIN_TOKEN"),
         ("401", "/api/memory-status", "token", "LOWMEM_ADMIN_TOKEN"),
-        ("session ended", "/page", "bare, 600 s allowed", "LOWMEM_SESSION_LIFETIME"),
+        ("session ended", "/page", "unsigned, 600 s allowed", "LOWMEM_SESSION_LIFETIME"),
     ]
     assert len(lines) == len(expected)
     for line, parts in zip(lines, expected, strict=True):

@@ -328,9 +328,9 @@ def test_an_envelope_holds_while_the_clocks_differ_by_the_skew_allowed() -> None
 
 
 BAD = {
-    "bare": ("ana", "bare"),
-    "empty": ("", "bare"),
-    "of another version": (sealed("ana").replace("lm2", "lm1"), "bare"),
+    "bare": ("ana", "unsigned"),
+    "empty": ("", "unsigned"),
+    "of another version": (sealed("ana").replace("lm2", "lm1"), "unsigned"),
     "of a version alone": ("lm2", "forged"),
     "of dots alone": ("lm2.....", "forged"),
     "without a signature": ("lm2.." + sealed("ana").split(".", 2)[2], "forged"),
@@ -342,7 +342,7 @@ BAD = {
     "older than its lifetime": (sealed("ana", age=LIFETIME + 1), "expired"),
     "with a letter that is not ASCII": (sealed("ana") + "\xe9", "forged"),
     "followed by a word": (sealed("ana") + " ana", "forged"),
-    "in quotes": (f'"{sealed("ana")}"', "bare"),
+    "in quotes": (f'"{sealed("ana")}"', "unsigned"),
 }
 
 

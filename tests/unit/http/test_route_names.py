@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory
-from lowmem_wsgi.http.route_names import LONGEST, MOST, NOT_FOUND, ROUTE, Names, folded, told
+from lowmem_wsgi.http.route_names import (
+    LONGEST,
+    MOST,
+    NOT_FOUND,
+    ROUTE,
+    Names,
+    folded,
+    route_pattern,
+)
 
 
 def name_of(environ: dict[str, Any], status: str | None = "200 OK") -> str:
-    return Names("/static/")(environ, status, told(environ))
+    return Names("/static/")(environ, status, route_pattern(environ))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_a_request_that_fails_keeps_its_route() -> None:
     wrapped = LowMemory(app)
     for number in (17, 18):
         assert call(wrapped, make_environ(path=f"/clients/{number}")).code in (500, 503)
-    wrapped.runtime.gc_runner.settle()
+    wrapped.runtime.gc_runner.attribute()
     assert set(wrapped.runtime.gc_runner.attribution.routes) - {"(no request)"} == {
         "GET /clients/<int:number>"
     }

@@ -530,5 +530,5 @@ def test_what_is_weighed_is_one_thing_from_the_first_time_on() -> None:
     collector.rebase()  # an answer of ours, beside a request
     collector.attribution.ended("GET /", False)
     collector.in_flight = int
-    collector.settle()
+    collector.attribute()
     assert abs(collector.attribution.routes["GET /"].grown) < MB

@@ -108,7 +108,7 @@ class Engine:
     def work(self) -> Flying:
         return self.in_flight
 
-    def settle(self) -> None: ...
+    def attribute(self) -> None: ...
 
     def counts(self) -> dict[str, float]:
         return dict(self.counted)
