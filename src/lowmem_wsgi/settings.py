@@ -181,9 +181,9 @@ def _ints(value: object) -> Sequence[object]:
     return value if isinstance(value, (list, tuple)) else _items(value)
 
 
-# A secret needs as many characters as the MAC that it makes has bytes (guards/signed_cookie.py): else
-# the secret is the easier of the two to guess. (RFC 2104 §3 wants even 32.) A comma inside of a
-# secret leaves a part that is shorter.
+# A secret needs as many characters as the MAC that it makes has bytes (guards/signed_cookie.py):
+# else the secret is the easier of the two to guess. (RFC 2104 §3 wants even 32.) A comma inside of
+# a secret leaves a part that is shorter.
 SECRET_LENGTH = 16
 
 
