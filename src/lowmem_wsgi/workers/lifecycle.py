@@ -21,6 +21,7 @@ from . import postmortem
 from .record import GONE, READY, REPLACED, RETIRING, Seen, WorkerRecord
 from .recycling import (
     IN_VAIN_SO_FAR,
+    MOST_LEAD,
     PATIENCE,
     SLOW,
     SLOWLY,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 # Growth is measured over so many seconds, or over the time that a replacement is to come before;
 # and in so many parts.
 WINDOW, QUARTERS = 1.0, 4
+# ... and over so many readings at least, where they are not too old.
+READINGS = 2 * QUARTERS
 # A worker that ends takes room while it has grown in so long (seconds).
 JUST_NOW = 0.3
 # What was counted is written on the page so often (seconds), and at the end.
@@ -349,6 +352,9 @@ class Worker:
         """
         window = max(WINDOW, self._lead())
         recent = [reading for reading in self._readings if now - reading.at <= window]
+        if len(recent) < READINGS:  # on a slow processor they are few
+            latest = list(self._readings)[-READINGS:]
+            recent = [reading for reading in latest if now - reading.at <= MOST_LEAD]
         requests = recent[-1].requests - recent[0].requests if recent else 0
         if requests < QUARTERS:
             return Rates(0.0, 0.0, 0.0)

@@ -529,14 +529,16 @@ def left_behind(wrapped: LowMemory) -> tuple[int, list[object]]:
 def test_a_request_struck_as_it_ends_leaves_nothing_behind(app: Any) -> None:
     wrapped = LowMemory(app, max_in_flight=1)
     struck: list[str] = []
-    while True:
+    missed = 0  # in a row: Python 3.13 tells of a function's opcodes from its second call on
+    while missed < 5:
         result: Any = wrapped(make_environ(), lambda *_: None)
         list(result)
         strike = Strike("opcode", len(struck) + 1)
         during(strike, result.close)
         del result
+        missed = missed + 1 if strike.struck is None else 0
         if strike.struck is None:
-            break
+            continue
         struck.append(strike.struck)
         assert wrapped.runtime.in_flight.count() == 0, strike.struck
     assert len(struck) > 100
