@@ -128,7 +128,7 @@ def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: S
 
 def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> None:
     """Four threads of requests, a hundred forced cleanups: they add less than a second to the
-    slowest request that there is beside a hundred requests of another kind (a busy machine slows both)."""
+    slowest request that there is beside a hundred others (a busy machine slows both)."""
 
     def slowest(method: str, path: str) -> float:
         done = threading.Event()
