@@ -363,8 +363,10 @@ class Worker:
             for part in range(QUARTERS)
         ]
         pairs = list(zip(bounds, [*bounds[1:], recent[-1]], strict=True))
-        # A quarter that passed between two readings shows no growth.
-        spans = [(a, b, b.at - a.at or float("inf")) for a, b in pairs]
+        spans = [(a, b, b.at - a.at) for a, b in pairs if b.at > a.at]
+        few = requests < 2 * QUARTERS  # they may be large all by themselves
+        if len(spans) < (QUARTERS if few else 2):
+            return Rates(0.0, 0.0, 0.0)
         used = sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1]
         rss = sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1]
         return Rates(max(used, rss * self.count()), rss, requests / (recent[-1].at - recent[0].at))
