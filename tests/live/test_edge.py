@@ -155,7 +155,7 @@ def test_a_worker_that_keeps_much_after_a_memory_error_is_replaced(tmp_path: Pat
 # --- A leak on a slow CPU
 
 
-@pytest.mark.parametrize(("cpu", "workers"), [(1.0, 3), (0.5, 1), (0.25, 2)])
+@pytest.mark.parametrize(("cpu", "workers"), [(0.5, 1), (0.25, 2)])
 def test_a_leak_on_a_share_of_a_cpu_loses_no_request(
     tmp_path: Path, cpu: float, workers: int
 ) -> None:
