@@ -58,6 +58,7 @@ def _used(own: Modules) -> str | None:
     seen = {id(sys.modules), id(own), id(modules), *(id(_inside(module)) for module in modules)}
     for holder, values in _holders(own):
         todo = values
+        seen.add(id(todo))  # a frame may hold it
         while todo:
             value = todo.pop()
             if id(value) in seen:
@@ -65,7 +66,7 @@ def _used(own: Modules) -> str | None:
             seen.add(id(value))
             if _home(value) in own:
                 return f"{holder} still uses it"
-            todo += gc.get_referents(value)
+            todo += [each for each in gc.get_referents(value) if id(each) not in seen]
     return None
 
 
