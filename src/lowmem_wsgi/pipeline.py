@@ -291,6 +291,9 @@ class AdminRequest(Exchange):
             log.failure("Weighing")
         return self._serve
 
+    def started(self) -> None:
+        """No framework answers here, so there is nothing to read."""
+
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
         return self._pipeline.rescue(self.environ, error, sent)
 

@@ -223,7 +223,7 @@ class Runtime:
 
 
 class App(Protocol):
-    """What the engine serves."""
+    """An app, as far as the runtime knows it."""
 
     def after_fork(self) -> None: ...
 
@@ -242,7 +242,7 @@ def join(
     through: Collection[CodeType] = (),
     heavy: Callable[[], str] = str,
 ) -> Runtime:
-    """The process's engine, with one more app to serve."""
+    """Return the runtime of this process, with one more app to serve."""
     global _apps  # noqa: PLW0603
     with _lock:
         _apps = (*(ref for ref in _apps if ref() is not None), weakref.ref(app))
@@ -273,7 +273,7 @@ def on_pressure(callback: C) -> C:
 
 
 def current() -> Runtime | None:
-    """The process's engine, if an app has joined it and not left."""
+    """Return the runtime of this process, if an app has joined it and not left."""
     return _current[0] if _current and _current[0].users else None
 
 

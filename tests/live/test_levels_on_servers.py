@@ -127,7 +127,7 @@ def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: S
 
 
 def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> None:
-    """Four threads of requests, a hundred forced cleanups: they add less than a second to the
+    """Four threads of requests, a hundred forced cleanups: they add less than 250 ms to the
     slowest request that there is beside a hundred others (a busy machine slows both)."""
 
     def slowest(method: str, path: str) -> float:
@@ -157,5 +157,5 @@ def test_cleanup_under_load_breaks_nothing_and_delays_nobody(server: Server) -> 
     def added() -> float:
         return slowest("POST", "/api/force-cleanup") - slowest("GET", "/report")
 
-    assert least_of(5, added, 0.25) <= 1.0  # how little it is, is for a benchmark
+    assert least_of(5, added, 0.25) <= 0.25
     assert status(server)["cleanups"]["count"] >= 100

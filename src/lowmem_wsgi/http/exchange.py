@@ -7,6 +7,7 @@ answered otherwise, or after it, and then may not; `close()` exactly once, come 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +29,7 @@ class Strikes(Protocol):
         """Wait until that is over, and drop an error that comes."""
 
 
-class Exchange:
+class Exchange(ABC):
     """Calls an app for one request, and stands between it and the server until `close`.
 
     A subclass says what happens on the way. `strikes` is asked whenever the app has been left,
@@ -67,9 +68,9 @@ class Exchange:
 
     # --- What a subclass says
 
+    @abstractmethod
     def choose(self) -> WSGIApplication:
         """Return the app that answers."""
-        raise NotImplementedError
 
     def amend(self, status: str, headers: Headers) -> Headers:
         """Return the headers to send. Not asked of the answer of a `rescue`."""
@@ -84,9 +85,11 @@ class Exchange:
         """
         return None
 
+    @abstractmethod
     def started(self) -> None:
         """The app has called start_response, and is not done yet."""
 
+    @abstractmethod
     def finish(self, closed: bool) -> None:
         """The request is over. Called until it returns, so each step must be idempotent.
 

@@ -31,6 +31,19 @@ Write = Callable[..., None]
 HEAVY = ["heavyweight", "other"]
 
 
+def children() -> list[str]:
+    """The pids of this process's children; none where the system does not tell."""
+    path = Path("/proc/thread-self/children")
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_is_left_behind() -> Iterator[None]:
+    before = children()
+    yield
+    assert children() == before
+
+
 @pytest.fixture(autouse=True)
 def late() -> Iterator[None]:
     """The imports of HEAVY are put off. Afterwards nothing of it is left."""
