@@ -103,14 +103,20 @@ def test_warn_and_critical_are_acted_on_within_50_ms_of_a_growth_of_100_mb_a_sec
 
 
 def test_at_rest_the_monitor_wakes_about_once_a_second(server: Server) -> None:
-    """What that costs is for benchmarks/at_rest.py to say."""
+    """It comes to rest once the growth of the start is forgotten, half of it in a minute.
+
+    What that costs is for benchmarks/at_rest.py to say.
+    """
+
+    def woken_in_four_seconds() -> int:
+        before = ask(server, "/monitor")["woken"]
+        time.sleep(4)
+        return int(ask(server, "/monitor")["woken"] - before)
+
     ask(server, "/")
     wait_for(lambda: "ok" in server.get("/api/memory-status").text, "the monitor")
-    woken, began = ask(server, "/monitor")["woken"], time.monotonic()
-    wait_for(lambda: time.monotonic() - began >= 6, "six seconds of rest", seconds=10)
-    woken, seconds = ask(server, "/monitor")["woken"] - woken, time.monotonic() - began
     # Once a look, and once more where another thread has the interpreter's lock just then.
-    assert 3 <= woken <= 2 * (seconds + 2)
+    wait_for(lambda: 2 <= woken_in_four_seconds() <= 12, "rest", seconds=120)
 
 
 def test_a_cache_of_100_mb_is_dropped_once_and_the_level_returns_to_ok(server: Server) -> None:
