@@ -47,6 +47,7 @@ bench: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/in_process.py
 	$(VENV)/bin/python benchmarks/wrap_size.py
 	$(VENV)/bin/python benchmarks/request_cost.py
+	$(VENV)/bin/python benchmarks/shared_passes.py
 	$(VENV)/bin/python benchmarks/at_rest.py
 
 # A container at rest with pandas and its kin at the top of the app, with late imports and without

@@ -74,6 +74,7 @@ class Runtime:
             trim=False,
             in_flight=self.in_flight.count,
             noticed=self._nudge,
+            owes=self._runs_owed,
         )
         self.cleanups = Cleanup(
             self.gc_runner,
@@ -189,6 +190,9 @@ class Runtime:
 
     def _nudge(self, rss: int) -> None:
         self.monitor.nudge(rss)  # which is made after what calls this
+
+    def _runs_owed(self) -> None:
+        self.monitor.runs_owed()
 
     def _may_fall(self, usage: Usage) -> bool:
         """Whether a worker ends, or one request holds all that is over warn."""

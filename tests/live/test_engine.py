@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+from bisect import bisect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +46,11 @@ def test_three_full_passes_begin_after_the_last_byte_of_each_of_200_responses(
         return result
 
     wait_for(lambda: len(told()["closed"]) == 200, "all to be closed")
-    closed = sorted(told()["closed"])
     began = sorted(told()["passes"])
-    assert all(sum(start > moment for start in began) >= 3 for moment in closed)
-    # Requests that end together share a run, and three can: so these runs are not one at the end.
-    assert len(began) >= 3 * len(closed) / 3
+    waits = sorted(began[bisect(began, moment) + 2] - moment for moment in told()["closed"])
+    # Requests that overlap share passes, but do not wait for the end of all. (How long they wait is
+    # benchmarks/shared_passes.py's to say.)
+    assert waits[len(waits) // 2] < 0.1
 
 
 # pymalloc gives back only whole arenas of 1 MB, and somebody else's small object is enough to keep

@@ -38,6 +38,10 @@ SLOW_RUN = 0.00002
 SLOW_BUDGET = 0.01
 # So many runs for others a thread makes after its own request, at most.
 MOST_RUNS = 10
+# Requests that overlap share passes: while others are in flight, no run begins so soon (seconds)
+# after the last one. Every run also looks at what the others hold, and with three in flight that
+# took longer than all else that LowMemory does for a request.
+SHARED_WITHIN = 0.006
 # The first requests fill caches and import modules: freeze after runs 1, 2, 4, 8 ... 64.
 WARM_UP = frozenset(1 << power for power in range(7))
 
@@ -77,6 +81,7 @@ class GcRunner:
         rss: Callable[[], int] | None = None,
         give_back: Callable[[], object] | None = None,
         noticed: Callable[[int], None] = lambda rss: None,
+        owes: Callable[[], None] = lambda: None,
         in_flight: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -89,8 +94,11 @@ class GcRunner:
         self._owner = 0  # the thread in a run, by its ident
         self._forget_threads()
 
-        # Told of the RSS, whenever it is looked at.
-        self._noticed = noticed
+        # Told of the RSS, whenever it is looked at; and when a run is owed.
+        self._noticed, self._owes = noticed, owes
+        # Whether a request has left its run to be shared, and `catch_up` is to be called.
+        self.owing = False
+        self._ran_at = float("-inf")
         # Books to routes what requests leave behind.
         self._measure = self._rss
         self.attribution = Attribution(self._size, now=now)
@@ -124,16 +132,39 @@ class GcRunner:
         """Run the passes now, or see to it that the thread running them runs them again.
 
         `in_flight` tells how many other requests there are, when it matters. Every call is
-        followed by a run that began after it; calls that come during a run share the next one.
+        followed by a run that began after it. Calls that come during a run, or within
+        SHARED_WITHIN seconds of one while others are in flight, share the next one.
         """
         self._wanted = True
-        if self._owner != threading.get_ident():  # else a finalizer that a pass has called
+        if self._owner == threading.get_ident():
+            return  # in a finalizer that a pass has called
+        if in_flight() and self._now() - self._ran_at < SHARED_WITHIN:
+            self._owe()
+        else:
             self._fulfil(in_flight)
+
+    def catch_up(self) -> None:
+        """Make the run that requests have left to be shared, where no later request has made it.
+
+        Call it every SHARED_WITHIN seconds while `owing`.
+        """
+        if self._wanted:
+            if self._now() - self._ran_at >= SHARED_WITHIN:
+                self._fulfil(self.in_flight)
+            return
+        self.owing = False
+        if self._wanted:  # by a request that has seen `owing` still
+            self.owing = True
+
+    def _owe(self) -> None:
+        if not self.owing:
+            self.owing = True
+            self._owes()
 
     def _fulfil(self, in_flight: Callable[[], int]) -> None:
         # A request sets the wish, then tries the lock; the holder lets go, then looks for a wish.
         # So one of the two always sees it, and nobody waits. Nor is one thread kept for ever: what
-        # it leaves after MOST_RUNS the next request does, or `tidy`.
+        # it leaves after MOST_RUNS, or to be shared, the next request does, or `catch_up`.
         for _ in range(MOST_RUNS):
             if not self._wanted or not self._running.acquire(blocking=False):
                 return
@@ -144,6 +175,10 @@ class GcRunner:
             finally:
                 self._owner = 0
                 self._running.release()
+            if self._wanted and in_flight():
+                break
+        if self._wanted:
+            self._owe()
 
     def full_collect(self) -> None:
         """Collect everything, what was frozen as garbage included, and freeze what is left."""
@@ -229,7 +264,7 @@ class GcRunner:
             gc.freeze()
         began = self._now()
         self._collect()
-        ended = self._now()
+        self._ran_at = ended = self._now()
         self.runs += 1
         self.last_seconds = seconds = ended - began
         self.total_seconds += seconds
@@ -386,7 +421,7 @@ class GcRunner:
     def _forget_threads(self) -> None:
         self._running = threading.Lock()
         self._owner = 0
-        self._wanted = False
+        self._wanted = self.owing = False
 
     def after_fork(self) -> None:
         """In a new child: forget the parent's threads, files and figures."""

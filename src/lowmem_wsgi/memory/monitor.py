@@ -16,7 +16,7 @@ from ..settings import MB, Settings, format_size, threshold_bytes
 from ..system.procfs import shared_bytes
 from ..system.usage import Usage
 from .cleanup import Cleanup
-from .gc_runner import GcRunner
+from .gc_runner import SHARED_WITHIN, GcRunner
 from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Levels
 from .reading import Memory
 
@@ -73,6 +73,7 @@ class Monitor:
         self._may_act = may_act  # else it only looks: the process is about to end
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._nudged = False
         self._woken_at = 0
         self._lock = threading.Lock()
         self._duties = tuple(duties)
@@ -120,7 +121,12 @@ class Monitor:
             self._woken_at = rss
         elif rss >= self._woken_at + NUDGE:
             self._woken_at = rss
+            self._nudged = True
             self._wake.set()
+
+    def runs_owed(self) -> None:
+        """Requests have left passes to be shared: make them, if no later request does."""
+        self._wake.set()
 
     def after_fork(self) -> None:
         """In a new child: there is no thread here, and nothing was seen yet."""
@@ -180,10 +186,21 @@ class Monitor:
                 except Exception:
                     log.failure("The memory monitor")
                     pause = REST
-                self._wake.wait(pause)
-                self._wake.clear()
+                self._rest(stop, pause)
         finally:
             self._ended(stop)  # whatever ended it, the next request starts another
+
+    def _rest(self, stop: threading.Event, pause: float) -> None:
+        """Sleep for so many seconds, at most, and meanwhile make the passes that are owed."""
+        end = time.monotonic() + pause
+        while pause > 0 and not self._nudged and not stop.is_set():
+            owing = self._gc_runner.owing
+            self._wake.wait(min(pause, SHARED_WITHIN) if owing else pause)
+            self._wake.clear()
+            if owing:
+                self._gc_runner.catch_up()
+            pause = end - time.monotonic()
+        self._nudged = False
 
     def _ended(self, stop: threading.Event) -> None:
         with self._lock:

@@ -86,6 +86,7 @@ def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(monkeypatch
     collector.after_request()
     assert freezes == []
     slow(collector, clock, module.SLOW_RUN * 2, monkeypatch)
+    clock.now += 1.01 * module.SHARED_WITHIN
     collector.after_request(lambda: 1)
     assert freezes == []
     collector.after_request()
@@ -100,6 +101,7 @@ def test_under_steady_load_slow_runs_are_not_paid_for_without_end(monkeypatch: A
     monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
     slow(collector, clock, module.SLOW_BUDGET / 3.5, monkeypatch)
     for _ in range(8):
+        clock.now += 1.01 * module.SHARED_WITHIN
         collector.after_request(lambda: 1)
     assert freezes == [104, 108]
 
@@ -261,7 +263,7 @@ def test_rss_is_read_seldom_while_others_are_in_flight_and_after_the_last() -> N
     for _ in range(100):
         clock.now += 0.001
         collector.after_request(lambda: 1)
-    assert 4 <= len(reads) <= 6
+    assert 3 <= len(reads) <= 6
     reads.clear()
     collector.after_request(lambda: 0)
     assert len(reads) == 1
@@ -321,6 +323,75 @@ def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later(
     go_on.set()
     first.join(10)
     assert runs == ["first", "first"]
+
+
+def runs_of(collector: GcRunner) -> list[float]:
+    """The moments of all runs from now on."""
+    moments: list[float] = []
+    real = collector._collect
+
+    def collect() -> None:
+        moments.append(collector._now())
+        real()
+
+    collector._collect = collect  # type: ignore[method-assign]
+    return moments
+
+
+def test_requests_that_overlap_share_a_run_and_the_last_one_makes_its_own() -> None:
+    clock = Clock()
+    collector = make(clock, freeze=False)
+    moments = runs_of(collector)
+    for _ in range(20):
+        clock.now += 0.0011
+        collector.after_request(lambda: 2)
+    # The first at once, then one each SHARED_WITHIN.
+    gaps = [later - sooner for sooner, later in itertools.pairwise(moments)]
+    assert gaps == pytest.approx([6 * 0.0011] * 3)
+    collector.after_request(lambda: 0)
+    assert len(moments) == 4
+
+
+def test_requests_one_after_another_share_no_run() -> None:
+    collector = make(freeze=False)
+    for _ in range(5):
+        collector.after_request(lambda: 0)
+    assert collector.runs == 5
+
+
+def test_a_run_left_to_a_request_that_does_not_come_is_caught_up_with() -> None:
+    clock, owed = Clock(), []
+    collector = make(clock, freeze=False, in_flight=lambda: 1, owes=lambda: owed.append(1))
+    collector.after_request(lambda: 1)
+    for _ in range(3):
+        collector.after_request(lambda: 1)
+    assert (collector.runs, owed, collector.owing) == (1, [1], True)
+    collector.catch_up()  # not yet
+    assert collector.runs == 1
+    clock.now += 1.01 * module.SHARED_WITHIN
+    collector.catch_up()
+    assert (collector.runs, collector.owing) == (2, True)
+    collector.catch_up()  # nothing is left to do
+    assert (collector.runs, collector.owing) == (2, False)
+    collector.after_request(lambda: 1)
+    assert owed == [1, 1]
+
+
+def test_a_request_that_ends_during_a_run_beside_others_leaves_the_next_to_be_shared() -> None:
+    owed: list[int] = []
+    collector = make(freeze=False, owes=lambda: owed.append(1))
+    real = collector._collect
+
+    def collect() -> None:
+        real()
+        if not owed:
+            other = threading.Thread(target=collector.after_request, args=(lambda: 1,))
+            other.start()
+            other.join(10)
+
+    collector._collect = collect  # type: ignore[method-assign]
+    collector.after_request(lambda: 1)
+    assert (collector.runs, owed, collector.owing) == (1, [1], True)
 
 
 def test_a_thread_is_not_kept_for_ever_running_the_passes_of_others() -> None:
