@@ -1,7 +1,7 @@
 """One request: through the guards, to the app, and back (DESIGN: "What happens to a request").
 
 A guard that protects (uploads, admission, sessions) refuses with 503 where it fails. Where another
-one fails, that is logged once and the request goes on.
+one fails, LowMemory logs that once and the request goes on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from . import log
 from .guards import out_of_memory
 from .guards.admission import Admission, busy
+from .guards.guard import Guard, Headers
 from .guards.keys import Keys
 from .guards.sessions import Sessions
 from .guards.static_cache import StaticFiles
 from .guards.uploads import UploadCap
-from .http.body import DRAIN, Body, drain
+from .http.body import BODY, DRAIN, Body, drain
 from .http.exchange import Exchange, Stream
-from .http.paths import PATH
+from .http.paths import PATH, ROUTE
 from .http.refusals import Refusal
 from .http.route_names import Names, route_pattern
 from .settings import Settings, format_size
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .runtime import Runtime
-
-    Headers = list[tuple[str, str]]
 
 # In the environ, for apps: the level as the request begins, and the limits. Where limits are there
 # already, another LowMemory serves the request.
@@ -60,19 +59,17 @@ class Pipeline:
         self.interrupt = runtime.interrupt
         self.watchdog = runtime.watchdog
         self.worker = runtime.worker
-        self.monitor = runtime.monitor
+        self.levels = runtime.levels
         self.attribution = runtime.gc_runner.attribution
+        self.before_request = runtime.gc_runner.before_request
         self.after_request = runtime.gc_runner.after_request
         self.count = count = runtime.counters.add
-        # A guard that the settings leave out is None, and costs nothing.
-        capped = settings.max_upload is not None or settings.upload_limits
-        self.uploads = (
-            UploadCap(settings.max_upload, settings.upload_limits, count) if capped else None
-        )
-        self.admission = Admission(
+        self.uploads = self.sessions = self.static_cache = None
+        if settings.max_upload is not None or settings.upload_limits:
+            self.uploads = UploadCap(settings.max_upload, settings.upload_limits, count)
+        admission = Admission(
             settings.max_in_flight, settings.exempt_paths, runtime.admission, self.in_flight, count
         )
-        self.sessions = self.static_cache = None
         if settings.session_cookies:
             self.sessions = Sessions(
                 settings.session_cookies,
@@ -84,6 +81,13 @@ class Pipeline:
             )
         if settings.static_max_age is not None:
             self.static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
+        # In the order in which a request meets them: 413 and 400 first, where the request can never
+        # succeed, whatever else there is to say. A guard that the settings leave out costs nothing.
+        all_guards = (self.uploads, admission, self.sessions, self.static_cache)
+        guards = tuple(guard for guard in all_guards if guard is not None)
+        self.entering = tuple(g for g in guards if type(g).enter is not Guard.enter)
+        self.starting = tuple(g for g in guards if type(g).started is not Guard.started)
+        self.amending = tuple(g for g in guards if type(g).amend is not Guard.amend)
         self.route_name = Names(settings.static_prefix)
         self.limits: Mapping[int | None, Mapping[str, object]] = {
             size: MappingProxyType(
@@ -91,13 +95,17 @@ class Pipeline:
             )
             for size in (self.uploads.limits if self.uploads else {None})
         }
+        self.same_limits = None if settings.upload_limits else self.limits[settings.max_upload]
+
+    def limits_for(self, path: str) -> Mapping[str, object]:
+        return self.limits[None if self.uploads is None else self.uploads.limit_for(path)]
 
     def nested(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request that another LowMemory has let in: hold it to the stricter upload cap."""
         uploads, outer = self.uploads, environ[LIMITS]["max_upload"]
         limit = None if uploads is None else uploads.limit_for(environ.get("PATH_INFO", ""))
         if uploads is not None and limit is not None and (outer is None or limit < outer):
-            refusal = uploads.refusal(environ) if outer is None else uploads.tighten(environ, limit)
+            refusal = uploads.enter(environ) if outer is None else uploads.tighten(environ, limit)
             if refusal is not None:
                 return refusal(environ, start_response)
             environ[LIMITS] = self.limits[limit]
@@ -168,29 +176,33 @@ class Request(Exchange):
         try:
             path, method = environ[PATH], environ.get("REQUEST_METHOD", "")
             self._number = number = pipeline.in_flight.enter(method, path, id(pipeline))
-            # 413 and 400 first: where the request can never succeed, whatever else there is to say.
-            uploads, limit = pipeline.uploads, None
-            refusal = uploads.refusal(environ) if uploads is not None else None
-            refusal = refusal or pipeline.admission.refusal(environ, number)
-            if refusal is not None:
-                pipeline.in_flight.leave(number)
-                return refusal
+            for guard in pipeline.entering:
+                try:
+                    refusal = guard.enter(environ, number)
+                except MemoryError:
+                    raise
+                except Exception:
+                    failed(guard)
+                    refusal = UNGUARDED if guard.protects else None
+                if refusal is not None:
+                    pipeline.in_flight.leave(number)
+                    return refusal
             if pipeline.watchdog.asleep:
                 pipeline.watchdog.wake()
-            if pipeline.sessions is not None:
-                pipeline.sessions.open(environ)
-            if uploads is not None:
-                limit = uploads.limit_for(path)
-            environ[LIMITS] = pipeline.limits[limit]
-            environ[LEVEL] = pipeline.monitor.level
+            environ[LIMITS] = pipeline.same_limits or pipeline.limits_for(path)
+            environ[LEVEL] = pipeline.levels.level
         except MemoryError:
             raise
         except Exception:
-            log.failure("A guard", REFUSED)
+            log.failure("Letting a request in", REFUSED)
             return UNGUARDED
         try:
             self._alone = pipeline.in_flight.count() < 2
-            self._place = pipeline.worker.began(method, path)
+            if pipeline.attribution.closely:
+                pipeline.before_request()
+            record = pipeline.worker.record
+            if record is not None:
+                self._place = record.began(method, path)
         except MemoryError:
             raise
         except Exception:
@@ -201,35 +213,35 @@ class Request(Exchange):
         """Read what the framework tells while it answers, and not afterwards."""
         try:
             self._route = route_pattern(self.environ)
-            static_cache = self.pipeline.static_cache
-            if static_cache is not None and "werkzeug.request" in self.environ:
-                static_cache.begun(self.environ)
         except MemoryError:
             raise
         except Exception:
             log.failure("Reading a route's name")
+        for guard in self.pipeline.starting:
+            try:
+                guard.started(self.environ)
+            except MemoryError:
+                raise
+            except Exception:
+                failed(guard)
 
     def amend(self, status: str, headers: Headers) -> Headers:
-        sessions, static_cache = self.pipeline.sessions, self.pipeline.static_cache
-        try:
-            if sessions is not None:
-                headers = sessions.amend(self.environ, headers)
-        except MemoryError:
-            raise
-        except Exception as error:
-            log.failure("Sealing a session", REFUSED)
-            raise GuardError from error
-        try:
-            if static_cache is not None:
-                headers = static_cache.amend(self.environ, status, headers)
-        except MemoryError:
-            raise
-        except Exception:
-            log.failure("The rule for static files")
+        for guard in self.pipeline.amending:
+            try:
+                headers = guard.amend(self.environ, status, headers)
+            except MemoryError:
+                raise
+            except Exception as error:
+                failed(guard)
+                if guard.protects:
+                    raise GuardError from error
         return headers
 
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
-        return self.pipeline.rescue(self.environ, error, sent)
+        environ = self.environ
+        if error is None and BODY not in environ and out_of_memory.MARK not in environ:
+            return None  # as with most requests
+        return self.pipeline.rescue(environ, error, sent)
 
     def finish(self, closed: bool) -> None:
         pipeline = self.pipeline
@@ -237,9 +249,10 @@ class Request(Exchange):
             pipeline.in_flight.leave(self._number)
             if self.strikes.striking:
                 self.strikes.settle()
-            if self._place >= 0:
-                pipeline.worker.ended(self._place)
-                self._place = -1
+            record = pipeline.worker.record
+            if record is not None:
+                record.ended(self._place)
+            self._place = -1
         except MemoryError:
             raise
         except Exception:
@@ -261,7 +274,9 @@ class Request(Exchange):
         try:
             # Others may have come before it, or since.
             others = not alone or self._number != self.pipeline.in_flight.latest
-            route = self._route or route_pattern(self.environ)  # where the answer is not the app's
+            route = self._route
+            if route is None and ROUTE in self.environ:  # where the answer is not the app's
+                route = route_pattern(self.environ)
             name = self.pipeline.route_name(self.environ, self.status, route)
             self.pipeline.attribution.ended(name, others)
         except Exception:
@@ -304,6 +319,14 @@ class AdminRequest(Exchange):
             log.failure("Weighing")
         if closed and DRAIN in self.environ:
             drain(self.environ)
+
+
+def failed(guard: Guard) -> None:
+    """Log the exception that is being handled: this guard has raised it."""
+    if guard.protects:
+        log.failure(guard.name, REFUSED)
+    else:
+        log.failure(guard.name)
 
 
 # What of ours may run between the code that is at an app's request and the app.

@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection
 from types import CodeType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import log
 from .http.route_names import by_path
@@ -28,7 +28,8 @@ from .memory.cleanup import Cleanup
 from .memory.gc_runner import GcRunner
 from .memory.in_flight import Counters, InFlight
 from .memory.interrupt import Interrupt
-from .memory.monitor import Monitor
+from .memory.levels import Levels
+from .memory.monitor import Monitor, thresholds_for
 from .memory.reading import Memory
 from .memory.watchdog import Watchdog
 from .settings import Settings
@@ -67,7 +68,6 @@ class Runtime:
         self.in_flight = InFlight()
         self.counters = Counters(*COUNTED)
         self.memory = Memory(settings.memory_limit)
-        self.worker = Worker(settings, self, pages, heavy=heavy)
         self.gc_runner = GcRunner(
             passes=0,
             freeze=False,
@@ -80,14 +80,28 @@ class Runtime:
             self.gc_runner,
             settings.heavy_modules if settings.purge_modules else (),
             callbacks=_callbacks,
-            record=self.worker.note_cleanup,
+            record=self._note_cleanup,
         )
-        self.ceiling = Ceiling(settings.ceiling, self.memory.glance, workers=self.worker.count)
+        self.levels = Levels(*thresholds_for(settings, self.memory.read().limit))
+        self.ceiling = Ceiling(settings.ceiling, self.memory.glance, workers=self._count_workers)
         self.interrupt = Interrupt(self.in_flight.threads, inside, through)
         self.admission = AdmissionPolicy()
+        self.worker = Worker(
+            settings,
+            pages,
+            levels=self.levels,
+            ceiling=self.ceiling,
+            interrupt=self.interrupt,
+            in_flight=self.in_flight,
+            gc_runner=self.gc_runner,
+            counts=self.counts,
+            kills=self.memory.kills,
+            heavy=heavy,
+        )
         self.monitor = Monitor(
             settings,
             self.memory,
+            self.levels,
             self.cleanups,
             self.gc_runner,
             # What follows from each reading, in this order.
@@ -184,22 +198,28 @@ class Runtime:
 
     def _keep_ceiling(self, usage: Usage, level: str) -> None:
         """At each look: the ceiling, and what may still come in."""
-        self._start_watchdog()
-        self.ceiling.arm()
-        self.admission.look(usage, level, self.monitor.thresholds[1], lambda: self._may_fall(usage))
+        if self.ceiling.holds_for(usage):
+            self._start_watchdog()
+        self.ceiling.arm(usage=usage)
+        self.admission.look(usage, level, self.levels.critical, lambda: self._may_fall(usage))
+
+    # What is made sooner calls these of what is made later.
+
+    def _note_cleanup(self, result: dict[str, Any], why: str) -> None:
+        self.worker.note_cleanup(result, why)
+
+    def _count_workers(self) -> int:
+        return self.worker.count()
 
     def _nudge(self, rss: int) -> None:
-        self.monitor.nudge(rss)  # which is made after what calls this
+        self.monitor.nudge(rss)
 
     def _runs_owed(self) -> None:
         self.monitor.runs_owed()
 
     def _may_fall(self, usage: Usage) -> bool:
         """Whether a worker ends, or one request holds all that is over warn."""
-        return (
-            self.worker.ending()
-            or 0 < usage.used - self.monitor.thresholds[0] <= self.interrupt.grown
-        )
+        return self.worker.ending() or 0 < usage.used - self.levels.warn <= self.interrupt.grown
 
     def leave(self) -> None:
         """One app less. The last one ends the monitor and undoes what `start` did."""

@@ -22,8 +22,8 @@ from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, log, on_pressure, runtime
 from lowmem_wsgi.memory.cleanup import Cleanup, clear_caches
 from lowmem_wsgi.memory.gc_runner import GcRunner
-from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
-from lowmem_wsgi.memory.monitor import CONFIRM, REST, SHORTEST, Monitor, next_look
+from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Levels
+from lowmem_wsgi.memory.monitor import CONFIRM, REST, SHORTEST, Monitor, next_look, thresholds_for
 from lowmem_wsgi.memory.purge import purge
 from lowmem_wsgi.memory.reading import Memory
 from lowmem_wsgi.settings import Settings
@@ -52,8 +52,15 @@ class Site:
         )
         # A root without anything: so the figures are the process's own.
         self.memory = Memory(512 * MB, root="/nonexistent", rss=self.process.read)
+        self.levels = Levels(*thresholds_for(self.rules, 512 * MB))
         self.monitor = Monitor(
-            self.rules, self.memory, self.cleanups, self.gc_runner, now=self.clock, duties=duties
+            self.rules,
+            self.memory,
+            self.levels,
+            self.cleanups,
+            self.gc_runner,
+            now=self.clock,
+            duties=duties,
         )
 
     def use(self, mb: float) -> None:
@@ -64,7 +71,7 @@ class Site:
         end, seen = self.clock.now + seconds, []
         while self.clock.now < end:
             self.clock.now += self.monitor.tick()
-            seen.append(self.monitor.level)
+            seen.append(self.levels.level)
         return seen
 
 
@@ -402,11 +409,8 @@ def test_heavy_modules_are_purged_at_critical_only_and_only_where_asked(
 
 def test_the_thresholds_scale_with_the_limit() -> None:
     site = Site()
-    assert site.monitor.thresholds == (400 * MB, 450 * MB)
-    small = Monitor(
-        site.rules, Memory(256 * MB, root="/nonexistent"), site.cleanups, site.gc_runner
-    )
-    assert small.thresholds == (200 * MB, 225 * MB)
+    assert (site.levels.warn, site.levels.critical) == (400 * MB, 450 * MB)
+    assert thresholds_for(site.rules, 256 * MB) == (200 * MB, 225 * MB)
 
 
 def test_it_looks_seldom_at_rest_and_often_near_a_threshold() -> None:
@@ -476,7 +480,7 @@ def test_a_limit_that_changes_moves_the_thresholds() -> None:
     site = Site()
     site.memory._limit = 256 * MB
     site.monitor.tick()
-    assert site.monitor.thresholds == (200 * MB, 225 * MB)
+    assert (site.levels.warn, site.levels.critical) == (200 * MB, 225 * MB)
 
 
 def test_a_limit_that_changes_leaves_the_level_as_it_is() -> None:
@@ -485,7 +489,7 @@ def test_a_limit_that_changes_leaves_the_level_as_it_is() -> None:
     site.run(1)
     site.memory._limit = 500 * MB
     site.monitor.tick()
-    assert site.monitor.level == WARN
+    assert site.levels.level == WARN
 
 
 def test_thresholds_that_do_not_fit_the_limit_found_give_way_with_a_warning(
@@ -495,7 +499,7 @@ def test_thresholds_that_do_not_fit_the_limit_found_give_way_with_a_warning(
     assert not caplog.records
     site.memory._limit = 256 * MB
     site.monitor.tick()
-    assert site.monitor.thresholds == (200 * MB, 225 * MB)
+    assert (site.levels.warn, site.levels.critical) == (200 * MB, 225 * MB)
     assert "LOWMEM_CRITICAL_AT (450 MB) do not fit the limit of 256 MB" in caplog.text
 
 
@@ -594,7 +598,7 @@ def test_the_level_reaches_apps() -> None:
     monitor = wrapped.runtime.monitor
     monitor.running = True  # and so not begun by the request: its readings would change the level
     assert call(wrapped, make_environ()).body == b"ok"
-    monitor._levels.level = WARN
+    wrapped.runtime.levels.level = WARN
     assert call(wrapped, make_environ()).body == b"warn"
 
 
@@ -778,7 +782,7 @@ def test_a_forked_child_has_a_watchdog_of_its_own() -> None:
 def test_a_watchdog_that_cannot_be_started_is_tried_again_by_the_monitor(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wrapped = LowMemory(ok)
+    wrapped = LowMemory(ok, ceiling="on", memory_limit="64GB")
     tried: list[bool] = []
 
     def start() -> None:

@@ -62,17 +62,16 @@ def _memory(now: Usage) -> dict[str, Any]:
 
 def _level(lowmem: LowMemory, now: Usage) -> str:
     """The monitor's level; before it runs, what this one reading says."""
-    monitor = lowmem.runtime.monitor
-    if monitor.running:
-        return monitor.level
-    warn, critical = monitor.thresholds
-    return CRITICAL if now.used >= critical else WARN if now.used >= warn else OK
+    levels = lowmem.runtime.levels
+    if lowmem.runtime.monitor.running:
+        return levels.level
+    return CRITICAL if now.used >= levels.critical else WARN if now.used >= levels.warn else OK
 
 
 def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
     """All that is told with the token."""
     now = _usage(lowmem)
-    warn, critical = lowmem.runtime.monitor.thresholds
+    warn, critical = lowmem.runtime.levels.warn, lowmem.runtime.levels.critical
     counted = metrics.document(
         {name: _number(value) for name, value in lowmem.worker.counts().items()}
     )

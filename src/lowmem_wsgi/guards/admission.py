@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..http.body import declared_length
 from ..http.paths import is_under, wsgi_path
 from ..http.refusals import Refusal
+from .guard import Guard
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -34,13 +35,16 @@ class InFlight(Protocol):
         """How many of the same app came no later."""
 
 
-class Admission:
+class Admission(Guard):
     """Refuses the request that is one too many, or too large for what memory is left.
 
     `most`: how many at once (None: any number). `policy` says what memory allows. A path under
     one of `exempt` is always let in: a health check that fails would have the platform kill what
     is only busy.
     """
+
+    name = "Admission"
+    protects = True
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class Admission:
         self._most = most
         self._exempt = tuple(wsgi_path(path) for path in exempt)
 
-    def refusal(self, environ: WSGIEnvironment, number: int) -> Refusal | None:
+    def enter(self, environ: WSGIEnvironment, number: int) -> Refusal | None:
         """Refuse the request with this number in `in_flight`."""
         refusal = None if self._policy.largest is None else self._short_of_memory(environ)
         if refusal is None and (self._most is None or self._in_flight.count() <= self._most):

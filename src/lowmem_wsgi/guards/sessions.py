@@ -24,14 +24,13 @@ from .. import log
 from ..http.paths import PATH, wsgi_path
 from ..http.refusals import report
 from . import set_cookie
+from .guard import Guard, Headers
 from .signed_cookie import BadEnvelope, OpenedSession, seal, stamp, unseal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-Headers = list[tuple[str, str]]
-
-# Where `open` leaves for `amend`: the time, the opened sessions, and the stamps that came by name.
+# Where `enter` leaves for `amend`: the time, the opened sessions, and the stamps that came by name.
 OPENED = "lowmem.sessions"
 
 # RFC 6265 §6.1 asks browsers for 4096 bytes a cookie; they give no more for name and value.
@@ -65,13 +64,16 @@ _NOTHING: tuple[float, list[OpenedSession], dict[str, list[str]]] = (0.0, [], {}
 SET_COOKIE = len("set-cookie")
 
 
-class Sessions:
+class Sessions(Guard):
     """The rule for the cookies `names`; `lifetime` in seconds.
 
     `find_keys` gives the keys oldest to newest; where it gives none, sessions pass untouched. It is
     first called at the first session, for a Flask app gets its secret after it is wrapped, and then
     at most each FIND_KEYS_EVERY seconds, by a request with a session.
     """
+
+    name = "The session lifetime"
+    protects = True
 
     def __init__(
         self,
@@ -115,11 +117,13 @@ class Sessions:
                     self._find_at = now + (FIND_KEYS_EVERY if self._keys else RETRY_KEYS)
         return self._keys
 
-    def open(self, environ: WSGIEnvironment) -> None:
+    def enter(self, environ: WSGIEnvironment, number: int = 0) -> None:
         """Replace envelopes in the request by what is in them; take out what does not open."""
         header = environ.get("HTTP_COOKIE")
-        if not header or not any(name in header for name in self._names):
-            return
+        if header and any(name in header for name in self._names):
+            self._open(environ, header)
+
+    def _open(self, environ: WSGIEnvironment, header: str) -> None:
         now = self._clock()
         keys = self._keys_at(now)
         if not keys:
@@ -139,11 +143,11 @@ class Sessions:
                 parts.append(part)
         kept: list[str] = []
         opened: list[OpenedSession] = []
-        for part in parts:
-            if isinstance(part, str):
-                kept.append(part)
+        for found in parts:
+            if isinstance(found, str):
+                kept.append(found)
                 continue
-            name, value = part
+            name, value = found
             fitting = stamps.get(name, ())[:MOST_STAMPS] if self._sliding else ()
             try:
                 session = unseal(name, value, keys, int(now), self._lifetime, fitting)
@@ -159,7 +163,7 @@ class Sessions:
         if opened:
             environ[OPENED] = (now, opened, stamps)
 
-    def amend(self, environ: WSGIEnvironment, headers: Headers) -> Headers:
+    def amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
         """The response's headers, the app's session cookies in envelopes, stamps for used ones."""
         asked_at, opened, stamps = environ.get(OPENED) or _NOTHING
         setting = False

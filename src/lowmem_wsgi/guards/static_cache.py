@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..http.paths import PATH, wsgi_path
+from .guard import Guard, Headers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-Headers = list[tuple[str, str]]
 
 _CACHED = ("200", "203", "206", "304")
 
@@ -25,17 +24,18 @@ FLASK = "lowmem.flask_static"
 FLASK_DEFAULT = "no-cache"
 
 
-class StaticFiles:
+class StaticFiles(Guard):
     """Caps max-age (seconds) for what lies under `prefix`."""
+
+    name = "The rule for static files"
 
     def __init__(self, prefix: str, max_age: float) -> None:
         self.prefix = wsgi_path(prefix)
         self._max_age = int(max_age)
 
-    def begun(self, environ: WSGIEnvironment) -> None:
-        """Note which view of a werkzeug app answers. Call while the app answers: Flask leaves no
-        trace afterwards."""
-        if environ[PATH].startswith(self.prefix):
+    def started(self, environ: WSGIEnvironment) -> None:
+        """Note which view of a werkzeug app answers. Flask leaves no trace afterwards."""
+        if "werkzeug.request" in environ and environ[PATH].startswith(self.prefix):
             endpoint = getattr(environ["werkzeug.request"], "endpoint", None)
             # A blueprint's is "name.static".
             if isinstance(endpoint, str) and f".{endpoint}".endswith(".static"):

@@ -14,6 +14,7 @@ from ..http.body import BODY, Body, declared_length, may_have_undeclared_body
 from ..http.paths import is_under, wsgi_path
 from ..http.refusals import Refusal
 from ..settings import format_size
+from .guard import Guard
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -22,8 +23,11 @@ TOO_LARGE = "413 Content Too Large"  # RFC 9110 §15.5.14
 SETTING = "LOWMEM_MAX_UPLOAD, or LOWMEM_UPLOAD_LIMITS for this path"
 
 
-class UploadCap:
+class UploadCap(Guard):
     """Limits in bytes: one for all paths, others by path prefix (the longest wins)."""
+
+    name = "The upload cap"
+    protects = True
 
     def __init__(
         self,
@@ -51,8 +55,10 @@ class UploadCap:
                 return size
         return self._limit
 
-    def refusal(self, environ: WSGIEnvironment) -> Refusal | None:
+    def enter(self, environ: WSGIEnvironment, number: int = 0) -> Refusal | None:
         """Refuse the request, or bound its body."""
+        if not environ.get("CONTENT_LENGTH") and not may_have_undeclared_body(environ):
+            return None
         try:
             length = declared_length(environ)
         except ValueError:
@@ -63,10 +69,7 @@ class UploadCap:
                 setting="none, the request is malformed",
             )
         undeclared = "HTTP_TRANSFER_ENCODING" in environ  # it overrides Content-Length
-        if length is None:
-            if not may_have_undeclared_body(environ):
-                return None
-            undeclared = True
+        undeclared = undeclared or length is None
         limit = self.limit_for(environ.get("PATH_INFO", ""))
         if limit is None:
             return None

@@ -124,6 +124,9 @@ class Attribution:
         self._loads: dict[int, int] = {}  # thread that loads a package -> what was in use before
         self._loaded = 0  # bytes, by which packages were loaded since the last look at RSS
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
+        # Whether each request is weighed by itself: memory has grown lately, and none of the last
+        # ones ran beside others.
+        self.closely = False
 
     def ended(self, name: str, shared: bool) -> None:
         """A request has ended. Thread-safe."""
@@ -158,6 +161,7 @@ class Attribution:
             if shared:
                 route.shared += 1
             asked[name] = asked.get(name, 0) + 1
+        self.closely = self._closely > 0 and self._credit > 0 and self._apart >= APART
         units: dict[str, float] = {**asked}
         outside = self.routes.get(NO_REQUEST) or self._in_room(NO_REQUEST)
         outside.units += seconds
@@ -190,12 +194,6 @@ class Attribution:
             self._loaded += max(0, grown)
             if self._before is not None:
                 self._before += grown
-
-    @property
-    def closely(self) -> bool:
-        """Whether each request is weighed by itself: memory has grown lately, and none of the last
-        ones ran beside others."""
-        return self._closely > 0 and self._credit > 0 and self._apart >= APART
 
     @property
     def pending(self) -> bool:

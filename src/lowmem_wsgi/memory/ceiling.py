@@ -116,11 +116,12 @@ class Ceiling:
         self._lock = original("_thread", "allocate_lock")()
         self._hits.clear()
 
-    def arm(self, coming: int = 0) -> None:
-        """Keep the ceiling where the container would be full. `coming`: threads about to start."""
+    def arm(self, coming: int = 0, usage: Usage | None = None) -> None:
+        """Keep the ceiling where the container would be full. `coming`: threads about to start;
+        `usage`: the container's, where it was read just now."""
         if self._wanted and self._count_stacks():
             self._sharers = max(1, self._workers())
-            self._keep(coming * _stack_size())
+            self._keep(coming * _stack_size(), usage)
 
     def keep(self) -> None:
         """The same at a glance: with as many threads and workers as there were."""
@@ -135,14 +136,14 @@ class Ceiling:
         self._stacks = (stat.threads - 1) * _stack_size()
         return True
 
-    def _keep(self, coming: int) -> None:
+    def _keep(self, coming: int, usage: Usage | None = None) -> None:
         # Read this process first: growth between the two reads is then counted twice rather than
-        # missed.
+        # missed. (What the monitor has read a moment ago misses little.)
         mapped = self._mapped()
         if mapped is None:  # no /proc here, or somebody has closed our file
             return
         data, anonymous = mapped.data, mapped.anonymous
-        usage = self._read()
+        usage = usage or self._read()
         if not self.holds_for(usage):
             self._release()  # the container's limit was lifted
             return

@@ -268,10 +268,9 @@ class GcRunner:
         self.runs += 1
         self.last_seconds = seconds = ended - began
         self.total_seconds += seconds
-        if self.freezing and self._should_freeze(seconds, in_flight):
-            gc.freeze()
-            self._slow_seconds = 0.0
         alone = not in_flight()
+        if self.freezing and (seconds >= SLOW_RUN or self.runs in WARM_UP):
+            self._freeze_if_due(seconds, alone)
         # Reading RSS lets go of the GIL, and gets it back when the others in flight let go of it:
         # 0.1 to 0.3 ms. So not at each end, but at the last one.
         if ended - self._looked_at >= (LOOK_SELDOM if alone else LOOK_EVERY):
@@ -337,13 +336,11 @@ class GcRunner:
             if now == before:
                 time.sleep(0.001)
 
-    def _should_freeze(self, seconds: float, in_flight: Callable[[], int]) -> bool:
-        if self.runs in WARM_UP:
-            return True
-        if seconds < SLOW_RUN:
-            return False
+    def _freeze_if_due(self, seconds: float, alone: bool) -> None:
         self._slow_seconds += seconds
-        return not in_flight() or self._slow_seconds >= SLOW_BUDGET
+        if alone or self._slow_seconds >= SLOW_BUDGET or self.runs in WARM_UP:
+            gc.freeze()
+            self._slow_seconds = 0.0
 
     def _is_grown(self, now: float, used: int) -> bool:
         """Whether giving back is worth it, now."""

@@ -12,6 +12,8 @@ The rules:
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 OK, WARN, CRITICAL = LEVELS = ("ok", "warn", "critical")
 
 UP = 2
@@ -40,6 +42,10 @@ class Levels:
     def __init__(self, warn: int, critical: int) -> None:
         if not 0 < warn < critical:
             raise ValueError(f"expected 0 < warn < critical, not {warn}, {critical}")
+        self.restart(warn, critical)
+
+    def restart(self, warn: int, critical: int) -> None:
+        """Nothing was read yet."""
         self.level = OK
         self._asked = OK
         self._times = 0
@@ -53,7 +59,7 @@ class Levels:
 
     def zone(self, used: int) -> int:
         """The zone a reading falls in; never lower for a higher reading."""
-        return sum(used >= edge for edge in self._edges)
+        return bisect_right(self._edges, used)
 
     def observe(self, used: int) -> str:
         """Take a reading in bytes; the level after it."""

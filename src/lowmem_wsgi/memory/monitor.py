@@ -48,6 +48,25 @@ def next_look(distance: int, steepest: float) -> float:
     return min(max(arrival / LOOKS, SHORTEST), REST)
 
 
+def thresholds_for(settings: Settings, limit: int) -> tuple[int, int]:
+    """Return warn and critical in bytes, for a limit of so many bytes."""
+    warn, critical = (threshold_bytes(at, limit) for at in (settings.warn_at, settings.critical_at))
+    if not 0 < warn < critical <= limit:
+        # Sizes may make no sense under a limit that is found only now.
+        log.once(
+            logging.WARNING,
+            ("thresholds", limit),
+            "LOWMEM_WARN_AT (%s) and LOWMEM_CRITICAL_AT (%s) do not fit the limit of %s: "
+            "using 78 %% and 88 %% of it.",
+            format_size(warn),
+            format_size(critical),
+            format_size(limit),
+        )
+        shares = Settings.warn_at.default(), Settings.critical_at.default()
+        warn, critical = (threshold_bytes(share, limit) for share in shares)
+    return max(1, warn), max(2, critical)
+
+
 class Monitor:
     """Call `start` at a request; it does nothing where the thread runs already."""
 
@@ -55,6 +74,7 @@ class Monitor:
         self,
         settings: Settings,
         memory: Memory,
+        levels: Levels,
         cleanups: Cleanup,
         collector: GcRunner,
         *,
@@ -83,11 +103,8 @@ class Monitor:
         self._steepest = 0.0
         self._highest, self._grew_at = 0, 0.0
         self._seen: tuple[float, int] | None = None
+        self.levels = levels
         self._forget()
-
-    @property
-    def level(self) -> str:
-        return self._levels.level
 
     def start(self) -> None:
         """Raises RuntimeError where no thread can be had; tried again after RETRY seconds."""
@@ -145,8 +162,8 @@ class Monitor:
             usage = self._memory.glance()
         self._notice_growth(now, usage.used)
         self._keep_thresholds(usage.limit)
-        before = self.level
-        level = self._levels.observe(usage.used)
+        before = self.levels.level
+        level = self.levels.observe(usage.used)
         latest = self._do_duties(usage, level)  # first: a cleanup takes its time
         acting = self._may_act()
         if not acting:
@@ -209,40 +226,16 @@ class Monitor:
 
     def _forget(self) -> None:
         now = self._now()
-        self._levels = Levels(*self._thresholds_for(self._memory.read().limit))
+        self._limit = self._memory.read().limit
+        self.levels.restart(*thresholds_for(self._settings, self._limit))
         self._steepest, self._seen = 0.0, None
         self._highest, self._grew_at = 0, now
         self._maintained_at = self._logged_at = self._acted_at = now
 
-    def _thresholds_for(self, limit: int) -> tuple[int, int]:
-        self._limit = limit
-        warn, critical = (
-            threshold_bytes(at, limit)
-            for at in (self._settings.warn_at, self._settings.critical_at)
-        )
-        if not 0 < warn < critical <= limit:
-            # Sizes may make no sense under a limit that is found only now.
-            log.once(
-                logging.WARNING,
-                ("thresholds", limit),
-                "LOWMEM_WARN_AT (%s) and LOWMEM_CRITICAL_AT (%s) do not fit the limit of %s: "
-                "using 78 %% and 88 %% of it.",
-                format_size(warn),
-                format_size(critical),
-                format_size(limit),
-            )
-            shares = Settings.warn_at.default(), Settings.critical_at.default()
-            warn, critical = (threshold_bytes(share, limit) for share in shares)
-        return max(1, warn), max(2, critical)
-
-    @property
-    def thresholds(self) -> tuple[int, int]:
-        """warn and critical, in bytes."""
-        return self._levels.warn, self._levels.critical
-
     def _keep_thresholds(self, limit: int) -> None:
         if limit != self._limit:
-            self._levels.move(*self._thresholds_for(limit))
+            self._limit = limit
+            self.levels.move(*thresholds_for(self._settings, limit))
 
     def _notice_growth(self, now: float, used: int) -> None:
         if self._seen is not None and now > self._seen[0]:
@@ -256,11 +249,11 @@ class Monitor:
         self._seen = (now, used)
 
     def _pause(self, used: int) -> float:
-        if self._levels.unsettled:
+        if self.levels.unsettled:
             return CONFIRM
-        if self.level == CRITICAL:
+        if self.levels.level == CRITICAL:
             return REST / LOOKS
-        threshold = self._levels.warn if self.level == OK else self._levels.critical
+        threshold = self.levels.warn if self.levels.level == OK else self.levels.critical
         pause = next_look(threshold - used, self._steepest)
         # Near a threshold but still: it need not be looked at as often. A growth that begins just
         # under it may then be seen STILL seconds later.
@@ -277,9 +270,9 @@ class Monitor:
         """Whether shared pages had better not be copied: memory is well under warn again, or it
         would be at critical with the copies."""
         used = self._memory.read().used
-        if self._levels.zone(used) == CALM:
+        if self.levels.zone(used) == CALM:
             return True
-        return used + self._shared() >= self._levels.critical
+        return used + self._shared() >= self.levels.critical
 
     def _act(self, usage: Usage, level: str, *, tell: bool) -> None:
         self._acted_at = self._now()

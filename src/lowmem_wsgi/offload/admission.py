@@ -202,7 +202,7 @@ class Gate:
             usage = memory.read()
             top = threshold_bytes(settings.critical_at, usage.limit)
         else:
-            usage, top = engine.memory.read(), engine.monitor.thresholds[1]
+            usage, top = engine.memory.read(), engine.levels.critical
         return usage, None if usage.source == "process" else top
 
     def kills(self) -> int | None:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import log
@@ -35,7 +35,11 @@ from .servers import Server, find_server
 from .shared_page import SharedPage, is_alive
 
 if TYPE_CHECKING:
-    from ..runtime import Runtime
+    from ..memory.ceiling import Ceiling
+    from ..memory.gc_runner import GcRunner
+    from ..memory.in_flight import InFlight
+    from ..memory.interrupt import Interrupt
+    from ..memory.levels import Levels
     from .figures import RouteFigures
     from .history import History
     from .pages import Pages
@@ -81,20 +85,32 @@ def _stuck(situation: Situation) -> str:
 
 
 class Worker:
-    """Call `start` in the worker; then `began` and `ended` with each request."""
+    """Call `start` in the worker; from then on, and until it gives up, it has a `record`."""
 
     def __init__(
         self,
         settings: Settings,
-        runtime: Runtime,
         pages: Pages,
         *,
+        levels: Levels,
+        ceiling: Ceiling,
+        interrupt: Interrupt,
+        in_flight: InFlight,
+        gc_runner: GcRunner,
+        counts: Callable[[], Mapping[str, float]],
+        kills: Callable[[], int | None],
         heavy: Callable[[], str] = str,
         now: Callable[[], float] = time.monotonic,
         find: Callable[[], Server | None] = find_server,
     ) -> None:
         self._recycling = settings.recycle
-        self._runtime = runtime
+        self._levels = levels
+        self._ceiling = ceiling
+        self._interrupt = interrupt
+        self._in_flight = in_flight
+        self._gc_runner = gc_runner
+        self._counts = counts  # what this process has counted
+        self._kills = kills  # how many processes of the container the OOM killer has taken
         self._now = now
         self._find = find
         self._pages = pages
@@ -103,7 +119,7 @@ class Worker:
         self._forget()
 
     def _forget(self) -> None:
-        self.slot: WorkerRecord | None = None
+        self.record: WorkerRecord | None = None
         self.server: Server | None = None
         self._started = False
         self._initial_uss = 0
@@ -113,18 +129,6 @@ class Worker:
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
         self._flushed_at = float("-inf")
         self._flushing = threading.Lock()
-
-    # --- A request
-
-    def began(self, method: str, path: str) -> int:
-        """Note a request; give the number back to `ended`."""
-        if self._runtime.gc_runner.attribution.closely:
-            self._runtime.gc_runner.before_request()
-        return self.slot.began(method, path) if self.slot is not None else -1
-
-    def ended(self, place: int) -> None:
-        if self.slot is not None:
-            self.slot.ended(place)
 
     # --- A worker's life
 
@@ -139,7 +143,7 @@ class Worker:
         self.server = self._find()
         page = self._pages.join(self.server)
         # What came before the fork is not counted a second time.
-        self.slot = page.claim(self._rss(), self._runtime.counts(), now=self._now)
+        self.record = page.claim(self._rss(), self._counts(), now=self._now)
         self._initial_uss = own_uss()
         # Later, the age is what the start has taken at the most.
         age = process_seconds() or LONGEST_START  # where the system does not tell
@@ -155,30 +159,30 @@ class Worker:
     @property
     def retiring(self) -> bool:
         """Whether this worker is about to end, replaced by another."""
-        return self.slot is not None and self.slot.state in (RETIRING, REPLACED)
+        return self.record is not None and self.record.state in (RETIRING, REPLACED)
 
     def idle(self) -> bool:
-        return not self._runtime.in_flight.count()
+        return not self._in_flight.count()
 
     def leave(self) -> None:
         """The process ends as it should."""
-        if self.slot is not None and self.slot.pid == os.getpid():
+        if self.record is not None and self.record.pid == os.getpid():
             self.flush()
-            self.slot.enter(self.slot.state | GONE)
-            if self.slot.index < 0:  # nobody else can see it
-                self._pages.page.give_up(self.slot)
+            self.record.enter(self.record.state | GONE)
+            if self.record.index < 0:  # nobody else can see it
+                self._pages.page.give_up(self.record)
 
     def give_up(self) -> None:
         """The process goes on without this worker: its place is free."""
         with self._flushing:
-            slot, self.slot, self._started = self.slot, None, False
-            if slot is not None and slot.pid == os.getpid():
-                self._pages.page.give_up(slot)
+            record, self.record, self._started = self.record, None, False
+            if record is not None and record.pid == os.getpid():
+                self._pages.page.give_up(record)
 
     def abort(self) -> None:
         """The process ends in the middle of what it is doing."""
-        if self.slot is not None:
-            self.slot.freeze()
+        if self.record is not None:
+            self.record.freeze()
 
     def after_fork(self) -> None:
         """In a new child: the place is the parent's."""
@@ -191,7 +195,7 @@ class Worker:
         if not self._started:
             return 1
         page, since = self._pages.page, self._now() - JUST_NOW
-        if page.taken() == [self.slot.index if self.slot is not None else -1]:
+        if page.taken() == [self.record.index if self.record is not None else -1]:
             found = 1  # most sites, most of the time
         else:
             found = sum(seen.takes_room(since) and is_alive(seen.pid) for seen in page.workers())
@@ -206,12 +210,12 @@ class Worker:
 
     def look(self, usage: Usage, level: str) -> None:
         """Take a reading, and the level after it: write it down, and act on it."""
-        slot = self.slot
-        if slot is None:
+        record = self.record
+        if record is None:
             return
         now, rss = self._now(), self._rss()
-        slot.note(rss, usage.used)
-        self._readings.append(Reading(now, usage.used, rss, slot.requests))
+        record.note(rss, usage.used)
+        self._readings.append(Reading(now, usage.used, rss, record.requests))
         if level == OK:
             self._ok_at = now
         page = self._pages.page
@@ -219,11 +223,11 @@ class Worker:
         if now - self._flushed_at >= FLUSH_EVERY:
             self._flushed_at = now
             self.flush()
-        if level == OK and page.in_vain and usage.used < self._runtime.monitor.thresholds[0]:
+        if level == OK and page.in_vain and usage.used < self._levels.warn:
             page.change(in_vain=0)
-        if slot.state & GONE or self.slot is not slot:
+        if record.state & GONE or self.record is not record:
             pass  # as good as over, and not to be replaced a second time; or another's meanwhile
-        elif slot.state in (RETIRING, REPLACED):
+        elif record.state in (RETIRING, REPLACED):
             self._see_off(page)
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
@@ -231,21 +235,22 @@ class Worker:
     def flush(self, patience: float = 0.0) -> None:
         """Write on the page what was counted here. Wait `patience` seconds for a thread that does
         so already."""
-        if self.slot is None or not self._flushing.acquire(timeout=patience):
+        if self.record is None or not self._flushing.acquire(timeout=patience):
             return
         try:
-            self._runtime.gc_runner.attribute()
-            growth, slot = self._runtime.gc_runner.attribution, self.slot
-            if slot is not None:
+            self._gc_runner.attribute()
+            growth, record = self._gc_runner.attribution, self.record
+            if record is not None:
                 routes = list(growth.routes.values())
-                slot.flush(self._runtime.counts(), routes, growth.held(self._rss() - slot.born_rss))
+                held = growth.held(self._rss() - record.born_rss)
+                record.flush(self._counts(), routes, held)
         finally:
             self._flushing.release()
 
     def counts(self) -> dict[str, float]:
         """What the site has counted, all its workers."""
         if not self._started:
-            return self._runtime.counts()
+            return dict(self._counts())
         self.flush(patience=0.5)
         return self._pages.page.figures().counters
 
@@ -280,10 +285,11 @@ class Worker:
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
         """Whether it is worth a closer look: away from ok, or soon to be."""
-        critical = self._runtime.monitor.thresholds[1]
         rates = self._lately(self._now())
-        soon = usage.used + rates.used * SLOWLY >= critical or self._left(rates) <= SLOWLY
-        wanted = level != OK or soon or self._runtime.ceiling.hit_since() is not None
+        soon = (
+            usage.used + rates.used * SLOWLY >= self._levels.critical or self._left(rates) <= SLOWLY
+        )
+        wanted = level != OK or soon or self._ceiling.hit_since() is not None
         if not wanted:
             self._eased_at = self._now()
         return wanted
@@ -312,27 +318,27 @@ class Worker:
     def _situation(
         self, page: SharedPage, usage: Usage, level: str, rss: int, others: list[Seen]
     ) -> Situation:
-        assert self.slot is not None
-        now, own = self._now(), page.read(self.slot.index)
+        assert self.record is not None
+        now, own = self._now(), page.read(self.record.index)
         rates = self._lately(now)
-        ceiling = self._runtime.ceiling
+        ceiling = self._ceiling
         return Situation(
             level=level,
             used=usage.used,
             limit=usage.limit,
-            warn=self._runtime.monitor.thresholds[0],
-            critical=self._runtime.monitor.thresholds[1],
+            warn=self._levels.warn,
+            critical=self._levels.critical,
             growth=rates.used,
             rate=rates.requests,
             left=self._left(rates),
             lasted=now - self._ok_at,
-            age=now - self.slot.born,
+            age=now - self.record.born,
             started_in=self._started_in,
             lead=self._lead(),
             rss=rss,
-            born_rss=self.slot.born_rss,
+            born_rss=self.record.born_rss,
             idle=self.idle(),
-            held=self._runtime.interrupt.grown,
+            held=self._interrupt.grown,
             others=[seen.rss - seen.born_rss for seen in others if seen.state == READY],
             hit=ceiling.met_by_one(),
             hit_since=ceiling.hit_since(),
@@ -378,11 +384,11 @@ class Worker:
 
     def _left(self, rates: Rates) -> float:
         """Seconds until this worker meets its own ceiling."""
-        left = self._runtime.ceiling.room
+        left = self._ceiling.room
         return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
 
     def _retire(self, page: SharedPage, situation: Situation, others: list[Seen]) -> None:
-        assert self.slot is not None
+        assert self.record is not None
         if self.server is None:
             log.once(
                 logging.WARNING,
@@ -406,8 +412,8 @@ class Worker:
             page.change(in_vain=page.in_vain + 1)
         self._retired_at = self._now()
         page.retires(self._retired_at)
-        self.slot.enter(REPLACED if at_once else RETIRING)
-        self.slot.count("recycles")
+        self.record.enter(REPLACED if at_once else RETIRING)
+        self.record.count("recycles")
         self.flush()
         page.history.event("recycle", situation.grown, situation.level)
         log.logger.warning(
@@ -417,20 +423,20 @@ class Worker:
             format_size(situation.limit),
             format_size(situation.born_rss),
             format_size(situation.rss),
-            self.slot.requests,
+            self.record.requests,
             self._carried() + _stuck(situation),
         )
         try:
             self.server.replace(at_once)
         except Exception:
             log.failure("Asking for a fresh worker")
-            self.slot.enter(READY)
+            self.record.enter(READY)
             page.end_turn()
 
     def _carried(self) -> str:
         """What it has grown by, as far as that is known."""
         try:
-            route, heavy = top(self._runtime.gc_runner.attribution.routes), self._heavy()
+            route, heavy = top(self._gc_runner.attribution.routes), self._heavy()
         except Exception:
             log.failure("Telling what has grown")
             return ""
@@ -449,7 +455,7 @@ class Worker:
 
     def _fold_in_the_dead(self, page: SharedPage) -> None:
         """Without a master that does it: log of what the workers before have died."""
-        kills = self._runtime.memory.kills()
+        kills = self._kills()
         for seen in page.workers():
             if is_alive(seen.pid):
                 continue

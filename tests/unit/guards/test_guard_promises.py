@@ -21,6 +21,10 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 import lowmem_wsgi
 from helpers.wsgi import Response, call, make_environ, post, validated
 from lowmem_wsgi import LowMemory
+from lowmem_wsgi.guards.admission import Admission
+from lowmem_wsgi.guards.guard import Guard
+from lowmem_wsgi.guards.sessions import Sessions
+from lowmem_wsgi.guards.uploads import UploadCap
 
 KB = 1024
 TEXT = [("Content-Type", "text/plain")]
@@ -378,15 +382,15 @@ def test_a_route_without_memory_for_its_answer_is_503(
 @pytest.mark.parametrize(
     ("guard", "method"),
     [
-        ("admission", "refusal"),
-        ("uploads", "refusal"),
-        ("sessions", "open"),
-        ("sessions", "amend"),
+        (Admission, "enter"),
+        (UploadCap, "enter"),
+        (Sessions, "enter"),
+        (Sessions, "amend"),
     ],
 )
 @pytest.mark.parametrize("app", [plain, streaming])
 def test_a_rule_that_protects_refuses_where_it_fails(
-    guard: str,
+    guard: type[Guard],
     method: str,
     error: type[Exception],
     app: Any,
@@ -398,7 +402,7 @@ def test_a_rule_that_protects_refuses_where_it_fails(
 
     wrapped = LowMemory(app)
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(wrapped._pipeline, guard), method, broken)
+        patch.setattr(guard, method, broken)
         for _ in range(2):
             assert retried(call(wrapped, make_environ(), strict=True)) == (503, "2")
     tracebacks = [record for record in caplog.records if record.exc_info]

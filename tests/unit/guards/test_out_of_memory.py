@@ -473,7 +473,7 @@ class Site:
 
     def use(self, share: float, level: str) -> None:
         """Memory is this share of critical, and at this level."""
-        critical = self.runtime.monitor.thresholds[1]
+        critical = self.runtime.levels.critical
         self.runtime._keep_ceiling(
             Usage(int(share * critical), critical * 9 // 8, "process"), level
         )

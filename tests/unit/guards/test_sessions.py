@@ -82,15 +82,15 @@ def stamped(envelope: str, *, name: str = "session", age: int = 0, key: bytes = 
 def opened(header: str, sessions: Sessions | None = None) -> str | None:
     """The Cookie header that the app gets, where the client sends `header`."""
     environ = {"HTTP_COOKIE": header}
-    (sessions or rule()).open(environ)
+    (sessions or rule()).enter(environ)
     return environ.get("HTTP_COOKIE")
 
 
 def answered(sessions: Sessions, headers: Headers, *, cookie: str = "", path: str = "/") -> Headers:
     """The headers that the client gets, where the app answers with `headers`."""
     environ = {"PATH_INFO": path, "HTTP_COOKIE": cookie}
-    sessions.open(environ)
-    return sessions.amend(environ, headers)
+    sessions.enter(environ)
+    return sessions.amend(environ, "200 OK", headers)
 
 
 def set_cookies(headers: Iterable[tuple[str, str]]) -> list[str]:
@@ -124,9 +124,9 @@ class Site:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: Headers, exc_info: Any = None) -> Any:
-            return start_response(status, self.sessions.amend(environ, headers), exc_info)
+            return start_response(status, self.sessions.amend(environ, "200 OK", headers), exc_info)
 
-        self.sessions.open(environ)
+        self.sessions.enter(environ)
         return self.app(environ, start)
 
 
@@ -357,7 +357,7 @@ def test_a_cookie_that_does_not_open_is_taken_out_counted_and_logged(
         "PATH_INFO": "/orders",
         "HTTP_COOKIE": f"a=1; session={envelope}; b=2",
     }
-    sessions.open(environ)
+    sessions.enter(environ)
     assert environ["HTTP_COOKIE"] == "a=1; b=2"
     assert counted == ["sessions_expired"]
     (line,) = caplog.messages
@@ -408,7 +408,7 @@ def test_another_cookie_beside_a_session_keeps_every_byte(other: str) -> None:
 def test_a_header_without_a_session_is_not_touched_at_all() -> None:
     header = " a=1 ;b = 2;; c\t;session_of_mine=3 "
     environ = {"HTTP_COOKIE": header}
-    rule(keys=()).open(environ)
+    rule(keys=()).enter(environ)
     assert environ == {"HTTP_COOKIE": header}
 
 
@@ -417,9 +417,9 @@ def test_several_sessions_in_one_request_and_its_response() -> None:
     b = sealed("b", "sessionid", attributes="Path=/", age=100)
     environ = {"PATH_INFO": "/", "HTTP_COOKIE": f"session={a}; x=1; sessionid={b}"}
     sessions = rule()
-    sessions.open(environ)
+    sessions.enter(environ)
     assert environ["HTTP_COOKIE"] == "session=a; x=1; sessionid=b"
-    headers = sessions.amend(environ, [("Set-Cookie", "sessionid=c; Path=/")])
+    headers = sessions.amend(environ, "200 OK", [("Set-Cookie", "sessionid=c; Path=/")])
     # The one that the app has set gets no stamp; the other does.
     assert [pair(header) for header in set_cookies(headers)] == [
         f"sessionid={sealed('c', 'sessionid', attributes='Path=/')}",
@@ -439,7 +439,7 @@ def test_one_of_two_sessions_can_end_alone() -> None:
 
 def test_a_request_whose_only_cookie_does_not_open_has_no_cookie_header() -> None:
     environ: dict[str, Any] = {"HTTP_COOKIE": "session=bare"}
-    rule().open(environ)
+    rule().enter(environ)
     assert environ == {}
 
 
@@ -487,7 +487,7 @@ cookie_headers = octets | headers_of(st.sampled_from([*PIECES, *LATIN_1]) | octe
 @given(header=cookie_headers)
 def test_no_framework_sees_a_session_that_was_not_sealed(header: str) -> None:
     environ = {"HTTP_COOKIE": header}
-    rule().open(environ)
+    rule().enter(environ)
     for read in READERS:
         try:
             cookies = read(environ)
@@ -501,7 +501,7 @@ def test_no_framework_sees_a_session_that_was_not_sealed(header: str) -> None:
 def test_no_request_becomes_unreadable(header: str) -> None:
     environ = {"HTTP_COOKIE": header}
     by_werkzeug(environ)
-    rule().open(environ)
+    rule().enter(environ)
     by_werkzeug(environ)  # raises for what is not UTF-8
 
 
@@ -729,9 +729,9 @@ def test_a_response_slower_than_a_tenth_of_the_lifetime_carries_no_stamp(
     clock = Clock()
     sessions = rule(clock)
     environ = {"PATH_INFO": "/", "HTTP_COOKIE": USED}
-    sessions.open(environ)
+    sessions.enter(environ)
     clock.now += seconds
-    assert len(set_cookies(sessions.amend(environ, []))) == renewed
+    assert len(set_cookies(sessions.amend(environ, "200 OK", []))) == renewed
 
 
 OLD = sealed("ana", attributes="Path=/", age=5000)
@@ -930,5 +930,5 @@ def test_no_byte_before_the_name_hides_a_session_from_us_and_not_from_webob() ->
         if byte in ";\r\n":
             continue
         environ = {"HTTP_COOKIE": f"x{byte}session=bare", "PATH_INFO": "/", "REQUEST_METHOD": "GET"}
-        rule().open(environ)
+        rule().enter(environ)
         assert "session" not in cookies.RequestCookies(environ), repr(byte)

@@ -13,6 +13,9 @@ import pytest
 
 from helpers.wsgi import Response, call, make_environ, validated
 from lowmem_wsgi import LowMemory
+from lowmem_wsgi.guards.static_cache import StaticFiles
+from lowmem_wsgi.memory.gc_runner import GcRunner
+from lowmem_wsgi.workers.lifecycle import Worker
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -383,14 +386,13 @@ def test_two_wrapped_apps_in_one_process_keep_their_own_settings() -> None:
 def test_a_failure_of_ours_that_protects_nobody_is_logged_once_and_the_request_goes_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrapped = LowMemory(plain)
-
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(wrapped.worker, "began", broken)
-    monkeypatch.setattr(wrapped._pipeline.static_cache, "amend", broken)
-    monkeypatch.setattr(wrapped._pipeline, "after_request", broken)
+    monkeypatch.setattr(Worker, "began", broken)
+    monkeypatch.setattr(StaticFiles, "amend", broken)
+    monkeypatch.setattr(GcRunner, "after_request", broken)
+    wrapped = LowMemory(plain)
     for _ in range(3):
         assert call(wrapped, make_environ()).body == b"hello"
     assert wrapped.runtime.in_flight.count() == 0

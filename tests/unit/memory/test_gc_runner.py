@@ -349,7 +349,7 @@ def test_requests_that_overlap_share_a_run_and_the_last_one_makes_its_own() -> N
     gaps = [later - sooner for sooner, later in itertools.pairwise(moments)]
     assert gaps == pytest.approx([6 * 0.0011] * 3)
     collector.after_request(lambda: 0)
-    assert len(moments) == 4
+    assert len(moments) == 5
 
 
 def test_requests_one_after_another_share_no_run() -> None:

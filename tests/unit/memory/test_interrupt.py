@@ -340,7 +340,7 @@ class Loop:
         while not self.stop:
             try:
                 self._compute()
-            except MemoryError as error:  # noqa: PERF203
+            except MemoryError as error:
                 self.caught.append(error.with_traceback(None))
 
     def _compute(self) -> None:

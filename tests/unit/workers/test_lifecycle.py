@@ -91,22 +91,16 @@ class Flying(dict[object, int]):
 class Engine:
     """As much of one as a crew asks for, where memory and time are the test's."""
 
-    def __init__(self, clock: Clock, kills: int | None = None) -> None:
-        self.ceiling = self.monitor = self.memory = self.cleanups = self.gc_runner = self
+    def __init__(self, clock: Clock) -> None:
+        self.in_flight = Flying()
         self.attribution = Attribution(lambda: 0)
         self.counted = {"requests": 0.0}
-        self.interrupt = Interrupt(self.work, now=clock)
-        self.in_flight = Flying()
-        self.thresholds = (WARN_AT, CRITICAL_AT)
+        self.interrupt = Interrupt(lambda: self.in_flight, now=clock)
         self.room: int | None = None
         self.holes = 0
         self.hits = 0
         self.hit_at: float | None = None
         self.clock = clock
-        self.kills = lambda: kills
-
-    def work(self) -> Flying:
-        return self.in_flight
 
     def attribute(self) -> None: ...
 
@@ -123,6 +117,29 @@ class Engine:
         if self.hit_at is None:
             return 0.0 if self.hits else None
         return self.clock.now - self.hit_at
+
+
+def life_of(
+    engine: Engine,
+    find: Callable[[], Server | None],
+    *,
+    levels: Levels | None = None,
+    kills: int | None = None,
+    **settings: Any,
+) -> LifeCycle:
+    return LifeCycle(
+        Settings.load(settings, {}),
+        runtime.pages,
+        levels=levels or Levels(WARN_AT, CRITICAL_AT),
+        ceiling=engine,  # type: ignore[arg-type]
+        interrupt=engine.interrupt,
+        in_flight=engine.in_flight,  # type: ignore[arg-type]
+        gc_runner=engine,  # type: ignore[arg-type]
+        counts=engine.counts,
+        kills=lambda: kills,
+        now=engine.clock,
+        find=find,
+    )
 
 
 class Worker:
@@ -146,18 +163,15 @@ class Worker:
         self.clock = clock or Clock()
         self.process = Process(rss * MB)
         self.rest = rest
-        self.runtime = Engine(self.clock, kills)
+        self.runtime = Engine(self.clock)
+        self.in_flight = self.runtime.in_flight
+        self.levels = Levels(WARN_AT, CRITICAL_AT)
         self.replaced: list[bool] = []
         self.server = Server("Fake", os.getpid(), size, self.replaced.append) if served else None
-        self.worker = LifeCycle(
-            Settings.load(settings, {}),
-            self.runtime,  # type: ignore[arg-type]
-            runtime.pages,
-            now=self.clock,
-            find=lambda: self.server,
+        self.worker = life_of(
+            self.runtime, lambda: self.server, levels=self.levels, kills=kills, **settings
         )
         self.worker._rss = Rss(self.process)  # type: ignore[assignment]
-        self.levels = Levels(WARN_AT, CRITICAL_AT)
         if started:
             self.worker.start()
         self.worker._initial_uss = 20 * MB
@@ -168,9 +182,9 @@ class Worker:
         return runtime.pages.page
 
     @property
-    def slot(self) -> Seen:
-        assert self.worker.slot is not None
-        seen = self.page.read(self.worker.slot.index)
+    def seen(self) -> Seen:
+        assert self.worker.record is not None
+        seen = self.page.read(self.worker.record.index)
         assert seen is not None
         return seen
 
@@ -178,14 +192,24 @@ class Worker:
     def level(self) -> str:
         return self.levels.level
 
+    def began(self, path: str) -> int:
+        assert self.worker.record is not None
+        return self.worker.record.began("GET", path)
+
+    def asked(self, path: str) -> None:
+        """A request came and went."""
+        place = self.began(path)
+        assert self.worker.record is not None
+        self.worker.record.ended(place)
+
     def live(self, seconds: float, grow: float = 0.0, until: Callable[[], object] = bool) -> None:
         """So long, growing by so many MB a second, a tenth of that a request; until something
         holds."""
         end = self.clock.now + seconds
         while self.clock.now < end and not until():
             self.clock.now += 0.1
-            if grow and self.worker.slot is not None:
-                self.worker.ended(self.worker.began("GET", "/leak"))
+            if grow and self.worker.record is not None:
+                self.asked("/leak")
             self.process.rss += int(grow * MB / 10)
             self.look()
 
@@ -227,10 +251,10 @@ def test_a_worker_that_leaks_is_replaced_once_and_says_so(
 ) -> None:
     worker = Worker()
     worker.live(60, grow=20, until=lambda: worker.replaced)
-    requests = f"in {worker.slot.requests} requests"
+    requests = f"in {worker.seen.requests} requests"
     worker.live(20, grow=20)
     assert worker.replaced == [False]
-    assert worker.slot.state == RETIRING
+    assert worker.seen.state == RETIRING
     (line,) = lines(caplog)
     for part in ("♻️ recycled at", "of 512 MB", "from 50 MB", requests, "LOWMEM_RECYCLE"):
         assert part in line
@@ -315,7 +339,7 @@ def test_nobody_is_replaced_where_that_is_off() -> None:
     worker = Worker(recycle="off")
     worker.live(60, grow=20)
     assert worker.level == CRITICAL
-    assert (worker.replaced, worker.slot.state) == ([], READY)
+    assert (worker.replaced, worker.seen.state) == ([], READY)
 
 
 def test_where_the_server_cannot_do_it_one_line_says_so(
@@ -326,7 +350,7 @@ def test_where_the_server_cannot_do_it_one_line_says_so(
     (line,) = lines(caplog)
     assert "cannot replace it" in line
     assert "Gunicorn" in line
-    assert worker.slot.state == READY
+    assert worker.seen.state == READY
     assert not worker.worker.retiring
 
 
@@ -361,7 +385,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
     ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker()
-    worker.runtime.in_flight = Flying(request=0)
+    worker.in_flight.update(request=0)
     worker.live(5)
     # It stands at critical, where it has got at once.
     monkeypatch.setattr(worker.worker, "_lately", lambda now: module.Rates(0.0, 0.0, 0.0))
@@ -370,7 +394,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
     assert worker.level == CRITICAL
     assert worker.replaced == []
     if ends:
-        worker.runtime.in_flight = Flying()
+        worker.in_flight.clear()
         worker.live(0.1)
     else:
         worker.live(0.5)
@@ -379,7 +403,7 @@ def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
 
 def test_a_busy_worker_is_replaced_at_once_where_there_is_no_time() -> None:
     worker = Worker()
-    worker.runtime.in_flight = Flying(request=0)
+    worker.in_flight.update(request=0)
     worker.live(60, grow=30, until=lambda: worker.replaced)
     assert worker.process.rss <= CRITICAL_AT
 
@@ -455,10 +479,10 @@ def test_one_that_a_slow_request_would_keep_is_replaced_while_there_is_room_for_
     worker = Worker()
     worker.live(1)
     if slow:
-        worker.worker.began("GET", "/slow")
+        worker.began("/slow")
     while not worker.replaced and worker.process.rss < LIMIT:
         for _ in range(3):
-            worker.worker.ended(worker.worker.began("GET", "/leaks"))
+            worker.asked("/leaks")
         worker.live(0.1, grow=20)
     assert abs(worker.process.rss - at) <= 5 * MB
 
@@ -467,12 +491,12 @@ def test_what_other_workers_give_back_as_they_end_hides_no_growth() -> None:
     """Of three that leak, one ends every 0.3 s, and this one is never idle."""
     worker = Worker(rest=100)
     worker.live(1)
-    worker.runtime.in_flight = Flying(request=0)
+    worker.in_flight.update(request=0)
     for turn in range(60):
         if worker.replaced:
             break
         worker.rest += -50 if turn % 3 == 2 else 30
-        worker.worker.ended(worker.worker.began("GET", "/leaks"))
+        worker.asked("/leaks")
         worker.live(0.1, grow=100)
     assert worker.replaced == [False]
     assert CRITICAL_AT - 100 * MB < worker.process.rss + worker.rest * MB <= CRITICAL_AT + 10 * MB
@@ -484,7 +508,7 @@ def test_two_large_requests_among_four_are_no_growth() -> None:
     worker.live(1)
     for grown, requests in ((100, 1), (200, 3)):
         for _ in range(requests):
-            worker.worker.ended(worker.worker.began("GET", "/"))
+            worker.asked("/")
         worker.clock.now += 0.05
         worker.process.rss += grown * MB
         worker.look()
@@ -523,8 +547,8 @@ def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
     worker.live(5)
     worker.live(2, grow=600, until=lambda: worker.replaced)
     assert worker.replaced == [at_once]
-    assert worker.slot.state == (REPLACED if at_once else RETIRING)
-    assert worker.slot.replaced is at_once
+    assert worker.seen.state == (REPLACED if at_once else RETIRING)
+    assert worker.seen.replaced is at_once
 
 
 def test_a_worker_that_is_on_its_way_out_acts_no_more() -> None:
@@ -735,7 +759,7 @@ def test_without_a_place_it_goes_on() -> None:
         neighbour(page, place)
     worker = Worker(served=False)
     assert len(page.taken()) == PLACES
-    worker.worker.ended(worker.worker.began("GET", "/"))
+    worker.asked("/")
     worker.live(60, grow=20)
     worker.worker.abort()
     worker.worker.leave()
@@ -769,16 +793,16 @@ def test_apps_beside_each_other_are_one_crew() -> None:
 @needs_fork
 def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None:
     worker = Worker()
-    worker.worker.began("GET", "/parent")
+    worker.began("/parent")
 
     def fork() -> None:
         worker.worker.leave()
         worker.worker.give_up()
         worker.worker.after_fork()
-        assert worker.worker.began("GET", "/") == -1
+        assert worker.worker.record is None
         worker.worker.start()
         worker.worker._rss = Rss(worker.process)  # type: ignore[assignment]
-        worker.worker.began("GET", "/child")
+        worker.began("/child")
 
     with child(fork) as pid:
         found = {seen.pid: seen for seen in worker.page.workers()}
@@ -789,10 +813,11 @@ def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None
 
 def test_what_is_in_flight_when_it_is_aborted_stays_noted() -> None:
     worker = Worker()
-    place = worker.worker.began("GET", "/hangs")
+    place = worker.began("/hangs")
     worker.worker.abort()
-    worker.worker.ended(place)
-    assert [flight.what for flight in worker.slot.flights] == ["GET /hangs"]
+    assert worker.worker.record is not None
+    worker.worker.record.ended(place)
+    assert [flight.what for flight in worker.seen.flights] == ["GET /hangs"]
 
 
 def test_the_page_is_in_the_runtime_directory_and_those_of_dead_servers_are_not(
@@ -861,10 +886,10 @@ def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
 ) -> None:
     worker = Worker()
     if in_flight:
-        worker.worker.began("GET", "/")
-    assert worker.worker.slot is not None
-    worker.worker.slot.enter(state)
-    assert postmortem.left_in_order(worker.slot) is expected
+        worker.began("/")
+    assert worker.worker.record is not None
+    worker.worker.record.enter(state)
+    assert postmortem.left_in_order(worker.seen) is expected
 
 
 def dies(do: Callable[[LifeCycle], object]) -> int:
@@ -873,15 +898,9 @@ def dies(do: Callable[[LifeCycle], object]) -> int:
     server = Server("Fake", os.getpid(), 1, bool)
 
     def work() -> None:
-        life = LifeCycle(
-            Settings.load({}, {}),
-            Engine(Clock()),  # type: ignore[arg-type]
-            runtime.pages,
-            now=Clock(),
-            find=lambda: server,
-        )
+        life = life_of(Engine(Clock()), lambda: server)
         life.start()
-        life.began("GET", "/export")
+        life.record.began("GET", "/export")
         do(life)
 
     with child(work) as pid:
@@ -929,8 +948,8 @@ def test_where_no_master_does_it_the_next_worker_tells_of_the_death(
     "do",
     [
         lambda life: life.leave(),
-        lambda life: (life.ended(REQUEST_PLACE), life.slot.enter(RETIRING)),
-        lambda life: (life.ended(REQUEST_PLACE), life.slot.enter(REPLACED), life.leave()),
+        lambda life: (life.record.ended(REQUEST_PLACE), life.record.enter(RETIRING)),
+        lambda life: (life.record.ended(REQUEST_PLACE), life.record.enter(REPLACED), life.leave()),
     ],
     ids=["left", "was replaced", "was replaced and left"],
 )
@@ -953,7 +972,7 @@ def test_one_that_was_killed_while_it_finished_its_requests_is_told_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     Worker().gone()
-    dies(lambda life: life.slot is not None and life.slot.enter(RETIRING))
+    dies(lambda life: life.record is not None and life.record.enter(RETIRING))
     Worker()
     (line,) = lines(caplog)
     assert "GET /export" in line
@@ -1111,8 +1130,8 @@ def test_a_master_hears_whether_another_was_started_in_its_place(
     runtime.pages.lay_out()
 
     def leaves(life: LifeCycle) -> None:
-        assert life.slot is not None
-        life.slot.enter(state)
+        assert life.record is not None
+        life.record.enter(state)
         life.leave()
 
     pid = forked_worker(leaves)
@@ -1141,9 +1160,9 @@ def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
     runtime.pages.lay_out()
 
     def ends(life: LifeCycle) -> None:
-        assert life.slot is not None
+        assert life.record is not None
         runtime.pages.page.retires(5000.0)
-        life.slot.enter(state)
+        life.record.enter(state)
         if leaves:
             life.leave()
 
@@ -1196,13 +1215,7 @@ def test_a_worker_has_its_server_start_the_others(within: bool) -> None:
     """Within: its first request is served by one of them."""
     submitted: list[object] = []
     server = Server("Fake", os.getpid(), 1, bool, 3, submitted.append)
-    life = LifeCycle(
-        Settings.load({}, {}),
-        Engine(Clock()),  # type: ignore[arg-type]
-        runtime.pages,
-        now=Clock(),
-        find=lambda: server,
-    )
+    life = life_of(Engine(Clock()), lambda: server)
     if within:
         thread = threading.Thread(target=life.start)
         thread.start()
