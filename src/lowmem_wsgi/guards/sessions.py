@@ -165,13 +165,13 @@ class Sessions(Guard):
 
     def amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
         """The response's headers, the app's session cookies in envelopes, stamps for used ones."""
-        asked_at, opened, stamps = environ.get(OPENED) or _NOTHING
         setting = False
         for name, value in headers:  # for most responses all there is to do: no generator
             if len(name) == SET_COOKIE and name.lower() == "set-cookie":
                 setting = setting or set_cookie.parse(value)[0] in self._names
-        if not opened and not setting:
+        if not setting and OPENED not in environ:
             return headers
+        asked_at, opened, stamps = environ.get(OPENED, _NOTHING)
         now = self._clock()
         keys = self._keys_at(now)
         if not keys:

@@ -43,9 +43,9 @@ def declared_length(environ: WSGIEnvironment) -> int | None:
 
 def may_have_undeclared_body(environ: WSGIEnvironment) -> bool:
     """HTTP/1 frames a body by Content-Length or Transfer-Encoding alone (RFC 9112 §6)."""
-    return "HTTP_TRANSFER_ENCODING" in environ or not str(
-        environ.get("SERVER_PROTOCOL", "HTTP/1.1")
-    ).startswith("HTTP/1.")
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        return True
+    return "SERVER_PROTOCOL" in environ and environ["SERVER_PROTOCOL"][:7] != "HTTP/1."
 
 
 class Body(io.BufferedIOBase):

@@ -331,23 +331,17 @@ class SizedStream(Stream):
         return len(self.result)  # type: ignore[arg-type]
 
 
-class Whole:
-    """A list or tuple of chunks."""
+class Whole(list[bytes]):
+    """A response whose chunks are all there."""
 
-    __slots__ = ("_chunks", "_exchange")
+    __slots__ = ("_exchange",)
 
-    def __init__(self, exchange: Exchange, chunks: Any) -> None:
+    def __init__(self, exchange: Exchange, chunks: Iterable[bytes]) -> None:
+        list.__init__(self, chunks)
         self._exchange = exchange
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
-
-    def __len__(self) -> int:
-        return len(self._chunks)
 
     def close(self) -> None:
-        self._chunks = ()
+        self.clear()
         self._exchange.close()
 
 

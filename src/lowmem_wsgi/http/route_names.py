@@ -41,12 +41,11 @@ class Names:
         self, environ: WSGIEnvironment, status: str | None, route: str | None = None
     ) -> str:
         # By what came, so that the way to a name is gone once.
-        method = environ.get("REQUEST_METHOD", "")
+        get = environ.get
         if route is None:
-            path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+            came = f"{get('REQUEST_METHOD', '')} {get('SCRIPT_NAME', '')}{get('PATH_INFO', '')}"
         else:
-            path = route
-        came = f"{method} {path}"
+            came = f"{get('REQUEST_METHOD', '')} {route}"
         return self._known.get(came) or self._named(came, environ, status, route)
 
     def _named(

@@ -312,7 +312,7 @@ class GcRunner:
         # A real pass sets the count of new objects to nothing, and what finalizers make then is
         # less than there was. One that is asked for while another thread's collection is in a
         # finalizer does nothing, and the count stands. (The sets see to it that there is one.)
-        _new = set(), set(), set(), set(), set(), set(), set(), set()  # type: ignore[var-annotated]
+        _new = set(), set(), set()  # type: ignore[var-annotated]
         before = gc.get_count()[0]
         self.collected += gc.collect()
         if gc.get_count()[0] >= before:

@@ -285,6 +285,10 @@ class Worker:
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
         """Whether it is worth a closer look: away from ok, or soon to be."""
+        early = level == OK and usage.used < self._levels.critical / 2
+        if early and self._ceiling.hit_since() is None:  # then nothing of Situation.pressed holds
+            self._eased_at = self._now()
+            return False
         rates = self._lately(self._now())
         soon = (
             usage.used + rates.used * SLOWLY >= self._levels.critical or self._left(rates) <= SLOWLY

@@ -136,6 +136,7 @@ class WorkerRecord:
         self._counted = dict.fromkeys(NAMES, 0.0)
         self._shown = dict(inherited)  # what each counter showed at the last flush
         self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
+        self._requests_at = [at + REQUESTS_AT + place * REQUEST.size for place in range(REQUESTS)]
         self._frozen = False
         self._point, self._pointed = 0, 0.0
         self.index = index
@@ -157,19 +158,13 @@ class WorkerRecord:
             place = self._free.popitem()[0]
         except KeyError:
             return -1
-        REQUEST.pack_into(
-            self._map,
-            self._at + REQUESTS_AT + place * REQUEST.size,
-            now,
-            self.rss,
-            what,  # the bytes that came
-        )
+        REQUEST.pack_into(self._map, self._requests_at[place], now, self.rss, what)
         return place
 
     def ended(self, place: int) -> None:
         """The request that has this place is over. Harmless when repeated."""
         if place >= 0 and not self._frozen:
-            at = self._at + REQUESTS_AT + place * REQUEST.size
+            at = self._requests_at[place]
             self._map[at : at + 8] = NOBODY
             self._free[place] = None
 

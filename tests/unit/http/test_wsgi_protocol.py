@@ -15,7 +15,7 @@ from helpers.wsgi import Response, call, make_environ, validated
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards.static_cache import StaticFiles
 from lowmem_wsgi.memory.gc_runner import GcRunner
-from lowmem_wsgi.workers.lifecycle import Worker
+from lowmem_wsgi.workers.record import WorkerRecord
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -389,7 +389,7 @@ def test_a_failure_of_ours_that_protects_nobody_is_logged_once_and_the_request_g
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Worker, "began", broken)
+    monkeypatch.setattr(WorkerRecord, "began", broken)
     monkeypatch.setattr(StaticFiles, "amend", broken)
     monkeypatch.setattr(GcRunner, "after_request", broken)
     wrapped = LowMemory(plain)
