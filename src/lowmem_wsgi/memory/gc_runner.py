@@ -23,6 +23,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from threading import get_ident
 
 from ..settings import MB
 from ..system.malloc import find_in_use, malloc_trim
@@ -42,6 +43,8 @@ MOST_RUNS = 10
 # after the last one. Every run also looks at what the others hold, and with three in flight that
 # took longer than all else that LowMemory does for a request.
 SHARED_WITHIN = 0.006
+# New objects, so many that a pass is seen by their count.
+FEW = 8
 # The first requests fill caches and import modules: freeze after runs 1, 2, 4, 8 ... 64.
 WARM_UP = frozenset(1 << power for power in range(7))
 
@@ -136,7 +139,7 @@ class GcRunner:
         SHARED_WITHIN seconds of one while others are in flight, share the next one.
         """
         self._wanted = True
-        if self._owner == threading.get_ident():
+        if self._owner == get_ident():
             return  # in a finalizer that a pass has called
         if in_flight() and self._now() - self._ran_at < SHARED_WITHIN:
             self._owe()
@@ -166,10 +169,10 @@ class GcRunner:
         # So one of the two always sees it, and nobody waits. Nor is one thread kept for ever: what
         # it leaves after MOST_RUNS, or to be shared, the next request does, or `catch_up`.
         for _ in range(MOST_RUNS):
-            if not self._wanted or not self._running.acquire(blocking=False):
+            if not self._wanted or not self._running.acquire(False):
                 return
             try:
-                self._owner = threading.get_ident()
+                self._owner = get_ident()
                 self._wanted = False
                 self._run(in_flight)
             finally:
@@ -233,7 +236,7 @@ class GcRunner:
     def _alone(self, action: Callable[[], object]) -> None:
         """Do it while no run is under way. From within one (a finalizer, a signal handler) it is
         left undone: it would wait for itself."""
-        if self._owner == threading.get_ident():
+        if self._owner == get_ident():
             return
         running = self._running
         while not running.acquire(timeout=0.005):
@@ -241,7 +244,7 @@ class GcRunner:
             # who holds it this one: let it go on.
             time.sleep(0.001)
         try:
-            self._owner = threading.get_ident()
+            self._owner = get_ident()
             action()
         finally:
             self._owner = 0
@@ -252,7 +255,7 @@ class GcRunner:
         """Do it now or not at all: who asks has something else to do."""
         if self._running.acquire(blocking=False):
             try:
-                self._owner = threading.get_ident()
+                self._owner = get_ident()
                 action()
             finally:
                 self._owner = 0
@@ -309,17 +312,20 @@ class GcRunner:
     def _collect(self) -> None:
         if not self.passes:
             return
-        # A real pass sets the count of new objects to nothing, and what finalizers make then is
-        # less than there was. One that is asked for while another thread's collection is in a
-        # finalizer does nothing, and the count stands. (The sets see to it that there is one.)
-        _new = set(), set(), set()  # type: ignore[var-annotated]
+        # A real pass sets the count of new objects to nothing. One that is asked for while another
+        # thread's collection is in a finalizer does nothing, and the count stands. A pass's own
+        # finalizers and callbacks make a few as well: so there must have been more than a few.
         before = gc.get_count()[0]
-        self.collected += gc.collect()
+        if before < FEW:
+            _new = set(), set(), set(), set(), set(), set(), set(), set()  # type: ignore[var-annotated]
+            before += FEW
+        found = gc.collect()
         if gc.get_count()[0] >= before:
             self._insist(self.passes)
-            return
-        for _ in range(self.passes - 1):
-            self.collected += gc.collect()
+        else:
+            for _ in range(self.passes - 1):
+                found += gc.collect()
+        self.collected += found
 
     def _insist(self, passes: int) -> None:
         """So many passes, each made sure of (the statistics cost more than the passes).
