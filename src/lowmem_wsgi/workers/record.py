@@ -31,11 +31,12 @@ NOBODY = bytes(8)
 POINTS, REQUESTS = 16, 8
 POINTS_AT = WORKER.size
 REQUESTS_AT = POINTS_AT + POINTS * POINT.size
-FIGURES_AT = REQUESTS_AT + REQUESTS * REQUEST.size
+RECORD_SIZE = REQUESTS_AT + REQUESTS * REQUEST.size
+RECORDS_AT = 1024
+# What a worker counts is kept apart from its record: whoever looks for workers touches the records
+# alone, which are a few pages.
 SIDE_SIZE = LENGTH.size + WHO.size + FIGURES_SIZE
 SIDES_SIZE = 8 + 2 * SIDE_SIZE
-RECORD_SIZE = FIGURES_AT + SIDES_SIZE
-RECORDS_AT = 1024
 
 # Readings closer together (seconds) than this share a point: the points span some seconds.
 APART = 0.25
@@ -117,6 +118,8 @@ class TwoSides:
 class WorkerRecord:
     """What a worker writes of itself, at `index` of the page; -1 where it has found no place.
 
+    `at`: where its record begins in `page`; `figures_at`: where its figures do.
+
     `began` and `ended` are on the path of every request.
     """
 
@@ -124,6 +127,7 @@ class WorkerRecord:
         self,
         page: mmap.mmap | bytearray,
         at: int,
+        figures_at: int,
         index: int,
         rss: int,
         inherited: Mapping[str, float],
@@ -132,7 +136,7 @@ class WorkerRecord:
         self._map = page
         self._at = at
         self._now = now
-        self._figures = TwoSides(page, at + FIGURES_AT)
+        self._figures = TwoSides(page, figures_at)
         self._counted = dict.fromkeys(NAMES, 0.0)
         self._shown = dict(inherited)  # what each counter showed at the last flush
         self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
@@ -235,7 +239,7 @@ def read_record(page: mmap.mmap, place: int) -> Seen | None:
     points = POINT.iter_unpack(page[at + POINTS_AT : at + REQUESTS_AT])
     flights = [
         Flight(what.rstrip(b"\0").decode("utf-8", "replace"), begun, then)
-        for begun, then, what in REQUEST.iter_unpack(page[at + REQUESTS_AT : at + FIGURES_AT])
+        for begun, then, what in REQUEST.iter_unpack(page[at + REQUESTS_AT : at + RECORD_SIZE])
         if begun
     ]
     return Seen(

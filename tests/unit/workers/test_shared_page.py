@@ -709,3 +709,21 @@ def depth() -> int:
     while frame is not None:
         frame, found = frame.f_back, found + 1  # type: ignore[assignment]
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/smaps is Linux's")
+def test_a_page_in_use_takes_little_memory(tmp_path: Path) -> None:
+    page = SharedPage.at(str(tmp_path / "page"))
+    worker = page.claim(50 * MB)
+    for number in range(20):
+        worker.ended(worker.began("GET", f"/{number}"))
+        worker.note(50 * MB, 60 * MB)
+        worker.flush({"requests": number})
+        page.history.point(60 * MB)
+        page.workers()
+        page.figures()
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.endswith(f"{tmp_path}/page"))
+    size = next(line for line in lines[at:] if line.startswith("Rss:")).split()[1]
+    page.close()
+    assert int(size) <= 160
