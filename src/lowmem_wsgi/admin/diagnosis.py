@@ -82,16 +82,16 @@ def died(document: Document) -> Iterable[Finding]:
     death = document["last_death"]
     if not death or not -60 < _ago(document, death) < RECENT:
         return
-    size, flights = death["rss_bytes"], death["in_flight"]
+    size, in_flight = death["rss_bytes"], death["in_flight"]
     if death["cause"] != "OOM kill":
         said = f"Worker {death['pid']} died at {format_size(size)} ({death['cause']})"
-        yield Finding(size, f"{said}, with {_routes(flights) or 'nothing'} in flight.")
+        yield Finding(size, f"{said}, with {_routes(in_flight) or 'nothing'} in flight.")
         return
     said = f"Worker {death['pid']} was killed by the kernel at {format_size(size)}"
-    grown = max((flight["grown_bytes"] for flight in flights), default=0)
-    eaters = [flight for flight in flights if flight["grown_bytes"] >= grown / 2]
+    grown = max((request["grown_bytes"] for request in in_flight), default=0)
+    eaters = [request for request in in_flight if request["grown_bytes"] >= grown / 2]
     if grown < _limit(document) * LEAK_SHARE:
-        said += f", with {_routes(flights) or 'nothing'} in flight."
+        said += f", with {_routes(in_flight) or 'nothing'} in flight."
     elif len(eaters) > 1:
         said += f"; it grew by {format_size(grown)} while {_routes(eaters)} were in flight."
     else:
@@ -107,11 +107,11 @@ def died(document: Document) -> Iterable[Finding]:
 def eating_now(document: Document) -> Iterable[Finding]:
     """A request in flight has most of what has grown."""
     for worker in document["workers"]:
-        flights = worker["in_flight"]
-        grown = max((flight["grown_bytes"] for flight in flights), default=0)
+        in_flight = worker["in_flight"]
+        grown = max((request["grown_bytes"] for request in in_flight), default=0)
         if grown < _limit(document) * WORST_SHARE:
             continue
-        eaters = [flight for flight in flights if flight["grown_bytes"] >= grown / 2]
+        eaters = [request for request in in_flight if request["grown_bytes"] >= grown / 2]
         kept = worker.get("held_bytes") or 0
         if len(eaters) > 1:
             said = (
@@ -131,7 +131,7 @@ def eating_now(document: Document) -> Iterable[Finding]:
 def does_not_fit(document: Document) -> Iterable[Finding]:
     """More workers than there is room for, as large as they are without a request."""
     workers = [worker for worker in _workers(document) if worker["state"] == "ready"]
-    grown = [flight["grown_bytes"] for worker in workers for flight in worker["in_flight"]]
+    grown = [request["grown_bytes"] for worker in workers for request in worker["in_flight"]]
     if len(workers) < 2 or max(grown, default=0) >= PAYS or [*outside(document)]:
         return  # that is why
     if any(not _is_full(row) for row in _growing(document)) and [*leaks(document)]:
@@ -398,8 +398,8 @@ def _workers(document: Document) -> list[dict[str, Any]]:
     return [worker for worker in document["workers"] if worker["role"] == "worker"]
 
 
-def _routes(flights: list[dict[str, Any]]) -> str:
-    return _list([*dict.fromkeys(flight["route"] for flight in flights)], most=3)
+def _routes(in_flight: list[dict[str, Any]]) -> str:
+    return _list([*dict.fromkeys(request["route"] for request in in_flight)], most=3)
 
 
 def _requests(count: int) -> str:

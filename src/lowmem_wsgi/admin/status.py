@@ -262,11 +262,11 @@ def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[
         "born_bytes": seen.born_rss,
         "in_flight": [
             {
-                "route": flight.what,
-                "seconds": round(now - flight.begun, 3),
-                "grown_bytes": max(0, seen.rss - flight.rss),
+                "route": request.what,
+                "seconds": round(now - request.begun, 3),
+                "grown_bytes": max(0, seen.rss - request.rss),
             }
-            for flight in seen.flights
+            for request in seen.in_flight
         ],
     }
 

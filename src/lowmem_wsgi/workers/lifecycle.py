@@ -348,7 +348,7 @@ class Worker:
             hit_since=ceiling.hit_since(),
             full=ceiling.met_by_all(),
             holes=ceiling.holes,
-            slow=any(now - flight.begun > SLOW for flight in own.flights) if own else False,
+            slow=any(now - request.begun > SLOW for request in own.in_flight) if own else False,
             in_vain=page.in_vain,
         )
 

@@ -23,7 +23,7 @@ def cause(*, timed_out: bool, killed: bool, orderly: bool) -> str | None:
 
 
 def left_in_order(seen: Seen) -> bool:
-    return bool(seen.state & GONE) or (seen.state != READY and not seen.flights)
+    return bool(seen.state & GONE) or (seen.state != READY and not seen.in_flight)
 
 
 def completed(seen: Seen, peak: int, limit: int, *, now: float | None = None) -> Seen:
@@ -60,26 +60,26 @@ def describe(seen: Seen, why: str, now: float) -> dict[str, Any]:
         "seconds": round(last[0] - first[0], 3),
         "in_flight": [
             {
-                "route": flight.what,
-                "seconds": round(now - flight.begun, 3),
-                "grown_bytes": max(0, seen.rss - flight.rss),
+                "route": request.what,
+                "seconds": round(now - request.begun, 3),
+                "grown_bytes": max(0, seen.rss - request.rss),
             }
-            for flight in seen.flights
+            for request in seen.in_flight
         ],
     }
 
 
 def sentence(death: dict[str, Any]) -> str:
     """The death for the log."""
-    flights = [
-        f"{log.printable(flight['route'])} (for {flight['seconds']:.1f} s, the worker grew "
-        f"{format_size(flight['grown_bytes'])} meanwhile)"
-        for flight in death["in_flight"]
+    in_flight = [
+        f"{log.printable(request['route'])} (for {request['seconds']:.1f} s, the worker grew "
+        f"{format_size(request['grown_bytes'])} meanwhile)"
+        for request in death["in_flight"]
     ]
     before, then = (format_size(death[name]) for name in ("used_before_bytes", "used_bytes"))
     return (
         f"worker {death['pid']} died: {death['cause']}. "
-        f"In flight: {', '.join(flights) or 'nothing'}. "
+        f"In flight: {', '.join(in_flight) or 'nothing'}. "
         f"Memory, as last seen: {before} → {then} in its last {death['seconds']:.1f} s, "
         f"the worker itself {format_size(death['rss_bytes'])} after {death['age_seconds']:.0f} s; "
         f"requests: {death['requests']}"

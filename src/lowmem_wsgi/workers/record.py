@@ -42,7 +42,7 @@ SIDES_SIZE = 8 + 2 * SIDE_SIZE
 APART = 0.25
 
 
-class Flight(NamedTuple):
+class RequestSeen(NamedTuple):
     """A request in flight: what, since when (monotonic seconds), the worker's RSS then."""
 
     what: str
@@ -62,7 +62,7 @@ class Seen(NamedTuple):
     rss: int
     requests: int
     points: list[tuple[float, int, int]]
-    flights: list[Flight]
+    in_flight: list[RequestSeen]
 
     def grew(self, since: float, noise: int = 4 * MB) -> bool:
         """Whether its RSS has grown since then (monotonic seconds)."""
@@ -71,12 +71,12 @@ class Seen(NamedTuple):
 
     def takes_room(self, since: float) -> bool:
         """Whether it is at work; or ending, and what it has in flight still grows."""
-        return self.state == READY or (bool(self.flights) and self.grew(since))
+        return self.state == READY or (bool(self.in_flight) and self.grew(since))
 
     @property
     def eaten(self) -> int:
         """By how many bytes it grew during requests that are in flight."""
-        return max((self.rss - flight.rss for flight in self.flights), default=0)
+        return max((self.rss - request.rss for request in self.in_flight), default=0)
 
     @property
     def ready(self) -> bool:
@@ -237,13 +237,13 @@ def read_record(page: mmap.mmap, place: int) -> Seen | None:
     if not pid:
         return None
     points = POINT.iter_unpack(page[at + POINTS_AT : at + REQUESTS_AT])
-    flights = [
-        Flight(what.rstrip(b"\0").decode("utf-8", "replace"), begun, then)
+    in_flight = [
+        RequestSeen(what.rstrip(b"\0").decode("utf-8", "replace"), begun, then)
         for begun, then, what in REQUEST.iter_unpack(page[at + REQUESTS_AT : at + RECORD_SIZE])
         if begun
     ]
     return Seen(
         *(place, pid, state, born, seen, born_rss, rss, requests),
         points=sorted(point for point in points if point[0]),
-        flights=sorted(flights, key=lambda flight: flight.begun),
+        in_flight=sorted(in_flight, key=lambda request: request.begun),
     )

@@ -209,9 +209,9 @@ class SharedPage:
     def add_death(self, death: dict[str, Any]) -> None:
         import json
 
-        flights = death["in_flight"]
-        while len(text := json.dumps({**death, "in_flight": flights}).encode()) > TEXT:
-            flights = flights[:-1]
+        in_flight = death["in_flight"]
+        while len(text := json.dumps({**death, "in_flight": in_flight}).encode()) > TEXT:
+            in_flight = in_flight[:-1]
         self.map[HEAD.size : HEAD.size + len(text)] = text
         self.change(deaths=self.deaths + 1, length=len(text))
 

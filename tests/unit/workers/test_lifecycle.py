@@ -807,8 +807,8 @@ def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None
     with child(fork) as pid:
         found = {seen.pid: seen for seen in worker.page.workers()}
     assert found[os.getpid()].state == READY
-    assert [flight.what for flight in found[os.getpid()].flights] == ["GET /parent"]
-    assert [flight.what for flight in found[pid].flights] == ["GET /child"]
+    assert [request.what for request in found[os.getpid()].in_flight] == ["GET /parent"]
+    assert [request.what for request in found[pid].in_flight] == ["GET /child"]
 
 
 def test_what_is_in_flight_when_it_is_aborted_stays_noted() -> None:
@@ -817,7 +817,7 @@ def test_what_is_in_flight_when_it_is_aborted_stays_noted() -> None:
     worker.worker.abort()
     assert worker.worker.record is not None
     worker.worker.record.ended(place)
-    assert [flight.what for flight in worker.seen.flights] == ["GET /hangs"]
+    assert [request.what for request in worker.seen.in_flight] == ["GET /hangs"]
 
 
 def test_the_page_is_in_the_runtime_directory_and_those_of_dead_servers_are_not(

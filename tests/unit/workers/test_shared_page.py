@@ -81,7 +81,7 @@ def test_a_worker_that_has_just_begun_is_on_the_page(page: SharedPage, clock: Cl
     assert (seen.born, seen.at) == (1000.0, 1000.0)
     assert (seen.born_rss, seen.rss, seen.requests) == (50 * MB, 50 * MB, 0)
     assert seen.points == []
-    assert seen.flights == []
+    assert seen.in_flight == []
     assert not seen.replaced
 
 
@@ -93,15 +93,15 @@ def test_requests_are_there_while_they_are_in_flight_oldest_first(
     clock.now += 1
     record.note(70 * MB, 100 * MB)
     second = record.began("POST", "/second")
-    assert only(page).flights == [
+    assert only(page).in_flight == [
         ("GET /first", 1000.0, 50 * MB),
         ("POST /second", 1001.0, 70 * MB),
     ]
     record.ended(first)
-    assert [flight.what for flight in only(page).flights] == ["POST /second"]
+    assert [request.what for request in only(page).in_flight] == ["POST /second"]
     record.ended(second)
     record.note(70 * MB, 100 * MB)
-    assert only(page).flights == []
+    assert only(page).in_flight == []
     assert only(page).requests == 2
 
 
@@ -111,10 +111,10 @@ def test_more_requests_than_there_is_room_for_are_counted_alone(
     record = claimed(page, clock)
     places = [record.began("GET", f"/{number}") for number in range(REQUESTS + 3)]
     assert sorted(places)[:3] == [-1] * 3
-    assert len(only(page).flights) == REQUESTS
+    assert len(only(page).in_flight) == REQUESTS
     for place in places:
         record.ended(place)
-    assert only(page).flights == []
+    assert only(page).in_flight == []
     assert sorted(record.began("GET", "/again") for _ in range(REQUESTS)) == list(range(REQUESTS))
     record.note(MB, MB)
     assert only(page).requests == 2 * REQUESTS + 3
@@ -127,7 +127,7 @@ def test_what_was_in_flight_when_it_was_aborted_stays_whatever_becomes_of_it(
     place = record.began("GET", "/hangs")
     record.freeze()
     record.ended(place)
-    assert [flight.what for flight in only(page).flights] == ["GET /hangs"]
+    assert [request.what for request in only(page).in_flight] == ["GET /hangs"]
 
 
 def test_readings_close_together_share_a_point_and_the_last_ones_are_kept(
@@ -237,7 +237,7 @@ def test_a_record_that_was_freed_holds_nothing_of_who_had_it(
     assert page.taken() == []
     assert page.read(record.index) is None
     claimed(page, clock)
-    assert (only(page).flights, only(page).points) == ([], [])
+    assert (only(page).in_flight, only(page).points) == ([], [])
 
 
 @needs_fork
@@ -252,7 +252,7 @@ def test_what_a_worker_wrote_is_there_after_it_was_killed(page: SharedPage) -> N
         kill(pid)
         seen = only(page)
     assert (seen.pid, seen.rss, seen.state) == (pid, 300 * MB, READY)
-    assert seen.flights[0].what == "GET /report"
+    assert seen.in_flight[0].what == "GET /report"
     assert seen.points[0][1:] == (300 * MB, 500 * MB)
     assert not is_alive(pid)
 
@@ -518,8 +518,8 @@ def test_what_the_kernel_knows_of_the_end_completes_what_was_seen(
     death = postmortem.describe(seen, postmortem.OOM_KILL, clock.now)
     assert (death["rss_bytes"], death["used_bytes"]) == (480 * MB, 512 * MB)
     assert (death["used_before_bytes"], death["seconds"]) == (60 * MB, 0.4)
-    (flight,) = death["in_flight"]
-    assert flight["grown_bytes"] == 440 * MB
+    (request,) = death["in_flight"]
+    assert request["grown_bytes"] == 440 * MB
     assert postmortem.completed(only(page), 0, 0, now=clock.now) == only(page)
 
 
@@ -559,7 +559,7 @@ def test_a_path_that_no_server_could_have_sent_does_no_harm(
     page: SharedPage, clock: Clock, path: str
 ) -> None:
     claimed(page, clock).began("GET", path)
-    assert only(page).flights[0].what == "GET /?"
+    assert only(page).in_flight[0].what == "GET /?"
 
 
 @given(st.lists(st.text(max_size=200), max_size=REQUESTS))
@@ -572,9 +572,9 @@ def test_whatever_the_routes_are_the_last_death_is_kept_and_can_be_read(routes: 
     last = page.last_death
     assert last is not None
     assert {**last, "in_flight": []} == {**death, "in_flight": []}
-    flights = death["in_flight"]
-    assert isinstance(flights, list)
-    assert last["in_flight"] == flights[: len(last["in_flight"])]
+    in_flight = death["in_flight"]
+    assert isinstance(in_flight, list)
+    assert last["in_flight"] == in_flight[: len(last["in_flight"])]
     assert len(json.dumps(last)) <= TEXT
     page.close()
 
