@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, Protocol, TypeVar
 
-from . import log
+from . import log, metrics
 from .http.route_names import by_path
 from .memory import pressure
 from .memory.admission import AdmissionPolicy
@@ -44,9 +44,6 @@ OF_THE_FIRST = (
     *("ceiling", "recycle"),
 )
 
-# What the guards count.
-COUNTED = "uploads_rejected", "sessions_expired", "shed", "out_of_memory"
-
 C = TypeVar("C", bound=pressure.Callback)
 
 
@@ -66,7 +63,7 @@ class Runtime:
         heavy: Callable[[], str] = str,
     ) -> None:
         self.in_flight = InFlight()
-        self.counters = Counters(*COUNTED)
+        self.counters = Counters(*metrics.NAMES)
         self.memory = Memory(settings.memory_limit)
         self.gc_runner = GcRunner(
             passes=0,
@@ -185,8 +182,8 @@ class Runtime:
     def counts(self) -> dict[str, float]:
         """What this process has counted: the apps' requests, runs of the collector, cleanups."""
         return {
-            "requests": self.in_flight.total,
             **self.counters.read(),
+            "requests": self.in_flight.total,
             "gc_runs": self.gc_runner.runs,
             "gc_collected": self.gc_runner.collected,
             "gc_seconds": self.gc_runner.total_seconds,
