@@ -75,6 +75,8 @@ FULL_DUTY = 1 / 50
 class GcRunner:
     """Runs the passes. Thread-safe; `now` is any monotonic clock in seconds."""
 
+    shared_within = SHARED_WITHIN
+
     def __init__(
         self,
         *,

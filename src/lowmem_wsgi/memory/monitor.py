@@ -16,7 +16,7 @@ from ..settings import MB, Settings, format_size, threshold_bytes
 from ..system.procfs import shared_bytes
 from ..system.usage import Usage
 from .cleanup import Cleanup
-from .gc_runner import SHARED_WITHIN, GcRunner
+from .gc_runner import GcRunner
 from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Levels
 from .reading import Memory
 
@@ -212,7 +212,7 @@ class Monitor:
         end = time.monotonic() + pause
         while pause > 0 and not self._nudged and not stop.is_set():
             owing = self._gc_runner.owing
-            self._wake.wait(min(pause, SHARED_WITHIN) if owing else pause)
+            self._wake.wait(min(pause, self._gc_runner.shared_within) if owing else pause)
             self._wake.clear()
             if owing:
                 self._gc_runner.catch_up()
