@@ -389,7 +389,7 @@ class Settings:
     heavy_modules = Setting(
         MODULES,
         "pandas,numpy,matplotlib",
-        "Heavy packages: what they cost is told, and the next two settings act on them.",
+        "Heavy packages: the status says what they cost, and the next two settings act on them.",
     )
     lazy_heavy = Setting(SWITCH, "off", "Import the heavy modules at their first use.", ultra="on")
     purge_modules = Setting(
