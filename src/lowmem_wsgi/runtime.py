@@ -187,8 +187,8 @@ class Runtime:
             "gc_runs": self.gc_runner.runs,
             "gc_collected": self.gc_runner.collected,
             "gc_seconds": self.gc_runner.total_seconds,
-            "gc_freed_bytes": self.gc_runner.freed_bytes,
-            "gc_gave_back": self.gc_runner.gave_back,
+            "gc_freed_bytes": self.gc_runner.trimmer.freed_bytes,
+            "gc_gave_back": self.gc_runner.trimmer.count,
             "cleanups": self.cleanups.count,
             **{f"freed_{kind}": freed for kind, freed in self.cleanups.freed.items()},
         }

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from helpers.servers import clean_environ
-from lowmem_wsgi.memory import admission, ceiling, interrupt, monitor, watchdog
+from lowmem_wsgi.memory import admission, ceiling, interrupt, monitor, trimmer, watchdog
 from lowmem_wsgi.memory import gc_runner as collector
 from lowmem_wsgi.memory import levels as governor
 from lowmem_wsgi.settings import Settings, parse_duration, parse_size, table, threshold_bytes
@@ -211,8 +211,8 @@ def constants_told(page: str, heading: str) -> dict[str, object]:
 
 def test_the_collectors_constants_are_those_of_the_code() -> None:
     assert constants_told("how-it-works.md", "The collector") == {
-        name: getattr(collector, name)
-        for name in vars(collector)
+        name: value
+        for name, value in (vars(collector) | vars(trimmer)).items()
         if name.isupper() and name != "MB"
     }
 

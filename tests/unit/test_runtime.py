@@ -581,7 +581,7 @@ def test_apps_of_one_process_share_a_collector_of_the_most_thorough_settings() -
     LowMemory(ok, gc_passes=1, gc_freeze="off")
     two = LowMemory(ok, gc_passes=2, trim="off")
     collector = two.runtime.gc_runner
-    assert (collector.passes, collector.freezing, collector.trimming) == (2, True, True)
+    assert (collector.passes, collector.freezing, collector.trimmer.on) == (2, True, True)
 
 
 def test_a_second_app_of_other_thresholds_is_told_whose_hold(

@@ -10,11 +10,10 @@ sight). So:
 * Frozen garbage is not garbage for ever: `full_collect` unfreezes, collects and freezes again, on a
   slow clock, and sooner where memory grows and giving back does not help. A forked worker that does
   not grow is left alone: it has little to look for, and keeps its shared pages shared.
-* Collecting gives nothing back to the system; `malloc_trim` does. It is called when the process
-  has grown since it last gave back, and not more often than it is worth; and now and then, for what
-  was freed and not grown into again.
+* Collecting gives nothing back to the system: trimmer.py does, after growth, and now and then for
+  what was freed and not grown into again.
 
-One collector serves a process, however many apps it holds (engine.py).
+One collector serves a process, however many apps it holds (runtime.py).
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from ..settings import MB
 from ..system.malloc import find_in_use, malloc_trim
 from ..system.procfs import OwnRss
 from .attribution import Attribution
+from .trimmer import TRIM_BYTES, TRIM_SHARE, Trimmer
 
 # A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
 # the next one.
@@ -54,19 +54,8 @@ LOOK_EVERY, LOOK_SELDOM = 0.02, 0.0005
 # Requests that overlap without an end are weighed together after so long (seconds).
 WEIGH_ANYWAY = 1.0
 
-# Attribution worth giving back: at least this much, and this share of what the process uses.
-TRIM_BYTES = 1 * MB
-TRIM_SHARE = 1 / 25
-# Giving back takes at most this share of the time, but rests no longer than so many seconds ...
-TRIM_DUTY = 1 / 20
-TRIM_REST = 0.5
-# ... except that it rests twice as long after each time that it gave little, up to so long; and
-# that so much growth since the last time is given back at once.
-TRIM_REST_IN_VAIN = 60.0
-TRIM_NOW_BYTES = 32 * MB
-
 FULL_EVERY = 300.0  # seconds
-# Attribution that trimming did not give back may be frozen garbage ...
+# Growth that trimming did not give back may be frozen garbage ...
 FULL_BYTES = 16 * MB
 # ... but a full collection, which looks at the whole heap, takes at most this share of the time.
 FULL_DUTY = 1 / 50
@@ -92,9 +81,8 @@ class GcRunner:
     ) -> None:
         self.passes = passes
         self.freezing = freeze
-        self.trimming = trim
         self._rss = OwnRss() if rss is None else rss
-        self._give_back = malloc_trim if give_back is None else give_back
+        self.trimmer = Trimmer(self._rss, give_back or malloc_trim, on=trim, now=now)
         self._now = now
         self._owner = 0  # the thread in a run, by its ident
         self._forget_threads()
@@ -116,22 +104,19 @@ class GcRunner:
         self.collected = 0
         self.last_seconds = 0.0
         self.total_seconds = 0.0
-        self.freed_bytes = 0
-        self.gave_back = 0  # so many times
 
         self._slow_seconds = 0.0
         self._maintained_run = 0  # the run that `maintain` came after last
-        # RSS at the last look, after giving back; when last idle after giving back, or lower where
-        # it fell by itself; after the last giving back; after the last full collection.
-        self._floor = self._trimmed_rss = self._full_rss = self._left = self._rss()
-        self._looked_at = self._trimmed_at = self._full_at = now()
-        self._trim_rest = self._full_seconds = 0.0
+        # RSS at the last look, after a trim; after the last full collection.
+        self._full_rss = self._left = self._rss()
+        self._looked_at = self._full_at = now()
+        self._full_seconds = 0.0
 
     def demand(self, passes: int, *, freeze: bool, trim: bool) -> None:
         """Be at least as thorough as this from now on."""
         self.passes = max(self.passes, passes)
         self.freezing = self.freezing or freeze
-        self.trimming = self.trimming or trim
+        self.trimmer.demand(trim)
 
     def after_request(self, in_flight: Callable[[], int] = lambda: 0) -> None:
         """Run the passes now, or see to it that the thread running them runs them again.
@@ -191,8 +176,8 @@ class GcRunner:
 
     def give_back(self) -> None:
         """Give free memory back now (where `trim` is on)."""
-        if self.trimming:
-            self._alone(lambda: self._given_back(self._rss(), _somebody))
+        if self.trimmer.on:
+            self._alone(lambda: self.trimmer.trim(self._rss(), alone=False))
 
     def attribute(self) -> None:
         """Book to their routes those that have ended since the last time; not beside others, who
@@ -222,8 +207,8 @@ class GcRunner:
     def _maintain(self) -> None:
         quiet, self._maintained_run = self.runs == self._maintained_run, self.runs
         # A cache that is dropped leaves RSS where it was, so no growth tells of it. 1 ms at most.
-        if self.trimming and not quiet:
-            self._given_back(self._rss(), self.in_flight)
+        if not quiet:
+            self.trimmer.trim(self._rss(), alone=not self.in_flight())
         # What nobody has ended since the last time may be in frozen garbage itself, and in flight
         # for ever.
         if (quiet or not self.in_flight()) and self._may_hold_garbage(self._rss()):
@@ -295,7 +280,7 @@ class GcRunner:
         """Before anything is weighed, and not sooner: ctypes, which giving back needs as well."""
         if not self._measured:
             self._measured = True
-            self._measure = (find_in_use() if self.trimming else None) or self._rss
+            self._measure = (find_in_use() if self.trimmer.on else None) or self._rss
 
     def _look_around(
         self, now: float, in_flight: Callable[[], int], *, alone: bool = False
@@ -306,7 +291,9 @@ class GcRunner:
         if alone:
             self.attribution.peaked(used - self._left)
         self._left = used
-        if self.trimming and self._is_grown(now, used):
+        if used < self.trimmer.floor:
+            self._full_rss = min(used, self._full_rss)
+        if self.trimmer.is_due(now, used):
             self._left = self._trim(now, used, in_flight)
         if now - self._full_at >= FULL_EVERY:
             self._full_collect_if_grown(now, in_flight)
@@ -350,27 +337,9 @@ class GcRunner:
             gc.freeze()
             self._slow_seconds = 0.0
 
-    def _is_grown(self, now: float, used: int) -> bool:
-        """Whether giving back is worth it, now."""
-        if used < self._floor:
-            self._floor = used
-            self._full_rss = min(used, self._full_rss)
-        growth = used - self._floor
-        if growth < TRIM_BYTES or growth < self._floor * TRIM_SHARE:
-            return False
-        much = used - self._trimmed_rss >= TRIM_NOW_BYTES
-        return much or now - self._trimmed_at >= self._trim_rest
-
     def _trim(self, now: float, used: int, in_flight: Callable[[], int]) -> int:
         """Give back, and collect fully where that was not it; RSS after it."""
-        growth = used - self._floor
-        left = self._given_back(used, in_flight)
-        ended = self._trimmed_at
-        rest = min((ended - now) / TRIM_DUTY, TRIM_REST)
-        in_vain = used - left < growth / 4
-        self._trim_rest = (
-            min(max(rest, 2 * self._trim_rest), TRIM_REST_IN_VAIN) if in_vain else rest
-        )
+        left = self.trimmer.trim_growth(now, used, alone=not in_flight())
         # What has grown may be the requests' in flight; pages once copied stay so.
         if self._may_hold_garbage(left) and not (self.shares_pages and in_flight()):
             self._full_collect_and_trim(in_flight)
@@ -388,8 +357,8 @@ class GcRunner:
     def _full_collect_and_trim(self, in_flight: Callable[[], int]) -> None:
         before = self._rss()
         self._full_collect()
-        if self.trimming:
-            self._full_rss = self._given_back(before, in_flight)
+        if self.trimmer.on:
+            self._full_rss = self.trimmer.trim(before, alone=not in_flight())
 
     def _full_collect(self) -> None:
         began = self._now()
@@ -410,19 +379,6 @@ class GcRunner:
         self._full_seconds = ended - began
         self._full_rss = self._rss()
 
-    def _given_back(self, used: int, in_flight: Callable[[], int]) -> int:
-        """Give back; RSS after it, `used` being that before."""
-        self._give_back()
-        self.gave_back += 1
-        left = self._rss()
-        self.freed_bytes += max(0, used - left)
-        self._trimmed_at, self._trimmed_rss = self._now(), left
-        if left < self._floor or not in_flight():
-            # What is left is what the app keeps. With requests in flight it is theirs as well, and
-            # taken for the floor it would hide what they leave behind.
-            self._floor = left
-        return left
-
     def _forget_threads(self) -> None:
         self._running = threading.Lock()
         self._owner = 0
@@ -435,9 +391,10 @@ class GcRunner:
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
         self.attribution.forget()
-        self.runs = self.collected = self.freed_bytes = self.gave_back = self._maintained_run = 0
+        self.trimmer.forget()
+        self.runs = self.collected = self._maintained_run = 0
         self.last_seconds = self.total_seconds = 0.0
-        self._floor = self._trimmed_rss = self._full_rss = self._left = self._rss()
+        self._full_rss = self._left = self._rss()
 
 
 def _somebody() -> int:

@@ -221,7 +221,7 @@ def test_memory_is_given_back_when_it_grew_and_not_when_it_did_not() -> None:
     memory.rss += 60 * MB
     collector.after_request()
     assert memory.given_back == 1
-    assert collector.freed_bytes == 60 * MB
+    assert collector.trimmer.freed_bytes == 60 * MB
     clock.now += 1
     collector.after_request()
     assert memory.given_back == 1
@@ -245,7 +245,7 @@ def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() 
         clock.now += 0.010
         memory.give_back()
 
-    collector._give_back = costly
+    collector.trimmer._give_back = costly
     calls = 0
     for _ in range(100):
         clock.now += 0.010
