@@ -118,7 +118,7 @@ def test_a_leak_is_not_lost_where_the_status_is_asked_for_beside_others(tmp_path
                 assert server.get("/history?kb=1024").status == 200
                 if number % 5 == 0:
                     status(server)
-        wait_for(lambda: grown(status(server), "GET /history") > 45, "all to be booked")
+        wait_for(lambda: grown(status(server), "GET /history") > 40, "most to be attributed")
         assert grown(status(server), "GET /history") <= 70
 
 
@@ -131,7 +131,7 @@ def test_a_thread_that_grows_is_not_blamed_on_the_requests_beside_it(tmp_path: P
         wait_for(lambda: grown(status(server), "(no request)") > 40, "the growth to be told of")
         found = status(server)
         assert grown(found, "(no request)") <= 70
-        assert grown(found, "GET /") < 15
+        assert grown(found, "GET /") < 25
         assert "outside of any request: a thread of the app keeps it." in found["diagnosis"]
 
 
