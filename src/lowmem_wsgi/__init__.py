@@ -4,9 +4,9 @@
 
     app = LowMemory(app)  # any WSGI app; settings come from LOWMEM_* variables
 
-Importing this package starts nothing: no thread, no changed global. Each name is loaded when it
-is asked for, so that a child process which wants `offload` alone loads no middleware. (`offload` is
-there at once, as importing the package `lowmem_wsgi.offload` would else take its name.)
+Importing this package starts no thread and changes no global. Python loads each name at first use,
+so a child process that needs only `offload` loads no middleware. (The function `offload` is loaded
+at once: otherwise an import of the package `lowmem_wsgi.offload` would take its name.)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """What `__all__` promises, from the module where it lives."""
+    """Load a name of `__all__` from its module. Raise AttributeError for any other name."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m lowmem_wsgi`: the command, where its script is not on the PATH."""
+"""`python -m lowmem_wsgi`: run the command when its script is not on the PATH."""
 
 from .cli import main
 

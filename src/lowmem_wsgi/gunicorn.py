@@ -1,15 +1,16 @@
 """A Gunicorn config that needs nothing else: `gunicorn -c python:lowmem_wsgi.gunicorn app:app`.
 
-Wraps the app if it is not wrapped yet, loads it before forking and freezes what was loaded, and
-serves with threads. Gunicorn's own numbers keep the variables of the source document:
-WEB_CONCURRENCY, WORKER_CONNECTIONS, WORKER_TIMEOUT, MAX_REQUESTS. GUNICORN_CMD_ARGS and the
-command line beat what is said here, as they do for any config.
+This config wraps the app with LowMemory unless the app is wrapped already. Gunicorn loads the app
+before forking, LowMemory freezes the loaded objects, and each worker serves with threads. The
+numbers of Gunicorn keep the variables of the source document: WEB_CONCURRENCY, WORKER_CONNECTIONS,
+WORKER_TIMEOUT, MAX_REQUESTS. GUNICORN_CMD_ARGS and the command line override this config, as they
+override any config.
 
-A config of the site's own begins with `from lowmem_wsgi.gunicorn import *`. Hooks that it defines
-run after ours of the same name.
+To write your own config, begin with `from lowmem_wsgi.gunicorn import *`. A hook that you define
+runs after LowMemory's hook of the same name.
 
-Gunicorn takes every name of this module that is also one of its settings for that setting;
-tests hold the list. Helpers begin with an underscore.
+Gunicorn reads every name of this module that is also a Gunicorn setting; tests check the list. So
+the names of helpers begin with an underscore.
 """
 
 from __future__ import annotations
@@ -44,23 +45,23 @@ __all__ = [  # noqa: PLE0604
 _settings = _Settings.load()
 
 
-# Where it is not set, as many as memory allows: see _as_many_as_fit.
+# Without WEB_CONCURRENCY, as many workers as memory allows: see _as_many_as_fit.
 workers = _number("WEB_CONCURRENCY", 1)
-# The source document's three connections: with threads, as many requests at once. (Gunicorn's
-# worker_connections also counts idle keep-alive connections, which are next to free.)
+# The source document's three connections. With threads, this is three requests at once. (Gunicorn's
+# worker_connections also counts idle keep-alive connections, which cost next to nothing.)
 threads = _number("WORKER_CONNECTIONS", 3)
 worker_class = "gthread"
 timeout = _number("WORKER_TIMEOUT", 10)
 max_requests = _number("MAX_REQUESTS", 3 if _settings.preset == "ultra" else 0)
 
-# What a worker that ends has to finish its requests. Platforms kill 30 s after SIGTERM (Render,
-# Kubernetes), 10 s on some; the master needs some of it.
+# Seconds for an ending worker to finish its requests. Platforms kill 30 s after SIGTERM (Render,
+# Kubernetes), some after 10 s; the master needs a part of that time.
 graceful_timeout = 25
 
-# Workers then share what the master has loaded, and a new worker costs a fork.
+# Workers share the memory of what the master has loaded, and a new worker costs only a fork.
 preload_app = True
 
-# Gunicorn 25 and later open a control socket, with a thread and asyncio behind it: 3 MB.
+# Gunicorn 25 and later open a control socket, served by a thread with asyncio: 3 MB.
 control_socket_disable = True
 
 
@@ -68,11 +69,12 @@ control_socket_disable = True
 
 
 def nworkers_changed(server: _Any, new: int, old: int | None) -> None:
-    """The first hook that runs, before anything is loaded, and again after a SIGHUP; and one that
-    few sites define: see to it that our other hooks run besides theirs.
+    """Chain LowMemory's other hooks with the site's, before Gunicorn loads anything.
 
-    Also, a worker that asks for another beside it (SIGTTIN) may be gone before that is heard: then
-    its place is filled already, and one more would be one too many.
+    Gunicorn calls this hook first of all hooks, and again after a SIGHUP. Few sites define it.
+
+    A worker may ask for a replacement (SIGTTIN) and be gone before the master handles the signal.
+    Gunicorn has then filled the place already, so this hook takes back the extra worker.
     """
     _chain(server.cfg)
     _show_tracebacks(server)
@@ -83,22 +85,24 @@ def nworkers_changed(server: _Any, new: int, old: int | None) -> None:
 
 
 def when_ready(server: _Any) -> None:
-    """Before it forks: wrap what is loaded, and lay out the page that the workers share."""
+    """Wrap the loaded app and make the shared page, before Gunicorn forks."""
     _prepare(server)
     _set_workers(server)
 
 
 def on_reload(server: _Any) -> None:
-    """After a SIGHUP, which has read the config anew."""
+    """Chain the hooks and set the number of workers again: a SIGHUP has reread the config."""
     _chain(server.cfg)
     _gone_before.clear()
     _set_workers(server)
 
 
 def pre_fork(server: _Any, worker: _Any) -> None:
-    """Before each fork: freeze, so that no pass in a worker touches, and so copies, the pages it
-    shares."""
-    _prepare(server)  # where when_ready was the site's
+    """Freeze the heap before each fork.
+
+    A GC pass in a worker then writes to no shared page, and so copies none.
+    """
+    _prepare(server)  # in case the site has replaced when_ready
     from .runtime import current
 
     engine = current()
@@ -110,12 +114,12 @@ def pre_fork(server: _Any, worker: _Any) -> None:
 
 
 def child_exit(server: _Any, worker: _Any) -> None:
-    """A worker is gone: what it died of, and one less to make up for."""
+    """Log why a worker died. If its replacement has started already, expect one worker less."""
     from .runtime import pages
 
     try:
         replaced = pages.worker_gone(worker.pid, timed_out=worker.aborted)
-    except Exception:  # it would end the master
+    except Exception:  # an error here would end the master
         _failure("The shared page")
         return
     if not replaced:
@@ -133,16 +137,15 @@ _gone_before: list[int] = []
 
 
 def post_worker_init(worker: _Any) -> None:
-    """Wrap, where nothing was loaded before forking (`preload_app = False` in a config of the
-    site's own)."""
+    """Wrap the app in the worker if the master has not (the site sets `preload_app = False`)."""
     _log_through(worker.log)
     worker.wsgi = _wrapped(worker.wsgi)
     for app in _ours(worker.wsgi):
-        app.start()  # with the ceiling in place before the first request
+        app.start()  # arms the ceiling before the first request
 
 
 def worker_abort(worker: _Any) -> None:
-    """The worker has timed out: what it was at stays on the page."""
+    """Keep the requests of a worker that timed out on the shared page, for the postmortem."""
     from .runtime import current
 
     engine = current()
@@ -151,8 +154,11 @@ def worker_abort(worker: _Any) -> None:
 
 
 def worker_exit(server: _Any, worker: _Any) -> None:
-    """The worker ends. Where it has nothing left to do, without the interpreter's own clearing up,
-    object by object, of all that the master had loaded: 4 ms for 43 with pandas."""
+    """Exit the worker at once if no work is left.
+
+    This skips the interpreter's own shutdown, which frees all that the master had loaded object by
+    object. With pandas the exit takes 4 ms instead of 43.
+    """
     import threading
 
     from .runtime import current
@@ -162,7 +168,7 @@ def worker_exit(server: _Any, worker: _Any) -> None:
     if engine is None or worker.alive or not isinstance(ending, SystemExit) or ending.code:
         return
     engine.worker.leave()
-    pool = getattr(getattr(worker, "tpool", None), "_threads", ())  # they would be waited for
+    pool = getattr(getattr(worker, "tpool", None), "_threads", ())  # a normal exit would join these
     others = [t for t in threading.enumerate() if t is not threading.main_thread()]
     if not engine.worker.idle() or any(not t.daemon and t not in pool for t in others):
         return
@@ -172,7 +178,7 @@ def worker_exit(server: _Any, worker: _Any) -> None:
     try:
         _sys.stdout.flush()
         _sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
+    except (AttributeError, OSError, ValueError):  # no such stream, or closed
         pass
     _os._exit(0)
 
@@ -181,7 +187,7 @@ def worker_exit(server: _Any, worker: _Any) -> None:
 
 
 def _prepare(server: _Any) -> None:
-    """The hooks, the log, the app, the page; harmless when repeated."""
+    """Set up the hooks, the log, the app and the shared page. Idempotent."""
     _chain(server.cfg)
     _log_through(server.log)
     if server.app.callable is not None:
@@ -193,17 +199,17 @@ def _prepare(server: _Any) -> None:
             if app.settings.session_cookies:
                 app.keys.hold()
         pages.lay_out()
-        if f"{__package__}.offload.call" in _sys.modules:  # so that the workers share all of it
+        if f"{__package__}.offload.call" in _sys.modules:  # loaded here, the workers share it
             import pickle  # noqa: F401
             import subprocess  # noqa: F401
 
             from .offload import parent as process  # noqa: F401
-    except Exception:  # it would end the master
+    except Exception:  # an error here would end the master
         _failure("Laying out the shared page")
 
 
 def _mind_heavy_modules() -> None:
-    """Before the app imports them: put that off, or at least watch what it costs."""
+    """Make imports of heavy modules late, or track their cost, before the app imports them."""
     try:
         if _settings.lazy_heavy:
             from .imports import install
@@ -215,8 +221,10 @@ def _mind_heavy_modules() -> None:
 
 
 def _show_tracebacks(server: _Any) -> None:
-    """Log the traceback of a RuntimeError that the app raises as the master loads it: Gunicorn
-    prints its text alone. (Every other error comes with its traceback, and in a worker this one.)
+    """Log the traceback of a RuntimeError that the app raises while the master loads it.
+
+    Gunicorn prints only the text of this error. Gunicorn prints the traceback of every other error,
+    and in a worker also of a RuntimeError.
     """
     load, master = server.app.load, _os.getpid()
     if hasattr(load, _CHAINED):
@@ -247,8 +255,10 @@ def _set_workers(server: _Any) -> None:
 
 
 def _chain(cfg: _Any) -> None:
-    """Where the site's config has replaced a hook of ours: ours, and then theirs. (At the end of
-    a worker theirs first: ours may not return.)"""
+    """Run LowMemory's hook and then the site's, for each hook that the site's config replaces.
+
+    At `worker_exit` the site's hook runs first: LowMemory's hook may exit the process.
+    """
     for name in _HOOKS:
         ours, theirs = globals()[name], cfg.settings[name].get()
         if theirs is not ours and not hasattr(theirs, _CHAINED):
@@ -259,7 +269,7 @@ def _chain(cfg: _Any) -> None:
 _CHAINED = "lowmem_wsgi_chained"
 
 
-# Gunicorn counts a hook's arguments.
+# Two functions, because Gunicorn counts a hook's arguments.
 def _one(first: _Any, second: _Any) -> _Any:
     def both(server: _Any) -> None:
         first(server)
@@ -279,7 +289,7 @@ def _two(first: _Any, second: _Any) -> _Any:
 
 
 def _asked_for_workers(cfg: _Any) -> bool:
-    """Whether somebody has said how many: WEB_CONCURRENCY, GUNICORN_CMD_ARGS, the command line."""
+    """Return whether WEB_CONCURRENCY, GUNICORN_CMD_ARGS or the command line sets the workers."""
     if _os.environ.get("WEB_CONCURRENCY", "").strip():
         return True
     parser = cfg.parser()
@@ -306,23 +316,28 @@ def _as_many_as_fit(gunicorn_log: _Any) -> int:
 
 @_functools.cache
 def _loaded() -> int:
-    """The master's RSS in bytes, read once, before it forks: what a worker is going to begin with.
-    Later the master has grown by its own doings, such as reading the config anew."""
+    """Return the master's RSS in bytes, read once before the first fork: the RSS of a new worker.
+
+    A later reading would include the master's own growth, such as from rereading the config.
+    """
     from .system.procfs import OwnRss
 
     return OwnRss()()
 
 
 def _fitting(warn: int, loaded: int, cores: float) -> int:
-    """How many workers stay under `warn` bytes, with `loaded` in the master: shared at first, but
-    in the course of time each comes to have it to itself, and as much again, and 32 MB for a
-    request that needs more. At most two a core, at least one."""
+    """Return how many workers stay under `warn` bytes, with `loaded` bytes in the master.
+
+    A new worker shares the loaded memory with the master. In time each worker has a copy of its
+    own and as much again, and needs 32 MB for a large request. At most two workers a core, at
+    least one.
+    """
     each = 2 * loaded + 32 * _MB
     return max(1, min((warn - loaded) // each, int(2 * cores)))
 
 
 def _cores() -> float:
-    """The processors that this container may use: a share of one, often."""
+    """Return how many processors this container may use: often a fraction of one."""
     from .system.cgroup import processors
 
     return processors()
@@ -335,7 +350,7 @@ def _wrapped(app: _Any) -> _Any:
 
 
 def _ours(app: _Any) -> list[_Any]:
-    """LowMemory where the app is wrapped already."""
+    """Return each LowMemory that already wraps the app, the outermost first."""
     from .guards.keys import layers
     from .middleware import LowMemory
 
@@ -343,7 +358,7 @@ def _ours(app: _Any) -> list[_Any]:
 
 
 def _log_through(gunicorn_log: _Any) -> None:
-    """Let our lines out through Gunicorn's error log, unless the app has set up logging itself."""
+    """Send LowMemory's log to Gunicorn's error log, unless the app has set up logging itself."""
     from logging import getLogger
 
     from .log import logger

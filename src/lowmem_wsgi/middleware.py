@@ -1,4 +1,4 @@
-"""LowMemory: where a request meets the memory engine."""
+"""The middleware LowMemory: hand each request to the pipeline and the memory engine."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 
 class LowMemory:
-    """Wraps a WSGI app so that it lives in little memory.
+    """Wrap a WSGI app so that the app runs in little memory.
 
         app = LowMemory(app)
         app = LowMemory(app, max_upload="4MB", session_lifetime="30m")
 
-    Every keyword is a row of `Settings`; what is not given comes from LOWMEM_* variables, then
-    from the preset. Raises SettingsError for all that is wrong with them. Starts no thread and
-    changes nothing in the process before the first request.
+    Every keyword is a row of `Settings`. A setting that is not given comes from its LOWMEM_*
+    variable, then from the preset. Raises one SettingsError that lists all wrong settings.
+    LowMemory starts no thread and changes nothing in the process before the first request.
     """
 
     def __init__(self, app: WSGIApplication, **settings: object) -> None:
         self.app = app
         self.settings = Settings.load(settings)
-        # Another app's monitor may be at work: from here on it sees this one.
+        # The monitor of an earlier app may run already: from here on it also serves this app.
         self.runtime = runtime.join(self.settings, self, _INSIDE, THROUGH, tracker.own)
         self.worker = self.runtime.worker
         self.keys = Keys(self.settings.secret_key, app)
         self._pipeline = Pipeline(app, self.settings, self.runtime, self.keys)
         self._monitor, self._interrupt = self.runtime.monitor, self.runtime.interrupt
         self._admin = Admin(self).routes()
-        self._readings: Readings | None = None  # made when the status is asked for
+        self._readings: Readings | None = None  # made at the first call of status()
         self._started = self._logged = self._closed = False
-        # An app that is thrown away without close() leaves all the same.
+        # Leave also when the app is dropped without close().
         self._leave = weakref.finalize(self, self.runtime.leave)
         self._leave.atexit = False
         self._lock = threading.Lock()
@@ -79,7 +79,10 @@ class LowMemory:
                 self._interrupt.settle()
 
     def status(self) -> dict[str, Any]:
-        """What GET /api/memory-status answers to who has the token. Bytes and seconds."""
+        """Return what GET /api/memory-status answers to a client with the token.
+
+        Sizes are in bytes, times in seconds.
+        """
         from .admin.status import Readings, status
 
         if self._readings is None:
@@ -87,7 +90,7 @@ class LowMemory:
         return status(self, self._readings)
 
     def cleanup(self) -> dict[str, Any]:
-        """Free what can be freed, now. Bytes before, after and freed by each step."""
+        """Free what can be freed, now. Return the bytes before, after and freed by each step."""
         result = self.runtime.cleanups.run(why="asked")
         log.logger.info(
             "🧹 asked for: %s → %s (%s)",
@@ -98,32 +101,35 @@ class LowMemory:
         return result
 
     def heavy(self) -> list[dict[str, Any]]:
-        """The heavy modules that are loaded (see imports/tracker.py). Bytes and seconds."""
+        """Return the heavy modules that are loaded, in bytes and seconds (imports/tracker.py)."""
         return tracker.loaded()
 
     def start(self) -> None:
-        """Start now what the first request would start: the monitor, the ceiling."""
+        """Start the monitor and the ceiling now rather than at the first request."""
         if not (self._started and self._monitor.running) and not self._closed:
             self._start(fresh=True)
 
     def close(self) -> None:
-        """Serve no more: the last app of a process to close leaves the interpreter as it was."""
+        """Stop serving this app. Idempotent.
+
+        When the last app of the process closes, LowMemory restores the interpreter's settings.
+        """
         if not self._closed:
             self._closed = True
             self._leave()
 
     def after_fork(self) -> None:
-        """In a new child: no request is in flight, and no lock held."""
+        """Reset in a new child process, where no request is in flight and no lock is held."""
         self._lock = threading.Lock()
         self._started = False
         if self._pipeline.sessions is not None:
             self._pipeline.sessions.after_fork()
 
     def _start(self, *, fresh: bool = False) -> None:
-        """At this app's first request in a process: what must not happen at import."""
+        """Do at this app's first request in a process what must not happen at import."""
         try:
             self.runtime.notice_fork()
-            self.worker.start(fresh=fresh)  # first: it has the server start its threads
+            self.worker.start(fresh=fresh)  # first: makes the server start its threads
             self.runtime.start()
             self._track_loads()
             try:
@@ -147,5 +153,5 @@ class LowMemory:
             self.runtime.on_leave(found.stop)
 
 
-# While a thread is in one of these, it is at an app's request.
+# A thread that runs one of these code objects is serving a request.
 _INSIDE = LowMemory.__call__.__code__, Stream.__next__.__code__

@@ -1,7 +1,7 @@
-"""One request: through the guards, to the app, and back (DESIGN: "What happens to a request").
+"""Take one request through the guards, to the app, and back (DESIGN: "What happens to a request").
 
-A guard that protects (uploads, admission, sessions) refuses with 503 where it fails. Where another
-one fails, LowMemory logs that once and the request goes on.
+When a guard that protects (uploads, admission, sessions) fails, LowMemory answers 503. When any
+other guard fails, LowMemory logs the failure once and the request goes on.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 
     from .runtime import Runtime
 
-# In the environ, for apps: the level as the request begins, and the limits. Where limits are there
-# already, another LowMemory serves the request.
+# Keys of the environ, for apps: the level when the request begins, and the limits. If the limits
+# are set already, another LowMemory serves the request.
 LEVEL = "lowmem.level"
 LIMITS = "lowmem.limits"
-# In the environ of a request whose MemoryError is counted.
+# Set in the environ of a request whose MemoryError has been counted.
 COUNTED = "lowmem.counted"
 FOR_APPS = ("session_lifetime", "home_rows", "max_rows", "batch_size", "cache_timeout", "pool_size")
 
-# What becomes of a request when a guard that protects fails.
+# For the log and the client, when a guard that protects fails.
 REFUSED = "the request is answered 503"
 UNGUARDED = busy("a rule of lowmem-wsgi has failed, see its traceback", "none, a fault of its own")
 
 
 class GuardError(Exception):
-    """A guard that protects has failed while the app's answer was made ready."""
+    """A guard that protects failed while it amended the app's answer."""
 
 
 class Pipeline:
-    """The guards of one app, and what of the runtime its requests need."""
+    """The guards of one app, and the parts of the runtime that its requests need."""
 
     def __init__(
         self, app: WSGIApplication, settings: Settings, runtime: Runtime, keys: Keys
@@ -81,8 +81,8 @@ class Pipeline:
             )
         if settings.static_max_age is not None:
             self.static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
-        # In the order in which a request meets them: 413 and 400 first, where the request can never
-        # succeed, whatever else there is to say. A guard that the settings leave out costs nothing.
+        # In the order in which a request meets them. First the answers 413 and 400: such a request
+        # can never succeed. A guard that the settings leave out costs nothing.
         all_guards = (self.uploads, admission, self.sessions, self.static_cache)
         guards = tuple(guard for guard in all_guards if guard is not None)
         self.entering = tuple(g for g in guards if type(g).enter is not Guard.enter)
@@ -101,7 +101,7 @@ class Pipeline:
         return self.limits[None if self.uploads is None else self.uploads.limit_for(path)]
 
     def nested(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve a request that another LowMemory has let in: hold it to the stricter upload cap."""
+        """Serve a request that another LowMemory has let in, under the stricter upload cap."""
         uploads, outer = self.uploads, environ[LIMITS]["max_upload"]
         limit = None if uploads is None else uploads.limit_for(environ.get("PATH_INFO", ""))
         if uploads is not None and limit is not None and (outer is None or limit < outer):
@@ -114,32 +114,35 @@ class Pipeline:
     def last_resort(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """Answer 503 where no memory is left for any other answer."""
+        """Answer 503 when no memory is left for any other answer."""
         try:
             self.out_of_memory(environ).report(environ)
-        except MemoryError:  # no memory even for the line in the log
+        except MemoryError:  # not even memory for the log line
             pass
         return out_of_memory.last_resort(start_response)
 
     def rescue(
         self, environ: WSGIEnvironment, error: BaseException | None, sent: bool
     ) -> Refusal | None:
-        """Return another answer, where the app's is none that LowMemory can let out."""
+        """Return the refusal to send instead of the app's answer; None to send the app's answer.
+
+        `sent`: a part of the answer has left, so LowMemory only logs the refusal.
+        """
         refusal = None
         if isinstance(error, MemoryError):
-            self.runtime.ceiling.open_reserve()  # first of all: there may be none to go on with
+            self.runtime.ceiling.open_reserve()  # first: no memory may be left to go on with
         if out_of_memory.ran_out(environ, error):
             refusal = out_of_memory.elsewhere(environ) or self.out_of_memory(environ)
         elif isinstance(error, GuardError):
             refusal = UNGUARDED
         elif self.uploads and (error is None or isinstance(error, Exception)):
             refusal = self.uploads.fault(environ)
-        if refusal is not None and sent:  # too late to say it to the client
+        if refusal is not None and sent:  # too late to tell the client
             refusal.report(environ)
         return refusal
 
     def out_of_memory(self, environ: WSGIEnvironment) -> Refusal:
-        """Return the refusal of a request that ran out of memory. Counts each request once."""
+        """Return the refusal of a request that ran out of memory. Count each request once."""
         again = COUNTED in environ
         if not again:
             environ[COUNTED] = True
@@ -166,7 +169,7 @@ class Request(Exchange):
         self.pipeline = pipeline
         self._number = 0  # among all requests of the process
         self._place = -1  # on the shared page
-        self._alone: bool | None = None  # None: nothing is to be attributed to its route
+        self._alone: bool | None = None  # None: attribute nothing to the route
         self._route: str | None = None
         Exchange.__init__(self, environ, start_response, pipeline.interrupt)
 
@@ -210,7 +213,7 @@ class Request(Exchange):
         return pipeline.app
 
     def started(self) -> None:
-        """Read what the framework tells while it answers, and not afterwards."""
+        """Read what the framework provides only while the app answers."""
         try:
             self._route = route_pattern(self.environ)
         except MemoryError:
@@ -240,7 +243,7 @@ class Request(Exchange):
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
         environ = self.environ
         if error is None and BODY not in environ and out_of_memory.MARK not in environ:
-            return None  # as with most requests
+            return None  # most requests
         return self.pipeline.rescue(environ, error, sent)
 
     def finish(self, closed: bool) -> None:
@@ -272,10 +275,10 @@ class Request(Exchange):
 
     def _attribute(self, alone: bool) -> None:
         try:
-            # Others may have come before it, or since.
+            # Other requests may have begun before this request, or since.
             others = not alone or self._number != self.pipeline.in_flight.latest
             route = self._route
-            if route is None and ROUTE in self.environ:  # where the answer is not the app's
+            if route is None and ROUTE in self.environ:  # the answer is not the app's
                 route = route_pattern(self.environ)
             name = self.pipeline.route_name(self.environ, self.status, route)
             self.pipeline.attribution.ended(name, others)
@@ -284,7 +287,7 @@ class Request(Exchange):
 
 
 class AdminRequest(Exchange):
-    """A request for a route of LowMemory's own, whose memory is not attributed to the app."""
+    """Serve an admin route without attributing its memory to the app."""
 
     __slots__ = ("_pipeline", "_serve")
 
@@ -307,7 +310,7 @@ class AdminRequest(Exchange):
         return self._serve
 
     def started(self) -> None:
-        """No framework answers here, so there is nothing to read."""
+        """Do nothing: no framework answers an admin route."""
 
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
         return self._pipeline.rescue(self.environ, error, sent)
@@ -322,14 +325,14 @@ class AdminRequest(Exchange):
 
 
 def failed(guard: Guard) -> None:
-    """Log the exception that is being handled: this guard has raised it."""
+    """Log the exception being handled, which this guard raised."""
     if guard.protects:
         log.failure(guard.name, REFUSED)
     else:
         log.failure(guard.name)
 
 
-# What of ours may run between the code that is at an app's request and the app.
+# LowMemory's functions that may run between the code of `_INSIDE` (middleware.py) and the app.
 THROUGH = tuple(
     function.__code__
     for function in (

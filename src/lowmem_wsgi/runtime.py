@@ -1,8 +1,8 @@
-"""What a process has one of, however many apps it serves: built here, by constructor arguments.
+"""Build the objects that a process has one of, however many apps the process serves.
 
-The first app's settings hold for what there can be only one of (thresholds, intervals); the
-collector takes the most thorough of all. The last app to leave puts the interpreter back as it
-was.
+Thresholds, intervals and the other settings of `OF_THE_FIRST` come from the first app. The GC
+runner takes the most thorough settings of all apps. When the last app leaves, LowMemory restores
+the interpreter's settings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .system.usage import Usage
 from .workers.lifecycle import Worker
 from .workers.pages import Pages
 
-# There is one of each in a process, and the first app says what it is.
+# Settings with one value for the whole process: the first app's.
 OF_THE_FIRST = (
     *("memory_limit", "warn_at", "critical_at", "cleanup_interval", "check_interval"),
     *("heavy_modules", "purge_modules", "gc_threshold", "recursion_limit"),
@@ -50,9 +50,9 @@ C = TypeVar("C", bound=pressure.Callback)
 class Runtime:
     """The object graph of a process.
 
-    `inside`: code objects of which one runs in a request's thread as long as an app does;
-    `through`: those that may run between it and the app. `heavy`: the heavy modules that this
-    process has loaded, for the log.
+    `inside`: code objects; while an app runs, the thread of the request runs one of them.
+    `through`: code objects that may run between `inside` and the app. `heavy`: return the heavy
+    modules that this process has loaded, as text for the log.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Runtime:
             self.levels,
             self.cleanups,
             self.gc_runner,
-            # What follows from each reading, in this order.
+            # Run after each reading, in this order.
             duties=(("The ceiling", self._keep_ceiling), ("The worker", self.worker.look)),
             may_act=lambda: not self.worker.retiring,
         )
@@ -126,12 +126,15 @@ class Runtime:
         self.gc_runner.demand(settings.gc_passes, freeze=settings.gc_freeze, trim=settings.trim)
 
     def notice_fork(self) -> None:
-        """First of all: a server that forks past Python (uWSGI) runs none of its hooks."""
+        """Detect a fork that ran none of Python's hooks (uWSGI forks so). Call this first."""
         if self._pid != os.getpid():
             _after_fork()
 
     def start(self) -> None:
-        """At the first request: the interpreter's own settings, once, and the monitor."""
+        """Apply the interpreter's settings, once; arm the ceiling and start the monitor.
+
+        LowMemory calls this at an app's first request in the process.
+        """
         settings = self._settings
         if not self._undo:
             self._undo.append(gc.unfreeze)
@@ -145,17 +148,17 @@ class Runtime:
                 sys.setrecursionlimit(settings.recursion_limit)
             self._undo.append(self.ceiling.lift)
         self._start_watchdog()
-        self.ceiling.arm(coming=1)  # in place before any request goes on, the monitor's thread
+        self.ceiling.arm(coming=1)  # before any request goes on; one thread is to come: the monitor
         self.monitor.start()
 
     def _start_watchdog(self) -> None:
         try:
             self.watchdog.start()
-        except RuntimeError:  # no thread to be had; tried again at the monitor's next look
+        except RuntimeError:  # no thread can start now; tried again at the monitor's next reading
             pass
 
     def load_begins(self) -> None:
-        """This thread is about to load a heavy package. MemoryError where there is no room."""
+        """Prepare to load a heavy package in this thread. Raise MemoryError if there is no room."""
         try:
             self.ceiling.load_begins()
             self.gc_runner.attribution.load_begins()
@@ -164,23 +167,23 @@ class Runtime:
             raise
 
     def load_ends(self) -> None:
-        """This thread has loaded what it was about to, or failed."""
+        """Note that this thread has loaded the heavy package, or failed to load it."""
         try:
             self.ceiling.load_ends()
         finally:
             self.gc_runner.attribution.load_ends()
 
     def where(self) -> str | None:
-        """Return the route that this thread serves, of whichever app."""
+        """Return the route that this thread serves, of any app; None for no request."""
         doing = self.in_flight.here()
         return None if doing is None else by_path(*doing)
 
     def on_leave(self, undo: Callable[[], object]) -> None:
-        """Undo this, too, when the last app leaves. Call it after `start`."""
+        """Register `undo`, to be called when the last app leaves. Call this after `start`."""
         self._undo.append(undo)
 
     def counts(self) -> dict[str, float]:
-        """What this process has counted: the apps' requests, runs of the collector, cleanups."""
+        """Return this process's counters: the apps' requests, runs of the collector, cleanups."""
         return {
             **self.counters.read(),
             "requests": self.in_flight.total,
@@ -194,13 +197,13 @@ class Runtime:
         }
 
     def _keep_ceiling(self, usage: Usage, level: str) -> None:
-        """At each look: the ceiling, and what may still come in."""
+        """Adjust the ceiling and the admission policy after a reading."""
         if self.ceiling.holds_for(usage):
             self._start_watchdog()
         self.ceiling.arm(usage=usage)
         self.admission.look(usage, level, self.levels.critical, lambda: self._may_fall(usage))
 
-    # What is made sooner calls these of what is made later.
+    # Objects built earlier call objects built later through these methods.
 
     def _note_cleanup(self, result: dict[str, Any], why: str) -> None:
         self.worker.note_cleanup(result, why)
@@ -215,11 +218,11 @@ class Runtime:
         self.monitor.runs_owed()
 
     def _may_fall(self, usage: Usage) -> bool:
-        """Whether a worker ends, or one request holds all that is over warn."""
+        """Return whether a worker is ending, or one request holds all the memory above warn."""
         return self.worker.ending() or 0 < usage.used - self.levels.warn <= self.interrupt.grown
 
     def leave(self) -> None:
-        """One app less. The last one ends the monitor and undoes what `start` did."""
+        """Remove one app. With the last app, stop the monitor and undo what `start` did."""
         with _lock:
             self.users -= 1
             if self.users > 0:
@@ -244,7 +247,7 @@ class Runtime:
 
 
 class App(Protocol):
-    """An app, as far as the runtime knows it."""
+    """The part of an app that the runtime calls."""
 
     def after_fork(self) -> None: ...
 
@@ -253,7 +256,7 @@ _lock = threading.RLock()
 _callbacks = pressure.Callbacks()
 pages = Pages()
 _apps: tuple[weakref.ref[App], ...] = ()  # replaced whole: threads read it without the lock
-_current: list[Runtime] = []  # none or one; the last one stays, as its worker's place does
+_current: list[Runtime] = []  # at most one; kept when the last app leaves, as its worker's slot is
 
 
 def join(
@@ -263,7 +266,7 @@ def join(
     through: Collection[CodeType] = (),
     heavy: Callable[[], str] = str,
 ) -> Runtime:
-    """Return the runtime of this process, with one more app to serve."""
+    """Add an app to the runtime of this process, and return that runtime. Thread-safe."""
     global _apps  # noqa: PLW0603
     with _lock:
         _apps = (*(ref for ref in _apps if ref() is not None), weakref.ref(app))
@@ -284,21 +287,22 @@ def _served() -> list[App]:
 def on_pressure(callback: C) -> C:
     """Call `callback(level)` when memory turns "warn" or "critical": drop a cache, close a figure.
 
-    Also a decorator. A bound method is held weakly: it goes with its object. Registered twice, it
-    is called once. What it raises is logged and does not stop the next. LowMemory runs it in a
-    thread of its own, waits for it at most a second, and does not call it again before it has
-    returned. Raises TypeError where it cannot be called.
+    Returns `callback`, so you can use `on_pressure` as a decorator. LowMemory holds a bound method
+    weakly: the callback ends with its object. A callback that you register twice is called once.
+    LowMemory runs each callback in a thread of its own, waits at most a second, and does not call
+    the callback again before the last call has returned. LowMemory logs an exception of a callback
+    and goes on to the next. Raises TypeError if `callback` is not callable. Thread-safe.
     """
     _callbacks.register(callback)
     return callback
 
 
 def current() -> Runtime | None:
-    """Return the runtime of this process, if an app has joined it and not left."""
+    """Return the runtime of this process; None while no app uses it."""
     return _current[0] if _current and _current[0].users else None
 
 
-@functools.cache  # once a process: it cannot be undone
+@functools.cache  # once a process: these hooks cannot be removed
 def _watch_process() -> None:
     atexit.register(_leave)
     if hasattr(os, "register_at_fork"):
@@ -311,7 +315,7 @@ def _leave() -> None:
 
 
 def _after_fork() -> None:
-    """In a new child: no lock may stay held by a thread that is not there any more."""
+    """Reset in a new child process: a lock may be held by a thread that the child does not have."""
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
     _callbacks.after_fork()

@@ -1,1 +1,1 @@
-"""The rules a request must keep, one a module. WSGI in, WSGI out; no memory levers here."""
+"""The rules for requests, one module each. WSGI in, WSGI out; no memory levers here."""

@@ -1,4 +1,4 @@
-"""Admission: no more requests at once, and no larger ones, than there is room for."""
+"""Admission: refuse requests that are too many at once, or too large for the memory left."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from .guard import Guard
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-# Seconds. Long enough for a worker to finish or be replaced, short enough to wait for.
+# Seconds: long enough for a worker to finish or be replaced, short enough for a client to wait.
 RETRY_AFTER = 2
 
 
 class AdmissionPolicy(Protocol):
-    """Whether memory allows more."""
+    """Whether memory allows more requests."""
 
     @property
     def closed(self) -> bool: ...
 
     @property
     def largest(self) -> int | None:
-        """Bytes of a body, as declared."""
+        """The largest declared body that may come in, in bytes; None for any."""
 
 
 class InFlight(Protocol):
     def count(self) -> int: ...
 
     def rank(self, number: int) -> int:
-        """How many of the same app came no later."""
+        """Return how many requests of the same app are in flight, up to and including this one."""
 
 
 class Admission(Guard):
-    """Refuses the request that is one too many, or too large for what memory is left.
+    """The guard that refuses a request too many, or a body too large for the memory left.
 
-    `most`: how many at once (None: any number). `policy` says what memory allows. A path under
-    one of `exempt` is always let in: a health check that fails would have the platform kill what
-    is only busy.
+    `most`: requests at once (None: any number). `policy`: what memory allows. `count`: called with
+    the name of a counter. LowMemory always lets in a path under one of `exempt`: if a health check
+    failed, the platform would kill a site that is only busy.
     """
 
     name = "Admission"
@@ -61,7 +61,7 @@ class Admission(Guard):
         self._exempt = tuple(wsgi_path(path) for path in exempt)
 
     def enter(self, environ: WSGIEnvironment, number: int) -> Refusal | None:
-        """Refuse the request with this number in `in_flight`."""
+        """Return a refusal, or None to let the request in. `number`: its number in `in_flight`."""
         refusal = None if self._policy.largest is None else self._short_of_memory(environ)
         if refusal is None and (self._most is None or self._in_flight.count() <= self._most):
             return None
@@ -81,7 +81,7 @@ class Admission(Guard):
         largest = self._policy.largest
         try:
             length = declared_length(environ)
-        except ValueError:  # without an upload cap: the app's business
+        except ValueError:  # no upload cap is set: leave this header to the app
             length = None
         if largest is None or length is None or length <= largest:
             return None
@@ -90,7 +90,7 @@ class Admission(Guard):
 
 
 def busy(why: str, setting: str) -> Refusal:
-    """503, come back later."""
+    """Return a 503 that asks the client to try again in RETRY_AFTER seconds."""
     return Refusal(
         "503 Service Unavailable",
         "This site is short of room at the moment. Please try again in a few seconds.",

@@ -1,4 +1,4 @@
-"""What every guard is: a rule that a request meets on its way in, and its answer on its way out."""
+"""The protocol of a guard: a rule for a request on its way in and for the answer on its way out."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ Headers = list[tuple[str, str]]
 
 
 class Guard:
-    """A subclass overrides what its rule needs; the pipeline calls what is overridden.
+    """The base class. A subclass overrides the methods that its rule needs.
 
-    `name`: what the guard does, for the log. `protects`: where the guard itself fails, LowMemory
-    answers 503; where any other guard fails, the request goes on.
+    The pipeline calls only overridden methods. `name`: what the guard does, for the log.
+    `protects`: if True, LowMemory answers 503 when the guard itself fails; if False, the request
+    goes on.
     """
 
     name = ""
     protects = False
 
     def enter(self, environ: WSGIEnvironment, number: int) -> Refusal | None:
-        """Refuse the request, or make it ready for the app. `number`: its own, in InFlight."""
+        """Return a refusal, or None to let the request in. `number`: the request's in InFlight."""
         return None
 
     def started(self, environ: WSGIEnvironment) -> None:
-        """The app answers. What its framework tells now, it does not tell afterwards."""
+        """Read what the framework provides only while the app answers."""
 
     def amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
         """Return the headers to send."""

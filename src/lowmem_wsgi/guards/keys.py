@@ -1,11 +1,11 @@
-"""Where the sessions' signing keys come from.
+"""Find the keys that sign the sessions.
 
-In this order: the setting; the app's own secret (Flask, Django); a secret kept in a private
-directory that all processes of this user on this machine share. So two workers, or a worker
-and the one that replaces it, always know each other's sessions.
+LowMemory takes, in this order: the setting; the app's own secret (Flask, Django); a secret kept in
+a private directory that all processes of this user on this machine share. So two workers, or a
+worker and its replacement, always accept each other's sessions.
 
-Temporary directories are swept of old files. So each process that uses the kept secret renews the
-file's times while sessions come, and puts the same secret back where the file is gone.
+Systems delete old files from temporary directories. So each process that uses the kept secret
+renews the file's times while sessions come, and writes the same secret again if the file is gone.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BYTES = 32
 
 
 class Keys:
-    """The signing keys of one app's sessions. Call it for the keys, oldest to newest.
+    """The signing keys of one app's sessions. Call an instance to get the keys, oldest to newest.
 
-    Empty where there is no key to be had (an error in the log then says why). Call it again now and
-    then: that keeps the file of the secret alive. The caller sees to it that calls do not overlap.
+    Returns an empty tuple if no key can be found; an error in the log then says why. Call again now
+    and then, to keep the file of the secret alive. Not thread-safe: calls must not overlap.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Keys:
         self._environ = environ
         # The secrets that were in the file while this process ran, the latest last.
         self._kept: list[bytes] = []
-        self._in_use = False  # the file's: a secret that the app gets later would end all sessions
+        # Whether the file's secret is in use. A change to a secret that the app gets later would
+        # end all sessions.
+        self._in_use = False
 
     def __call__(self) -> tuple[bytes, ...]:
         own = () if self._in_use else self._own()
@@ -67,9 +69,9 @@ class Keys:
         return tuple(derive(secret) for secret in self._kept)
 
     def hold(self) -> None:
-        """Before a fork: read or make the kept secret, if no other is known yet.
+        """Read or make the kept secret before a fork, if no other secret is known yet.
 
-        All children then have the same one, whatever becomes of the file. Logs nothing: the app
+        All children then have the same secret, whatever happens to the file. Logs nothing: the app
         may use no sessions, or get a secret of its own later.
         """
         if not self._own():
@@ -80,11 +82,11 @@ class Keys:
         return self._setting or app_secrets(self._app)
 
     def _keep(self) -> str:
-        """Keep the secret's file alive; its directory. Raises Refused, OSError."""
+        """Keep the secret's file alive. Return its directory. Raise Refused or OSError."""
         directory = runtime_directory(self._environ)
         latest = shared_secret(directory, self._kept[-1] if self._kept else None)
-        # Where another process has made another secret, later processes know only that one: sign
-        # with it, and go on opening what was signed before.
+        # If another process has made another secret, later processes know only the new one. So sign
+        # with the new secret, and still accept sessions signed with the earlier secrets.
         if latest not in self._kept[-1:]:
             self._kept = [*(secret for secret in self._kept if secret != latest), latest]
         return directory
@@ -110,11 +112,11 @@ class Keys:
 
 
 def app_secrets(app: object) -> tuple[str, ...]:
-    """The secrets of the Flask or Django app inside `app`, oldest to newest."""
+    """Return the secrets of the Flask or Django app inside `app`, oldest to newest."""
     for layer in layers(app):
         try:
             found = _layer_secrets(layer)
-        except Exception:  # a proxy, a property, Django without a SECRET_KEY: it has none to show
+        except Exception:  # a proxy, a property, Django without a SECRET_KEY: no secret here
             continue
         if found:
             return found
@@ -125,7 +127,8 @@ def _layer_secrets(layer: Any) -> tuple[str, ...]:
     module = type(layer).__module__.partition(".")[0]
     if module == "django" and (settings := _django_settings()) is not None:
         return _texts(settings.SECRET_KEY_FALLBACKS, settings.SECRET_KEY)
-    # Flask, and what follows its convention. Subclasses live in the user's modules.
+    # Flask, and apps with the same convention. The class is not checked: subclasses live in the
+    # user's modules.
     config = getattr(layer, "config", None)
     if isinstance(config, Mapping) and config.get("SECRET_KEY"):
         return _texts(config.get("SECRET_KEY_FALLBACKS"), config["SECRET_KEY"])
@@ -133,10 +136,10 @@ def _layer_secrets(layer: Any) -> tuple[str, ...]:
 
 
 def layers(app: object) -> Iterator[Any]:
-    """The app and what it wraps, outermost first, as far as can be seen.
+    """Yield the app and the apps that it wraps, outermost first, as far as LowMemory can see them.
 
-    Looks through bound methods (app.wsgi_app) and the attributes in which middleware commonly
-    keeps the app it wraps.
+    Follows bound methods (app.wsgi_app) and the attributes in which middleware usually keeps the
+    wrapped app.
     """
     seen: set[int] = set()
     todo = [app]
@@ -157,7 +160,10 @@ def _django_settings() -> Any:
 
 
 def _texts(fallbacks: object, secret: Any) -> tuple[str, ...]:
-    """Fallbacks (newest first, as Flask and Django have them) and secret, oldest to newest."""
+    """Return fallbacks and secret, oldest to newest.
+
+    `fallbacks` has the newest first, as in Flask and Django.
+    """
     older = fallbacks[::-1] if isinstance(fallbacks, (list, tuple)) else ()
     return tuple(
         value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
@@ -169,8 +175,8 @@ def _texts(fallbacks: object, secret: Any) -> tuple[str, ...]:
 def shared_secret(directory: str, known: bytes | None = None) -> bytes:
     """Return the secret kept in the directory, and renew its file's times.
 
-    Where there is none, keep the `known` one, else a new one; another process that does the same at
-    this moment may come first. Raises Refused, OSError.
+    Without a file, write the `known` secret, else a new one. If another process writes the file at
+    the same moment, return that process's secret. Raises Refused or OSError.
     """
     path = os.path.join(private_directory(directory), _FILE)
     try:
@@ -181,7 +187,7 @@ def shared_secret(directory: str, known: bytes | None = None) -> bytes:
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(known or secrets.token_bytes(_BYTES))
     try:
-        os.link(draft, path)  # unlike a rename, never replaces what another process made first
+        os.link(draft, path)  # unlike a rename, never replaces another process's file
     except FileExistsError:
         pass
     finally:
@@ -190,7 +196,7 @@ def shared_secret(directory: str, known: bytes | None = None) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    # Binary and no link to follow; neither flag exists everywhere.
+    # Open as binary, and follow no symbolic link. Not every system has these flags.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     file = os.open(path, flags)
     try:
@@ -199,7 +205,7 @@ def _read(path: str) -> bytes:
             raise Refused(f"{path} is not a file")
         check_owner(path, found)
         secret = os.read(file, _BYTES + 1)
-        os.utime(path)  # temporary directories are swept of what is old
+        os.utime(path)  # systems delete old files from temporary directories
     finally:
         os.close(file)
     if len(secret) != _BYTES:

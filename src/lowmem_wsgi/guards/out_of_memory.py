@@ -1,4 +1,4 @@
-"""A request that ran out of memory: noticed, also where the framework has made a 500 of it."""
+"""Detect that a request ran out of memory, also if the framework answered the error with a 500."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .admission import RETRY_AFTER, busy
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-# In the environ of a request that did; where it was another process's memory (see `elsewhere`),
-# with why, and what governs it.
+# Set in the environ of a request that ran out of memory. If another process ran out (see
+# `elsewhere`), the value is a tuple: the reason, and the setting that governs the limit.
 MARK = "lowmem.out_of_memory"
 RECEIVING = "Listening to the framework's errors"
 
 
 def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
-    """Whether `error`, or one that the framework has answered for the app, is of that kind; or
-    reading the body was.
+    """Return whether the request ran out of memory.
 
-    Lets go of what filled the memory: the frames of the traceback hold it. To be asked before
-    anything else is made.
+    True if `error` is a memory shortage, if the framework has answered a shortage for the app, or
+    if reading the body hit a shortage. Releases the objects that the traceback's frames hold. Call
+    this before you allocate anything else.
     """
     if error is not None:
         _note(environ, error)
@@ -35,9 +35,10 @@ def ran_out(environ: WSGIEnvironment, error: BaseException | None) -> bool:
 
 
 def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
-    """503 where it was not this process's memory that ran out.
+    """Return a 503 if another process than this one ran out of memory, else None.
 
-    The class of such an error has a `lowmem_setting`, what governs it; its message says why.
+    The class of such an error has `lowmem_setting`, the setting that governs the limit. The error's
+    message gives the reason.
     """
     told = environ.get(MARK)
     return busy(*told) if isinstance(told, tuple) else None
@@ -49,17 +50,17 @@ def let_go(error: BaseException) -> None:
 
 
 def refusal(why: str, setting: str) -> Refusal:
-    """503: this request asked for more than there is. The others go on."""
+    """Return a 503 for a request that asked for more memory than there is. The others go on."""
     return busy(f"MemoryError in the app, {why}", setting)
 
 
 def last_resort(start_response: StartResponse) -> list[bytes]:
-    """503 where there is no memory to make any other answer."""
+    """Answer 503 when no memory is left to make any other answer."""
     start_response("503 Service Unavailable", _HEADERS)
     return _NOTHING
 
 
-# Made beforehand.
+# Made at import, before memory is short.
 _HEADERS = [
     ("Content-Length", "0"),
     ("Cache-Control", "no-store"),
@@ -69,10 +70,10 @@ _NOTHING: list[bytes] = []
 
 
 def watch() -> None:
-    """Have the frameworks that are loaded tell of the errors that they answer with a 500.
+    """Make the loaded frameworks report the errors that they answer with a 500. Idempotent.
 
-    Flask and Django do so by a signal, sent before they log the error. Harmless when repeated. What
-    receives the signal never raises: Django runs its receivers in the midst of its own handling.
+    Flask and Django send a signal before they log the error. LowMemory's receivers never raise:
+    Django calls its receivers in the middle of its own error handling.
     """
     if "flask" in sys.modules:
         from flask import got_request_exception
@@ -90,7 +91,7 @@ def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
 
         if exception is not None and has_request_context():
             _note(request.environ, exception)
-            if request.url_rule is not None:  # the request is gone when the answer begins
+            if request.url_rule is not None:  # Flask drops the request before the answer begins
                 request.environ.setdefault(ROUTE, request.url_rule.rule)
     except Exception:
         log.failure(RECEIVING)
@@ -99,7 +100,7 @@ def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
 def _of_django(sender: Any = None, request: Any = None, **extra: Any) -> None:
     try:
         error = sys.exc_info()[1]
-        environ = getattr(request, "environ", None)  # a request of ASGI has none
+        environ = getattr(request, "environ", None)  # an ASGI request has no environ
         if error is not None and environ is not None:
             _note(environ, error)
     except Exception:
@@ -107,7 +108,7 @@ def _of_django(sender: Any = None, request: Any = None, **extra: Any) -> None:
 
 
 def _note(environ: WSGIEnvironment, error: BaseException) -> None:
-    setting = getattr(type(error), "lowmem_setting", None)  # runs no `__getattr__` of the app's
+    setting = getattr(type(error), "lowmem_setting", None)  # on the type: runs no app's __getattr__
     if setting is not None:
         environ[MARK] = str(error), setting
     elif is_shortage(error):

@@ -1,13 +1,14 @@
-"""The session lifetime: a session cookie is honoured for so long, by any framework.
+"""Enforce the session lifetime: end session cookies after a set time, with any framework.
 
-On the way in, LowMemory takes each session cookie out of its signed envelope (signed_cookie.py), or
-out of the request where the cookie is expired, forged, from the future or unsigned: then the app
-sees no session. On the way out, LowMemory puts the app's own Set-Cookie in an envelope.
+On the way in, LowMemory takes each session cookie out of its signed envelope (signed_cookie.py). If
+the cookie is expired, forged, from the future or unsigned, LowMemory removes the cookie from the
+request, and the app sees no session. On the way out, LowMemory puts the app's own Set-Cookie in an
+envelope.
 
-A session in use outlives its lifetime by a second cookie, the stamp, which holds nothing but the
-time of the last use and fits one envelope. LowMemory never sends a session's value by itself. So a
-slow response cannot bring back what another request has changed or ended meanwhile: its stamp
-then fits nothing that the browser has.
+A second cookie, the stamp, keeps a session in use alive beyond its lifetime. The stamp holds only
+the time of the last use and fits one envelope. LowMemory never sends a session's value by itself.
+So a slow response cannot bring back a session that another request has changed or ended meanwhile:
+the stamp of the slow response then fits no cookie of the browser.
 """
 
 from __future__ import annotations
@@ -30,29 +31,31 @@ from .signed_cookie import BadEnvelope, OpenedSession, seal, stamp, unseal
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-# Where `enter` leaves for `amend`: the time, the opened sessions, and the stamps that came by name.
+# The key of the environ under which `enter` leaves for `amend`: the time, the opened sessions, and
+# the stamps of the request by session name.
 OPENED = "lowmem.sessions"
 
-# RFC 6265 §6.1 asks browsers for 4096 bytes a cookie; they give no more for name and value.
+# RFC 6265 §6.1 asks browsers to accept 4096 bytes a cookie. Browsers accept no more for name and
+# value.
 MOST_BYTES = 4096
 
 # LowMemory sends a stamp after this share of the lifetime: often enough that a used session does
-# not run out, seldom enough that not every response carries a cookie. A response that has taken
-# longer than this share carries no stamp: the browser may have a newer session by then, and the
-# stamp of the newer one, which this one would replace.
+# not run out, seldom enough that not every response carries a cookie. A response that takes longer
+# than this share carries no stamp. By then the browser may have a newer session with a stamp of its
+# own, which the late stamp would replace.
 RENEW_AFTER = 0.1
 
-# The stamp's cookie is called like the session's, with this after it. A suffix leaves prefixes
-# that mean something to browsers (__Host-, __Secure-) in their place.
+# The name of the stamp's cookie is the session's name and this suffix. A suffix keeps prefixes that
+# browsers interpret (__Host-, __Secure-) at the front.
 STAMP_SUFFIX = ".lowmem"
 
-# A request has as many stamps as session cookies: one for each Path or Domain. LowMemory reads no
-# more of one name, so that a header full of them costs little.
+# A request may carry one stamp for each session cookie of the name: one for each Path or Domain.
+# LowMemory reads at most so many of one name, so that a header full of stamps costs little.
 MOST_STAMPS = 8
 
-# Seconds after which LowMemory asks for the keys again: whoever gives them keeps their file alive.
+# Seconds after which LowMemory calls `find_keys` again. The call also keeps the keys' file alive.
 FIND_KEYS_EVERY = 60.0
-# ... and so soon (seconds) where there were none to be had.
+# ... and seconds after a call that returned no keys.
 RETRY_KEYS = 5.0
 
 _CACHED = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
@@ -65,11 +68,12 @@ SET_COOKIE = len("set-cookie")
 
 
 class Sessions(Guard):
-    """The rule for the cookies `names`; `lifetime` in seconds.
+    """The guard for the session cookies `names`, with a `lifetime` in seconds.
 
-    `find_keys` gives the keys oldest to newest; where it gives none, sessions pass untouched. It is
-    first called at the first session, for a Flask app gets its secret after it is wrapped, and then
-    at most each FIND_KEYS_EVERY seconds, by a request with a session.
+    `find_keys`: return the keys, oldest to newest; without keys, sessions pass unchanged. LowMemory
+    first calls `find_keys` at the first session, because a Flask app gets its secret after the app
+    is wrapped. Later calls come at most every FIND_KEYS_EVERY seconds, with a session's request.
+    `count`: called with the name of a counter. `clock`: Unix time in seconds.
     """
 
     name = "The session lifetime"
@@ -97,16 +101,17 @@ class Sessions(Guard):
         self._clock = clock or time.time
         self._lock = threading.Lock()
         self._count = count
-        # Python's http.cookies, which Bottle uses, starts a new cookie after white space, and
-        # others after a comma; Django strips what is white space in Unicode, here in UTF-8's
-        # bytes, from names; WebOb begins a name wherever a letter of one can stand. Neither
-        # "secure session=..." nor "\xc2\xa0session=..." nor "x[session=..." may get past us.
+        # Parsers disagree on where a cookie's name begins. Python's http.cookies, which Bottle
+        # uses, starts a new cookie after white space, other parsers after a comma. Django strips
+        # Unicode white space from names, here as UTF-8 bytes. WebOb begins a name at any letter
+        # that a name may have. So LowMemory must catch "secure session=...",
+        # "\xc2\xa0session=..." and "x[session=..." too.
         gap = r'[\x00-\x20",\[\\\]\x7f-\xff]'
         either = "|".join(re.escape(name) for name in (*names, *self._stamps))
         self._hidden = re.compile(f"(?:^=*|{gap})(?:{either}){gap}*=")
 
     def after_fork(self) -> None:
-        """In a new child: the lock may have been held by a thread that the child does not have."""
+        """Make a new lock in a new child process: a thread of the parent may hold the old lock."""
         self._lock = threading.Lock()
 
     def _keys_at(self, now: float) -> Sequence[bytes]:
@@ -118,7 +123,7 @@ class Sessions(Guard):
         return self._keys
 
     def enter(self, environ: WSGIEnvironment, number: int = 0) -> None:
-        """Replace envelopes in the request by what is in them; take out what does not open."""
+        """Replace each envelope in the request by its value. Remove envelopes that do not open."""
         header = environ.get("HTTP_COOKIE")
         if header and any(name in header for name in self._names):
             self._open(environ, header)
@@ -128,11 +133,11 @@ class Sessions(Guard):
         keys = self._keys_at(now)
         if not keys:
             return
-        # The parts that stay, and a session's name and value in its place.
+        # The cookies to keep: a part of the header as text, or a session's name and value.
         parts: list[str | tuple[str, str]] = []
         stamps: dict[str, list[str]] = {}
         for piece in header.split(";"):
-            part = piece.strip(" \t")  # and no other white space: in Latin-1 it may be half an "à"
+            part = piece.strip(" \t")  # no other white space: in Latin-1, \xa0 may be half an "à"
             name, _, value = part.partition("=")
             name, value = name.rstrip(" \t"), value.lstrip(" \t")
             if name in self._names:
@@ -164,9 +169,9 @@ class Sessions(Guard):
             environ[OPENED] = (now, opened, stamps)
 
     def amend(self, environ: WSGIEnvironment, status: str, headers: Headers) -> Headers:
-        """The response's headers, the app's session cookies in envelopes, stamps for used ones."""
+        """Put the app's session cookies in envelopes, and add stamps. Return the headers."""
         setting = False
-        for name, value in headers:  # for most responses all there is to do: no generator
+        for name, value in headers:  # most responses need only this loop, so no generator here
             if len(name) == SET_COOKIE and name.lower() == "set-cookie":
                 setting = setting or set_cookie.parse(value)[0] in self._names
         if not setting and OPENED not in environ:
@@ -177,7 +182,7 @@ class Sessions(Guard):
         if not keys:
             return headers
         if setting:
-            # The app has spoken for these: LowMemory adds no stamp.
+            # The app sets these cookies itself: LowMemory adds no stamp.
             named = {set_cookie.parse(v)[0] for n, v in headers if n.lower() == "set-cookie"}
             opened = [session for session in opened if session.name not in named]
             headers = [
@@ -199,7 +204,10 @@ class Sessions(Guard):
         now: float,
         stamps: Mapping[str, object],
     ) -> Headers:
-        """What goes out for a header of the app: itself, or a session's cookie in an envelope."""
+        """Return the headers to send for one header of the app.
+
+        A session's cookie goes in an envelope; any other header goes unchanged.
+        """
         if header[0].lower() != "set-cookie":
             return [header]
         name, value, attributes = set_cookie.parse(header[1])
@@ -223,11 +231,11 @@ class Sessions(Guard):
         left: int | None,
         now: float,
     ) -> str:
-        """The envelope for a session that the app ends in `left` seconds, if ever."""
+        """Return the envelope of a session that the app ends in `left` seconds; None: no end."""
         lasting = [pair for pair in attributes if pair[0].lower() not in set_cookie.ENDS]
         if not any(key.lower() == "path" and path.startswith("/") for key, path in lasting):
-            # The browser takes the path from this page. A stamp that comes from another page must
-            # say the path: else the browser would not send it wherever it sends the session.
+            # The browser takes the session's path from this page. A stamp set by another page must
+            # name that path. Otherwise the browser would not send the stamp with every session.
             lasting.append(("Path", set_cookie.default_path(environ)))
         end = None if left is None else math.ceil(now + left)
         sealed = seal(name, value, set_cookie.pack(lasting), self._keys[-1], int(now), end)
@@ -247,7 +255,7 @@ class Sessions(Guard):
         return sealed
 
     def _renewals(self, opened: Sequence[OpenedSession], now: float) -> Headers:
-        """A stamp for each session whose last one is old enough."""
+        """Return a stamp for each session whose last stamp is old enough."""
         due = now - self._lifetime * RENEW_AFTER
         renewed = [
             ("Set-Cookie", self._stamp(session, now))
@@ -256,18 +264,21 @@ class Sessions(Guard):
             # A stamp cannot prolong a session beyond the end that the app gave it.
             and (session.end is None or session.used_at + self._lifetime < session.end)
         ]
-        # What is sent depends on the cookie now, and caches should know.
+        # The response now depends on the cookie: tell caches.
         return [*renewed, ("Vary", "Cookie")] if renewed else []
 
     def _stamp(self, session: OpenedSession, now: float) -> str:
         value = stamp(session.name, session.text, self._keys[-1], int(now))
         header = f"{session.name}{STAMP_SUFFIX}={value}; {session.attributes.replace(';', '; ')}"
         if session.end is None:
-            return header  # like the session's cookie, until the browser is closed
+            return header  # ends with the browser, as the session's cookie does
         return f"{header}; Max-Age={math.ceil(min(self._lifetime, session.end - now))}"
 
     def _may_renew(self, environ: WSGIEnvironment, headers: Headers) -> bool:
-        """Not where a shared cache may keep the response, and hand the session to others."""
+        """Return whether to send stamps.
+
+        False if a shared cache may keep the response, and so hand the session to other clients.
+        """
         path = str(environ.get(PATH, environ.get("PATH_INFO", "")))
         if path.startswith(self._static_prefix):
             return False

@@ -1,4 +1,4 @@
-"""The Set-Cookie header, taken apart as browsers read it (RFC 6265 §5.2).
+"""Parse the Set-Cookie header as browsers do (RFC 6265 §5.2).
 
 Attributes keep their order and spelling.
 """
@@ -15,13 +15,13 @@ Attributes = list[tuple[str, str]]
 
 ENDS = ("max-age", "expires")
 
-_SPACE = " \t"  # all that RFC 6265 strips: the others may be half of a UTF-8 letter
+_SPACE = " \t"  # RFC 6265 strips no other white space: it may be half of a UTF-8 letter
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 def parse(header: str) -> tuple[str, str, Attributes]:
-    """Name, value and attributes of a Set-Cookie header."""
+    """Return the name, value and attributes of a Set-Cookie header."""
     pair, *rest = header.split(";")
     name, _, value = pair.partition("=")
     parts = (part.partition("=") for part in rest if part.strip())
@@ -30,10 +30,10 @@ def parse(header: str) -> tuple[str, str, Attributes]:
 
 
 def seconds_left(attributes: Attributes, now: float) -> int | None:
-    """Return the seconds from `now` until the end that the attributes give a cookie.
+    """Return the seconds from `now` (Unix seconds) until the attributes end the cookie.
 
-    None where they give no end. Zero or less where they delete the cookie. Browsers ignore an end
-    that does not parse, and so does this function; the last of one name counts.
+    None if they give no end; zero or less if they delete the cookie. Browsers ignore an end that
+    does not parse, and so does this function. Of two attributes of one name, the last one counts.
     """
     ends: dict[str, int] = {}
     for key, value in attributes:
@@ -46,7 +46,7 @@ def seconds_left(attributes: Attributes, now: float) -> int | None:
 
 
 def pack(attributes: Attributes) -> str:
-    """The attributes as one string, for an envelope. `;` stands between them and in none."""
+    """Return the attributes as one string for an envelope, joined by `;`, which none contains."""
     return ";".join(f"{key}={text}" if text else key for key, text in attributes)
 
 
@@ -65,7 +65,7 @@ def _seconds_until(date: str, now: float) -> int | None:
 
 
 def default_path(environ: WSGIEnvironment) -> str:
-    """The path of a cookie that names none: that of the page that set it (RFC 6265 §5.1.4)."""
+    """Return the path of a cookie without Path: from the page that sets it (RFC 6265 §5.1.4)."""
     from urllib.parse import quote
 
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")

@@ -1,29 +1,29 @@
-"""The signed envelope that a session cookie travels in, and its stamp. Pure: no clock, no I/O.
+"""Make and open the signed envelope of a session cookie, and its stamp. No clock, no I/O.
 
-The envelope is the session cookie's value. LowMemory makes one whenever the app sets the cookie,
-and never sends one a second time:
+The envelope is the session cookie's value. LowMemory makes an envelope each time the app sets the
+cookie, and never sends the same envelope twice:
 
     lm2.<mac>.<time>.<end>.<attributes>.<how><value>
 
-mac         HMAC-SHA256 over the cookie's name and all that follows, cut to 128 bits (RFC 2104 §5
-            wants at least half the hash) and in base64url
+mac         HMAC-SHA256 over the cookie's name and all later fields, cut to 128 bits (RFC 2104 §5
+            asks for at least half the hash), in base64url
 time        Unix seconds, in hex, when the app set the cookie
-end         Unix seconds, in hex, of the end that the app gave the cookie by Max-Age or Expires;
-            empty where the app gave none
-attributes  of the Set-Cookie, base64url, without Max-Age and Expires: a browser does not send
-            them back, and the stamp is sent with the same
-how, value  "p" and the value as it is, or "b" and the value in base64url, where the value holds
-            something that is not RFC 6265's cookie-octet
+end         Unix seconds, in hex, when the cookie ends by the app's Max-Age or Expires; empty
+            without these
+attributes  the attributes of the Set-Cookie, in base64url, without Max-Age and Expires. A browser
+            does not send them back, and LowMemory sends the stamp with the same attributes.
+how, value  "p" and the value unchanged; or "b" and the value in base64url, if the value has a
+            character that is no cookie-octet (RFC 6265)
 
-The stamp is the value of a second cookie, and says when the session was last used:
+The stamp is the value of a second cookie. The stamp holds the time of the session's last use:
 
     lm2.<mac>.<time>
 
 mac         HMAC-SHA256 over the session cookie's name, the time and the whole envelope
 time        Unix seconds, in hex, of the use
 
-A stamp fits one envelope. It says nothing about a cookie that the app has changed meanwhile, and
-nothing at all without its envelope.
+A stamp fits one envelope. A stamp is worthless without its envelope, and for a cookie that the app
+has changed meanwhile.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ _MAC_BYTES = 16
 _PLAIN = re.compile(r"[!#-+\--:<-\[\]-~]*")  # cookie-octet, RFC 6265 §4.1.1
 _TIME = re.compile(r"[0-9a-f]{1,16}")
 
-# Seconds. A clock may be set back while the site runs, and clocks of machines that share a key
-# differ. LowMemory refuses an envelope that comes from further ahead, as itsdangerous does.
+# Seconds that an envelope may come from the future. A clock may be set back while the site runs,
+# and the clocks of machines that share a key differ. LowMemory refuses an envelope from further
+# ahead, as itsdangerous does.
 SKEW = 60
 
 
 class BadEnvelope(Exception):
-    """This cookie does not open. `reason`: unsigned, forged, future, expired or ended.
+    """The cookie does not open. `reason`: unsigned, forged, future, expired or ended.
 
     Expired: not used for the lifetime. Ended: past the end that the app itself set.
     """
@@ -55,7 +56,7 @@ class BadEnvelope(Exception):
 
 
 class OpenedSession:
-    """An opened envelope: `text` is the envelope, `used_at` the session's last known use."""
+    """An opened envelope. `text`: the envelope. `used_at`: the last known use, Unix seconds."""
 
     __slots__ = ("attributes", "end", "name", "text", "used_at", "value")
 
@@ -71,14 +72,20 @@ class OpenedSession:
 
 
 def derive(secret: bytes) -> bytes:
-    """The signing key under our own label: a secret shared with others is never used raw."""
+    """Return the signing key for a secret. A label separates this key from the secret's other uses.
+
+    LowMemory never signs with the raw secret, which may serve others too.
+    """
     return hmac.digest(secret, b"lowmem-wsgi session envelope 1", "sha256")
 
 
 def seal(
     name: str, value: str, attributes: str, key: bytes, now: int, end: int | None = None
 ) -> str:
-    """The envelope for a cookie's value. UnicodeEncodeError if it is not Latin-1 (PEP 3333)."""
+    """Return the envelope for a cookie's value. `now` and `end` are in Unix seconds.
+
+    Raises UnicodeEncodeError if the value is not Latin-1 (PEP 3333).
+    """
     stored = "p" + value if _PLAIN.fullmatch(value) else "b" + _encode(value.encode("latin-1"))
     until = "" if end is None else f"{end:x}"
     rest = f"{now:x}.{until}.{_encode(attributes.encode('latin-1'))}.{stored}"
@@ -86,7 +93,7 @@ def seal(
 
 
 def stamp(name: str, envelope: str, key: bytes, now: int) -> str:
-    """The stamp that says: the session in this envelope was used at `now`."""
+    """Return the stamp for a use of this envelope's session at `now` (Unix seconds)."""
     return f"{_VERSION}.{_stamp_mac(name, f'{now:x}', envelope, key)}.{now:x}"
 
 
@@ -98,11 +105,10 @@ def unseal(
     lifetime: float,
     stamps: Sequence[str] = (),
 ) -> OpenedSession:
-    """Return what `seal` put in, if the session was used at most `lifetime` seconds ago.
+    """Open an envelope, if the session was used at most `lifetime` seconds ago.
 
-    The envelope or a stamp of this very envelope must be signed by one of `keys`: a stamp by the
-    newest key keeps a session beyond the day on which the key of its envelope is taken away.
-    Raises BadEnvelope.
+    One of `keys` must have signed the envelope, or a stamp of this envelope. So a stamp by the
+    newest key keeps a session after the key of its envelope is removed. Raises BadEnvelope.
     """
     version, _, signed = text.partition(".")
     if version != _VERSION:
@@ -111,7 +117,7 @@ def unseal(
     stamped_at = _latest(name, text, keys, now, stamps)
     if not stamped_at and not any(_same(mac, _mac(name, rest, key)) for key in keys):
         raise BadEnvelope("forged")
-    # `seal` wrote the rest: the signature says so.
+    # The signature proves that `seal` wrote the rest.
     time, until, attributes, stored = rest.split(".", 3)
     sealed_at, end = int(time, 16), int(until, 16) if until else None
     if sealed_at > now + SKEW:
@@ -128,7 +134,7 @@ def unseal(
 def _latest(
     name: str, envelope: str, keys: Sequence[bytes], now: int, stamps: Sequence[str]
 ) -> int:
-    """The time of the latest stamp that fits the envelope; 0 where none does."""
+    """Return the latest stamp's time (Unix seconds) that fits the envelope; 0 if none does."""
     latest = 0
     for text in stamps:
         version, _, signed = text.partition(".")
@@ -144,13 +150,13 @@ def _latest(
 
 
 def _mac(name: str, rest: str, key: bytes) -> str:
-    # A name is a token and has no NUL, so no two (name, rest) make the same message.
+    # A name is a token without NUL, so two different pairs (name, rest) make different messages.
     message = f"{name}\0{rest}".encode("latin-1", "replace")
     return _encode(hmac.digest(key, message, "sha256")[:_MAC_BYTES])
 
 
 def _stamp_mac(name: str, time: str, envelope: str, key: bytes) -> str:
-    # No name has a space in it, so no envelope's MAC is a stamp's; no time has a dot.
+    # No name contains a space, so a stamp's MAC never equals an envelope's. No time contains a dot.
     return _mac(f"stamp {name}", f"{time}.{envelope}", key)
 
 

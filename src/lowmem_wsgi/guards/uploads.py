@@ -1,8 +1,8 @@
-"""The upload cap: no request body larger than its path allows.
+"""Enforce the upload cap: refuse a request body larger than its path allows.
 
-A declared length over the cap is refused before the app is called. An undeclared body
-(chunked) is read through a stream that ends at the cap: `fault` is then what to answer with,
-whatever the app made of the error.
+LowMemory refuses a declared length over the cap before calling the app. The app reads an
+undeclared (chunked) body through a stream that ends at the cap. If that body overflows, LowMemory
+answers with `fault`, whatever answer the app made of the error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ SETTING = "LOWMEM_MAX_UPLOAD, or LOWMEM_UPLOAD_LIMITS for this path"
 
 
 class UploadCap(Guard):
-    """Limits in bytes: one for all paths, others by path prefix (the longest wins)."""
+    """The guard for request bodies.
+
+    `limit`: bytes for all paths, None for no cap. `limits`: bytes by path prefix; the longest
+    matching prefix wins. `count`: called with the name of a counter.
+    """
 
     name = "The upload cap"
     protects = True
@@ -45,18 +49,18 @@ class UploadCap(Guard):
 
     @property
     def limits(self) -> set[int | None]:
-        """All the caps there are, in bytes; None: no cap."""
+        """All caps in use, in bytes; None stands for no cap."""
         return {self._limit, *(size for _, size in self._limits)}
 
     def limit_for(self, path: str) -> int | None:
-        """The cap for a path, in bytes; None where it has none."""
+        """Return the cap for a path, in bytes; None if the path has no cap."""
         for prefix, size in self._limits:
             if is_under(path, prefix):
                 return size
         return self._limit
 
     def enter(self, environ: WSGIEnvironment, number: int = 0) -> Refusal | None:
-        """Refuse the request, or bound its body."""
+        """Return a refusal, or bound the request's body and return None."""
         if not environ.get("CONTENT_LENGTH") and not may_have_undeclared_body(environ):
             return None
         try:
@@ -68,7 +72,7 @@ class UploadCap(Guard):
                 why="Content-Length is not a number of bytes",
                 setting="none, the request is malformed",
             )
-        undeclared = "HTTP_TRANSFER_ENCODING" in environ  # it overrides Content-Length
+        undeclared = "HTTP_TRANSFER_ENCODING" in environ  # overrides Content-Length
         undeclared = undeclared or length is None
         limit = self.limit_for(environ.get("PATH_INFO", ""))
         if limit is None:
@@ -83,7 +87,7 @@ class UploadCap(Guard):
         return None
 
     def tighten(self, environ: WSGIEnvironment, limit: int) -> Refusal | None:
-        """Hold a request that another LowMemory has let in to this lower limit as well."""
+        """Apply this lower limit (bytes) to a request that another LowMemory has let in."""
         body = environ.get(BODY)
         if body is None:
             return None
@@ -95,7 +99,7 @@ class UploadCap(Guard):
         return None
 
     def fault(self, environ: WSGIEnvironment) -> Refusal | None:
-        """The refusal for a body that turned out too large, or unreadable, in the app's hands."""
+        """Return the refusal for a body that was too large or unreadable when the app read it."""
         body = environ.get(BODY)
         if body is None or not (body.overflowed or body.broken):
             return None

@@ -1,1 +1,1 @@
-"""WSGI as it is: a request and its response, bodies, paths, refusals. Knows no memory."""
+"""WSGI parts: requests and responses, bodies, paths, refusals. Nothing about memory."""

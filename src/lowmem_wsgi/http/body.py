@@ -1,4 +1,4 @@
-"""A request's body: how long it says it is, reading it up to a bound, throwing it away."""
+"""Read a request's body up to a limit, read its declared length, and drop the rest of a body."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, WSGIEnvironment
 
-# Where the bound body of a request is kept, should the app replace wsgi.input.
+# Key of the environ: the request's Body, kept in case the app replaces wsgi.input.
 BODY = "lowmem.body"
-# In the environ of a request that LowMemory itself has answered: drain its body after the answer.
+# Set in the environ of a request that LowMemory itself has answered: drain its body afterwards.
 DRAIN = "lowmem.drain"
 
 _DIGITS = re.compile(r"[0-9]+")
-# More than any disk holds; int() refuses thousands of digits, and needs time for hundreds.
+# More bytes than any disk holds. int() refuses thousands of digits, and is slow for hundreds.
 _MOST_DIGITS = 18
 
-# A client that is still sending when the socket is closed gets a reset and never reads our
-# answer. So we read on after answering, but not for ever: nginx's lingering_timeout is the 5 s;
-# the bytes cost nothing, they are dropped as they come.
+# A client that still sends when the socket is closed gets a reset and never reads the answer. So
+# LowMemory reads on after answering, but not for ever: 5 s as nginx's lingering_timeout. The bytes
+# cost nothing: LowMemory drops them as they come.
 DRAIN_SECONDS = 5.0
 DRAIN_BYTES = 64 * 1024 * 1024
 _PIECE = 64 * 1024
 
 
 def declared_length(environ: WSGIEnvironment) -> int | None:
-    """Content-Length in bytes; None where there is none. ValueError where it is no length."""
+    """Return Content-Length in bytes; None without the header.
+
+    Raises ValueError if the header is not a number of bytes. Returns at most 10**18.
+    """
     text = environ.get("CONTENT_LENGTH") or ""
     if not text:
         return None
@@ -42,20 +45,23 @@ def declared_length(environ: WSGIEnvironment) -> int | None:
 
 
 def may_have_undeclared_body(environ: WSGIEnvironment) -> bool:
-    """HTTP/1 frames a body by Content-Length or Transfer-Encoding alone (RFC 9112 §6)."""
+    """Return whether a request without Content-Length may have a body.
+
+    HTTP/1 frames a body only by Content-Length or Transfer-Encoding (RFC 9112 §6).
+    """
     if "HTTP_TRANSFER_ENCODING" in environ:
         return True
     return "SERVER_PROTOCOL" in environ and environ["SERVER_PROTOCOL"][:7] != "HTTP/1."
 
 
 class Body(io.BufferedIOBase):
-    """wsgi.input, ended where it may end.
+    """A stream in place of wsgi.input that ends at a limit in bytes.
 
-    A declared body ends after its length, whatever the client goes on to send. An undeclared
-    one that goes past `limit` bytes raises UploadTooLarge and is `overflowed`; no byte past the
-    limit is ever handed out. One that the server cannot read (a malformed chunk, a client that
-    left) raises UploadBroken and is `broken`. A MemoryError while the body is read stays a
-    MemoryError, and the body is `short`.
+    A declared body ends after its length, whatever more the client sends. An undeclared body that
+    is larger than `limit` raises UploadTooLarge and sets `overflowed`; the app never gets a byte
+    past the limit. If the server cannot read the body (a malformed chunk, a client that left),
+    reading raises UploadBroken and sets `broken`. A MemoryError while reading stays a MemoryError
+    and sets `short`.
     """
 
     def __init__(self, stream: InputStream, limit: int, *, declared: bool) -> None:
@@ -68,12 +74,12 @@ class Body(io.BufferedIOBase):
         self._counted = False
 
     def first_time(self) -> bool:
-        """Return True, once. Its fault is asked for repeatedly, and counted once."""
+        """Return True at the first call only, so that the body's fault is counted once."""
         first, self._counted = not self._counted, True
         return first
 
     def tighten(self, limit: int) -> None:
-        """Lower the limit to `limit` bytes, from the body's first byte on."""
+        """Lower the limit to `limit` bytes, counted from the body's first byte."""
         limit = min(limit, self.limit)
         self.left = max(0, self.left - (self.limit - limit))
         self.limit = limit
@@ -108,10 +114,10 @@ class Body(io.BufferedIOBase):
         return data
 
     def _end(self) -> None:
-        """At the limit: the body ends here too, or it is too large."""
+        """Check at the limit that the body ends. Raise UploadTooLarge if more bytes come."""
         self.overflowed = self.overflowed or bool(self._ask(self.stream.read, 1))
         if self.overflowed:
-            from .upload_errors import UploadTooLarge  # brings werkzeug, which a Bottle app lacks
+            from .upload_errors import UploadTooLarge  # late: loads werkzeug, unused by Bottle apps
 
             raise UploadTooLarge
 
@@ -128,7 +134,7 @@ class Body(io.BufferedIOBase):
             raise UploadBroken from error
 
     def discard(self, seconds: float, clock: Callable[[], float]) -> None:
-        """Read on and drop, up to DRAIN_BYTES and `seconds`."""
+        """Read and drop the rest of the body, at most DRAIN_BYTES and for at most `seconds`."""
         left = min(self.left, DRAIN_BYTES) if self.declared else DRAIN_BYTES
         end = clock() + seconds
         while left > 0 and clock() < end:
@@ -139,14 +145,15 @@ class Body(io.BufferedIOBase):
 
 
 def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic) -> None:
-    """Drop what the client is still sending, so that the client comes to read the answer.
+    """Drop the bytes that the client still sends, so that the client then reads the answer.
 
-    Call after the response, and after the request has left its place to others. Does nothing
-    unless the server shows its socket (Gunicorn, werkzeug): only a socket bounds the time, to
-    DRAIN_SECONDS. Elsewhere a client that idles would hold the thread. Those two servers send
-    `100 Continue` before they call the app; another may send it at the first read, which is then
-    after the final answer. Under HTTP/2 the socket carries other requests too. Reads DRAIN_BYTES
-    at most. Never raises.
+    Call this after the response, and after the request has left its place to others. Reads at most
+    DRAIN_BYTES for at most DRAIN_SECONDS. Never raises.
+
+    Does nothing unless the server gives its socket (Gunicorn, werkzeug): only a socket bounds the
+    time. On other servers an idle client would hold the thread. Gunicorn and werkzeug send `100
+    Continue` before they call the app; another server may send it at the first read, and so after
+    the final answer. Does nothing under HTTP/2, where the socket carries other requests too.
     """
     sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     if sock is None or not str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/1."):
@@ -162,17 +169,17 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
         stream = environ["wsgi.input"]
         body = Body(stream, length or 0, declared=length is not None)
     if not body.declared and not environ.get("wsgi.input_terminated"):
-        return  # the server does not end this stream, a read could wait for ever
+        return  # the server does not end this stream: a read could wait for ever
     try:
-        # A timeout of the socket would bound one recv, and a read may be of many: so the reading
-        # side is closed when the time is up, and a client that drips comes to its end.
+        # A timeout of the socket bounds one recv only, and a read may need many. So a timer closes
+        # the reading side when the time is up. This also ends a client that sends very slowly.
         timer = _in(DRAIN_SECONDS, lambda: sock.shutdown(socket.SHUT_RD))
         try:
             body.discard(DRAIN_SECONDS, clock)
         finally:
             timer.cancel()
     except Exception:
-        return  # the client is gone, or sends nonsense: there is nobody left to answer
+        return  # the client is gone, or sends nonsense: no client to answer
 
 
 def _in(seconds: float, action: Callable[[], object]) -> threading.Timer:

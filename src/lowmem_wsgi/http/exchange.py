@@ -1,8 +1,8 @@
-"""One request and its response, as PEP 3333 has it.
+"""Handle one request and its response as PEP 3333 defines them.
 
-The awkward parts of WSGI in one place: `start_response` that comes late, twice with `exc_info`,
-or is followed by `write()`; a response that fails before its first byte, and may then be
-answered otherwise, or after it, and then may not; `close()` exactly once, come what may.
+This module holds the difficult parts of WSGI. An app may call `start_response` late, twice with
+`exc_info`, or before `write()`. A response that fails before its first byte can be replaced, a
+response that fails later cannot. LowMemory calls `close()` exactly once in every case.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Strikes(Protocol):
-    """Who may raise a MemoryError in the thread of a request, from another thread."""
+    """The object that may raise a MemoryError in a request's thread, from another thread."""
 
-    striking: bool  # about to raise one
+    striking: bool  # about to raise a MemoryError
 
     def settle(self) -> None:
-        """Wait until that is over, and drop an error that comes."""
+        """Wait until the strike is over, and drop an error that arrives meanwhile."""
 
 
 class Exchange(ABC):
-    """Calls an app for one request, and stands between it and the server until `close`.
+    """Call an app for one request, and stand between the app and the server until `close`.
 
-    A subclass says what happens on the way. `strikes` is asked whenever the app has been left,
-    before the server goes on.
+    A subclass defines the steps on the way. Each time the app returns, LowMemory checks `strikes`
+    before the server goes on. One thread at a time uses an exchange.
     """
 
     __slots__ = (
@@ -57,49 +57,49 @@ class Exchange(ABC):
         self.environ = environ
         self.strikes = strikes
         self._server_start = start_response
-        self.status: str | None = None  # the last that the app has given
+        self.status: str | None = None  # the app's last status
         self.sent = False  # the server has status and headers
-        self._out = False  # and may have sent a part of the answer
+        self._out = False  # the server may have sent a part of the answer
         self._rescued = False
         self._again: tuple[Any, Any, None] | None = (
-            None  # exc_info, for a server that has had other headers
+            None  # exc_info, for a server that already has other headers
         )
-        self._open = True  # last: an exchange that has this is complete
+        self._open = True  # last: __init__ is complete once this is set
 
-    # --- What a subclass says
+    # --- A subclass defines these
 
     @abstractmethod
     def choose(self) -> WSGIApplication:
         """Return the app that answers."""
 
     def amend(self, status: str, headers: Headers) -> Headers:
-        """Return the headers to send. Not asked of the answer of a `rescue`."""
+        """Return the headers to send. Not called for the answer of a `rescue`."""
         return headers
 
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
-        """Return another app to answer instead; or None.
+        """Return another app to answer instead, or None.
 
-        Asked, until it names one, after the app has returned, raised `error` or yielded, or after
-        `amend` has raised `error`. Where a part of the answer is `sent` it is told, and cannot
-        answer.
+        Called after the app has returned, raised `error` or yielded, or after `amend` has raised
+        `error`, until a call returns an app. `sent`: a part of the answer has left, so LowMemory
+        ignores the returned app.
         """
         return None
 
     @abstractmethod
     def started(self) -> None:
-        """The app has called start_response, and is not done yet."""
+        """Called when the app has called start_response and has not finished yet."""
 
     @abstractmethod
     def finish(self, closed: bool) -> None:
-        """The request is over. Called until it returns, so each step must be idempotent.
+        """End the request. Called until a call returns, so each step must be idempotent.
 
-        Not `closed`: the server dropped the response without a close().
+        `closed`: False if the server dropped the response without a close().
         """
 
-    # --- What the server calls
+    # --- The server calls these
 
     def run(self) -> Iterable[bytes]:
-        """Return the response of the app that `choose` names, for the server."""
+        """Run the app that `choose` returns. Return its response, for the server."""
         result: Iterable[bytes] = ()
         other = None
         try:
@@ -109,7 +109,7 @@ class Exchange(ABC):
                 whole = kind is list or kind is tuple
                 wrapper = self.environ.get("wsgi.file_wrapper")
                 if whole or (wrapper is not None and _is_file(result, wrapper)):
-                    # All is there: it can still be answered otherwise, and after this no more.
+                    # The response is complete. This is the last moment to replace the answer.
                     other = self._other(None)
                     if other is None:
                         self.send_headers()
@@ -123,10 +123,10 @@ class Exchange(ABC):
                 result = self._replaced(replaced, other)
             return SizedStream(self, result) if hasattr(result, "__len__") else Stream(self, result)
         except BaseException:
-            self._close_both(result)  # the server gets nothing that it could close
+            self._close_both(result)  # the server gets no response to close
             raise
 
-    # --- What the app calls
+    # --- The app calls these
 
     def start_response(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
@@ -135,11 +135,11 @@ class Exchange(ABC):
             if exc_info is None:
                 raise AssertionError("start_response called twice without exc_info (PEP 3333)")
             try:
-                # Raises exc_info, if the server has sent the headers already.
+                # The server raises exc_info if it has sent the headers already.
                 headers = self.amend(status, headers)
                 self._server_write = self._server_start(status, headers, exc_info)
             finally:
-                exc_info = None  # a cycle through this frame
+                exc_info = None  # break the reference cycle through this frame
         elif self.status is not None and exc_info is None:
             raise AssertionError("start_response called twice without exc_info (PEP 3333)")
         else:
@@ -149,15 +149,15 @@ class Exchange(ABC):
 
     def write(self, data: bytes, /) -> None:
         if not self.sent and self.rescue(None, False) is not None:
-            raise OSError("the body of this request could not be read")  # and run() answers
+            raise OSError("the body of this request could not be read")  # run() then answers
         self.send_headers()
         self._out = True
         self._server_write(data)
 
-    # --- What the response below calls
+    # --- The response classes below call these
 
     def send_headers(self) -> None:
-        """Hand status and headers to the server, once there are any."""
+        """Pass status and headers to the server, if the app has set them. Idempotent."""
         if self.sent or self.status is None:
             return
         if not self._rescued:
@@ -173,15 +173,15 @@ class Exchange(ABC):
         self._server_write = self._server_start(*given)
 
     def first(self, stream: Stream) -> bytes:
-        """The next chunk of a response whose headers are not sent yet, or of what answers instead.
+        """Return the next chunk of a response, or of its replacement, before the headers are sent.
 
-        An app may yield empty chunks before it calls start_response. StopIteration where there is
-        no chunk.
+        An app may yield empty chunks before the app calls start_response. Raises StopIteration if
+        there is no chunk.
         """
         chunk: bytes | None = None
         try:
             if stream.chunks is None:
-                stream.chunks = iter(())  # nothing more, should this fail
+                stream.chunks = iter(())  # no chunks, if the next line fails
                 stream.chunks = iter(stream.result)
             chunk = next(stream.chunks, None)
             other = self._other(None)
@@ -193,7 +193,7 @@ class Exchange(ABC):
             if other is None:
                 raise
         if other is not None:
-            replaced, stream.result = stream.result, ()  # closed once, come what may
+            replaced, stream.result = stream.result, ()  # so that the result is closed only once
             stream.result, stream.chunks = self._replaced(replaced, other), None
             return self.first(stream)
         if chunk is None:
@@ -201,26 +201,26 @@ class Exchange(ABC):
         return chunk
 
     def failed(self, error: BaseException) -> None:
-        """The response failed after its first byte: the server must cut it off."""
+        """Note an error after the response's first byte. The server must cut the response off."""
         try:
             self.rescue(error, True)
         except MemoryError:
             pass  # `error` itself goes on to the server
 
     def close(self) -> None:
-        """The request is over."""
+        """End the request. Idempotent."""
         if not self._open:
             return
         try:
             self.finish(True)
-        except MemoryError:  # aimed at the request that ends here; it comes once
+        except MemoryError:  # from the watchdog, for the request that ends here; comes only once
             self.finish(True)
         self._open = False
 
     def __del__(self) -> None:
-        # Test clients often forget close(), and a MemoryError may come before it: neither must
+        # Test clients often forget close(), and a MemoryError may come before close(). Neither may
         # leave the request in flight for ever.
-        if getattr(self, "_open", False):  # it has none where __init__ was interrupted
+        if getattr(self, "_open", False):  # absent if __init__ was interrupted
             self.finish(False)
 
     # --- In between
@@ -230,12 +230,12 @@ class Exchange(ABC):
             return None
         try:
             other = self.rescue(error, False)
-        except MemoryError:  # one from outside, which came when the app's own had come already
+        except MemoryError:  # from the watchdog, after the app's own MemoryError
             other = self.rescue(error, False)
         if other is not None:
             self._rescued = True
             if self.sent and error is not None:
-                # The server takes other headers with exc_info, as long as it has sent no byte.
+                # With exc_info the server accepts other headers until it has sent the first byte.
                 self._again, self.sent = (type(error), error, None), False
         return other
 
@@ -244,7 +244,7 @@ class Exchange(ABC):
         self.status = None
         try:
             return other(self.environ, self.start_response)
-        except MemoryError:  # another one, from outside
+        except MemoryError:  # another MemoryError, from the watchdog
             self.status = None
             return other(self.environ, self.start_response)
 
@@ -253,7 +253,7 @@ class Exchange(ABC):
         self.close()
 
     def _file(self, result: Any) -> Iterable[bytes]:
-        """A response of the server's own wsgi.file_wrapper: it must get this very object."""
+        """Return a response of wsgi.file_wrapper. The server must get the same object."""
         close = getattr(result, "close", None)
 
         def close_both() -> None:
@@ -266,13 +266,14 @@ class Exchange(ABC):
         try:
             result.close = close_both
         except (AttributeError, TypeError):
-            # Some servers' wrapper takes no attribute. The file goes out without us.
+            # The wrapper of some servers accepts no attribute. End the request now, before the
+            # server sends the file.
             self.close()
         return result  # type: ignore[no-any-return]
 
 
 class Stream:
-    """A response passed through: one yield for each yield of the app."""
+    """A response that LowMemory passes through: one yield for each yield of the app."""
 
     __slots__ = ("_begun", "_exchange", "chunks", "result")
 
@@ -280,7 +281,7 @@ class Stream:
         self._exchange = exchange
         self.result = result
         self.chunks: Iterator[bytes] | None = None
-        self._begun = False  # a chunk was made and the headers are sent
+        self._begun = False  # the first chunk is made and the headers are sent
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -302,7 +303,7 @@ class Stream:
         exchange = self._exchange
         try:
             return exchange.first(self)
-        except MemoryError:  # it may have come between two attempts to answer otherwise
+        except MemoryError:  # may come between two attempts to replace the answer
             if exchange.sent:
                 raise
             return exchange.first(self)
@@ -310,7 +311,7 @@ class Stream:
             self._begun = exchange.sent
 
     def close(self) -> None:
-        # Dropped before the exchange is closed, so that the passes find it gone.
+        # Drop the response before closing the exchange, so that the GC passes can free it.
         result = self.result
         self.result, self.chunks, self._begun = (), iter(()), True
         try:
@@ -323,7 +324,7 @@ class Stream:
 
 
 class SizedStream(Stream):
-    """The same for a response that knows its number of chunks: servers ask, to set a length."""
+    """A stream that knows its number of chunks: servers read that number to set Content-Length."""
 
     __slots__ = ()
 
@@ -332,7 +333,7 @@ class SizedStream(Stream):
 
 
 class Whole(list[bytes]):
-    """A response whose chunks are all there."""
+    """A response whose chunks are all in memory."""
 
     __slots__ = ("_exchange",)
 
@@ -346,7 +347,7 @@ class Whole(list[bytes]):
 
 
 def _close(result: object) -> None:
-    """Close a response that the server will not see. Its trouble with that is not the client's."""
+    """Close a response that the server will not see. Log an error of its close()."""
     close = getattr(result, "close", None)
     if close is not None:
         try:
@@ -356,6 +357,6 @@ def _close(result: object) -> None:
 
 
 def _is_file(result: object, wrapper: object) -> bool:
-    # Gunicorn and most others have a class. Where it is a function (uWSGI), its result is known
-    # by being a file.
+    # In Gunicorn and most servers the wrapper is a class. If the wrapper is a function (uWSGI), its
+    # result is a file.
     return isinstance(result, wrapper) if isinstance(wrapper, type) else hasattr(result, "fileno")

@@ -1,4 +1,4 @@
-"""How we say no: an answer the client can read, a log line the operator can act on."""
+"""Refuse a request: an answer that the client can read, a log line that the operator can use."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _JSON = '{{"status": {code}, "error": "{error}", "detail": "{detail}"}}\n'
 class Refusal:
     """A WSGI app that answers with an error, in HTML, JSON or plain text as the client accepts.
 
-    `detail` is for the client; `why` (with the figure) and `setting` (that governs it) for the
-    log. Neither may hold text from the request, nor `detail` a quote or an angle bracket: they
-    are sent and logged as they are. Making the answer imports nothing and needs a few KB.
+    `detail`: text for the client. `why`, with the figure, and `setting`, which governs the figure:
+    for the log. LowMemory sends and logs these texts unescaped. So none may contain text from the
+    request, and `detail` no quote or angle bracket. Making the answer imports nothing and needs a
+    few KB.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Refusal:
         return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else body]
 
     def report(self, environ: WSGIEnvironment) -> None:
-        """Log it, rate-limited."""
+        """Log the refusal, rate-limited."""
         report(environ, self.status, self.why, self.setting)
 
     def _render(self, environ: WSGIEnvironment) -> tuple[str, bytes]:
@@ -79,10 +80,10 @@ class Refusal:
 
 
 def preferred(environ: WSGIEnvironment, offers: tuple[str, ...]) -> str:
-    """The media type of `offers` that Accept likes best (RFC 9110 §12.5.1).
+    """Return the media type of `offers` that Accept prefers (RFC 9110 §12.5.1).
 
-    Parameters other than the quality do not matter. The first offer where Accept says nothing,
-    wants none of them or cannot be read; of equals, the one that Accept names more closely.
+    Ignores parameters other than the quality. Returns the first offer if Accept is missing, accepts
+    no offer or cannot be parsed. Of equals, returns the offer that Accept names more specifically.
     """
     accept = environ.get("HTTP_ACCEPT", "")
     if not accept or accept == "*/*":
@@ -90,7 +91,7 @@ def preferred(environ: WSGIEnvironment, offers: tuple[str, ...]) -> str:
     ranges = _qualities(accept)
     best, chosen = (0.0, 0), offers[0]
     for offer in offers:
-        # What names the offer most closely says how much it is liked.
+        # The most specific range that matches the offer gives its quality.
         for closeness, name in ((3, offer), (2, offer.partition("/")[0] + "/*"), (1, "*/*")):
             if name in ranges:
                 liked = ranges[name], closeness
@@ -101,7 +102,7 @@ def preferred(environ: WSGIEnvironment, offers: tuple[str, ...]) -> str:
 
 
 def _qualities(accept: str) -> dict[str, float]:
-    """media range -> its quality. Ranges with a malformed quality are left out."""
+    """Return each media range with its quality. Omit ranges with a malformed quality."""
     ranges = {}
     for part in accept.split(","):
         name, *parameters = part.split(";")
@@ -119,9 +120,9 @@ def _qualities(accept: str) -> dict[str, float]:
 
 
 def report(environ: WSGIEnvironment, what: str, why: str, setting: str) -> None:
-    """Log one rate-limited line: what was refused where, the figure, the setting that governs it.
+    """Log one rate-limited line: the refusal, the route, the figure and the setting to change.
 
-    Never raises MemoryError: the answer matters more than its line.
+    Never raises MemoryError: the answer matters more than its log line.
     """
     try:
         log.limited(

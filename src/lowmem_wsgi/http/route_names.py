@@ -1,7 +1,7 @@
-"""What a request's route is called: `GET /clients/<n>`.
+"""Name the route of a request: `GET /clients/<n>`.
 
-By the framework's own pattern where it can be had, else by the path, with what looks like an id
-folded. What a client makes up gets no name of its own.
+The name is the framework's own pattern if LowMemory can read that, else the path, with ids
+replaced. A path that a client has invented gets no name of its own.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 NOT_FOUND = "(not found)"
-# A name's bytes at most; it has a fixed place on the workers' page.
+# The most bytes of a name: a name has a fixed place on the shared page.
 LONGEST = 96
-# So many paths are remembered with their names, if they are no longer than this; no more than so
-# much of a path is looked at (characters). What a client sends is as long as it likes.
+# LowMemory caches the names of MOST paths, of at most LONGEST_KEY characters each, and reads at
+# most LONGEST_PATH characters of a path: a client can send a path of any length.
 MOST, LONGEST_KEY, LONGEST_PATH = 500, 200, 1000
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-# A segment of a path that is an id: a number; a UUID, a hash or a token, with a digit in it.
+# A segment of a path that is an id: a number; or a UUID, hash or token with a digit.
 _NUMBER = re.compile(r"[0-9]+")
 _ID = re.compile(r"(?=[^/]*[0-9])([0-9A-Fa-f-]{8,}|[0-9A-Za-z_-]{20,})")
 
 
 class Names:
-    """Call it with a request that is over: its environ, the status that was sent, and what
-    `route_pattern` said when the app began its answer."""
+    """Names of routes. Call an instance with a request that is over.
+
+    The arguments: the environ, the status that was sent, and the result of `route_pattern` when the
+    app began its answer.
+    """
 
     def __init__(self, static_prefix: str) -> None:
         self._static = static_prefix.rstrip("/") + "/"
@@ -40,7 +43,7 @@ class Names:
     def __call__(
         self, environ: WSGIEnvironment, status: str | None, route: str | None = None
     ) -> str:
-        # By what came, so that the way to a name is gone once.
+        # Look up the name by method and path, so that LowMemory computes each name once.
         get = environ.get
         if route is None:
             came = f"{get('REQUEST_METHOD', '')} {get('SCRIPT_NAME', '')}{get('PATH_INFO', '')}"
@@ -55,7 +58,7 @@ class Names:
         mount, door = environ.get("SCRIPT_NAME", ""), str(environ.get(PATH, path))
         known = method in METHODS
         if route is None and status is not None and status.startswith("404"):
-            route, known = NOT_FOUND, False  # for this time; and there are too many of these
+            route, known = NOT_FOUND, False  # do not cache: the path may exist later, and 404s vary
         elif route is None and door.startswith(self._static):
             route = (mount + path).removesuffix(door) + self._static + "…"
         elif route is None:
@@ -69,8 +72,10 @@ class Names:
 
 
 def route_pattern(environ: WSGIEnvironment) -> str | None:
-    """The pattern that the app or its framework has put into the environ: there while it answers;
-    Flask takes it out again."""
+    """Return the route's pattern that the app or its framework has put into the environ, or None.
+
+    Call this while the app answers: Flask removes the pattern afterwards.
+    """
     for key in TELLERS:
         if key in environ:
             found = TELLERS[key](environ[key])
@@ -79,35 +84,35 @@ def route_pattern(environ: WSGIEnvironment) -> str | None:
     return None
 
 
-# What is found under a name in the environ -> the pattern in it.
+# A key of the environ -> a function that returns the pattern from the value.
 TELLERS: dict[str, Callable[[Any], object]] = {
     ROUTE: lambda pattern: pattern,
-    # Flask: the request and the rule that it has matched, None for a 404.
+    # Flask: the request, with the rule that matched; None for a 404.
     "werkzeug.request": lambda request: getattr(getattr(request, "url_rule", None), "rule", None),
     "bottle.route": lambda route: getattr(route, "rule", None),
 }
 
 
 def _pattern(path: str) -> str:
-    """Django's, which leaves none in the environ; else the path, folded."""
+    """Return Django's pattern, which is not in the environ; else the path with ids replaced."""
     path = path[:LONGEST_PATH]
     django = sys.modules.get("django.urls")
     if django is not None:
         try:
             return "/" + str(django.resolve(_text(path)).route)
-        except Exception:  # not one of its paths; not set up; another framework's process
+        except Exception:  # no such path, Django not set up, or another framework's process
             pass
     return folded(_text(path))
 
 
 def by_path(method: str, path: str) -> str:
-    """Where only these are known, and nobody may be asked."""
+    """Return a route's name from method and path alone, without calling a framework."""
     name = folded(_text(path[:LONGEST_PATH]))
     return shortened(f"{method if method in METHODS else '?'} {name}")
 
 
 def folded(path: str) -> str:
-    """`/clients/17/files/6f1c0ffe-…` as `/clients/<n>/files/<id>`."""
+    """Replace ids in a path: `/clients/17/files/6f1c0ffe-…` gives `/clients/<n>/files/<id>`."""
     return "/".join(_segment(segment) for segment in path.split("/"))
 
 
@@ -118,12 +123,12 @@ def _segment(segment: str) -> str:
 
 
 def _text(path: str) -> str:
-    """PATH_INFO (bytes as Latin-1, PEP 3333) as text."""
+    """Return PATH_INFO (bytes as Latin-1, PEP 3333) as text."""
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def shortened(name: str) -> str:
-    """On one line, and of LONGEST bytes at most."""
+    """Return the name on one line and cut to at most LONGEST bytes."""
     if not name.isprintable():
         name = "".join(sign if sign.isprintable() else "�" for sign in name)
     whole = name.encode("utf-8", "replace")

@@ -1,8 +1,8 @@
-"""What reading a body raises in the app, where the body cannot be had.
+"""The errors that an app gets when it reads a body that cannot be read.
 
-HTTPExceptions for Flask and other users of werkzeug, which answer them with their status; OSErrors
-for those who expect a failed upload to be one (Django). Whatever becomes of them, the client gets
-that status: the middleware sees to it.
+They are HTTPExceptions for Flask and other users of werkzeug, which answer with the error's status.
+They are OSErrors for frameworks that expect one from a failed upload (Django). The middleware sends
+that status to the client, whatever the app does with the error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 
 class UploadTooLarge(RequestEntityTooLarge, OSError):
-    """The body went past its limit."""
+    """The body is larger than its limit."""
 
 
 class UploadBroken(BadRequest, OSError):
-    """The server could not read the body: it is malformed, or the client left."""
+    """The server could not read the body: the body is malformed, or the client left."""

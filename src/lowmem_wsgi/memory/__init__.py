@@ -1,1 +1,1 @@
-"""Figures and levers of memory. Knows no web server; usable without one."""
+"""Read the memory figures and act on them. Needs no web server."""

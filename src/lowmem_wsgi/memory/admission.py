@@ -1,9 +1,9 @@
-"""What may still come in: less and less, as memory runs out.
+"""Decide which requests may still come in as memory runs out.
 
-At warn, large bodies are turned away, larger ones first. At critical, when cleanups and a fresh
-worker have not helped, everything is, for as long as that lasts. While memory is about to be given
-back (a worker ends, or one request holds what is too much), the site stays open: on a tenth of a
-processor either takes many seconds.
+At warn, LowMemory refuses large bodies: the less memory is left, the smaller the largest body. At
+critical, when cleanups and a fresh worker have not helped, LowMemory refuses every request until
+the level falls. While memory is about to be given back (a worker ends, or one request holds the
+excess), LowMemory keeps accepting requests: on a tenth of a processor either takes many seconds.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ..settings import KB
 from ..system.usage import Usage
 from .levels import CRITICAL, OK
 
-# Seconds at critical until nothing comes in. Long enough for a cleanup, for a worker to be
-# replaced, and for one request's peak to pass.
+# Seconds at critical until LowMemory refuses every request. Long enough for a cleanup, for the
+# replacement of a worker, and for one request's peak to pass.
 PATIENCE = 5.0
-# A body takes up to so many times its bytes (read, decoded, parsed) of the room under critical ...
+# A body takes up to TIMES its size in memory (read, decoded, parsed) of the room under critical ...
 TIMES = 8
-# ... but up to so many bytes it is never large.
+# ... but a body of at most SMALL bytes is never refused at warn.
 SMALL = 256 * KB
 
 
 class AdmissionPolicy:
-    """`closed`, and the `largest` body (bytes) that is let in; None for any."""
+    """Keep `closed`, and `largest`: the largest body (bytes) that may come in, None for any."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -39,9 +39,9 @@ class AdmissionPolicy:
     def look(
         self, usage: Usage, level: str, critical: int, may_fall: Callable[[], bool] = lambda: False
     ) -> None:
-        """Take a reading, and the level after it.
+        """Take a reading and the level after that reading. `critical`: the threshold in bytes.
 
-        `may_fall`: whether memory is about to be given back. Asked at critical only.
+        `may_fall`: return whether memory is about to be given back; called at critical only.
         """
         self.largest = None if level == OK else max(SMALL, (critical - usage.used) // TIMES)
         if level != CRITICAL or may_fall():

@@ -1,15 +1,16 @@
-"""What each route leaves behind: the growth of the process, booked to the requests that made it.
+"""Attribute the growth of the process to the routes whose requests caused the growth.
 
-* What is weighed is the memory in use (system/malloc.py), or RSS where that is not told: when the
-  last of the requests in flight has ended and the passes are done, and now and then beside others.
-  It takes at most a hundredth of the time; what ends meanwhile is weighed together. While memory
-  grows, each request is weighed by itself, on credit.
-* A request that is weighed alone is booked what has come, or gone. Several share it, by how much
-  their routes have been seen to leave behind. What is learned of a route later changes how the last
-  such windows were shared, too: so it settles on who was there whenever it grew.
-* What runs outside of requests has a share as well, by the time that has passed.
+* LowMemory weighs the memory in use (system/malloc.py), or RSS where malloc reports no figure. It
+  does so when the last request in flight has ended and the GC passes are done, and now and then
+  while others are in flight. Weighing takes at most a hundredth of the time. Requests that end
+  meanwhile are weighed together. While memory grows, each request is weighed by itself, on credit.
+* A request weighed alone gets the whole growth, or fall, attributed to its route. Several requests
+  share the growth, by how much their routes have left behind so far. Later figures of a route also
+  change how the last such windows are shared. So the growth settles on the route that was present
+  each time that memory grew.
+* Code that runs outside of requests gets a share too, by the time that has passed.
 
-Not thread-safe but where it says so: the collector weighs under its lock.
+Not thread-safe, except where a docstring says so: the GC runner weighs under its lock.
 """
 
 from __future__ import annotations
@@ -21,32 +22,32 @@ from threading import get_ident
 
 from ..settings import KB, MB
 
-# As many routes are told apart; the least of them give way to others.
+# The most routes that are counted apart. Beyond that, the routes with the least become OTHER.
 MOST = 100
 OTHER = "other"
-# What no request has done: a thread of the app's own.
+# Stands for growth outside of requests: a thread of the app's own.
 NO_REQUEST = "(no request)"
-# Weighing takes at most this share of the time, and nothing is weighed sooner (seconds). But where
-# so much (bytes) has come lately, so many are weighed one by one, while there is credit (seconds).
+# Weighing takes at most DUTY of the time, and is at least LEAST seconds apart. But after recent
+# growth of GROWS bytes, the next CLOSELY requests are weighed one by one, while CREDIT (seconds of
+# weighing) lasts.
 DUTY, LEAST, GROWS, CLOSELY, CREDIT = 1 / 100, 0.0005, MB, 32, 0.5
-# What came lately: of what came before a weighing, so much counts after it.
+# Recent growth: this share of earlier growth still counts after a weighing.
 FADES = 0.98
-# After so many requests in a row that ran beside no other, nobody is taken to be about to end.
+# After so many requests in a row that ran beside no other, LowMemory expects the next to run alone.
 APART = 8
-# Before anything is known, a request is taken to leave so much behind (bytes), and so is a second
-# in which nobody asks.
+# The bytes that a request is assumed to leave behind before anything is known, and the same for a
+# second without requests.
 PRIOR, PRIOR_OUTSIDE = 4 * KB, 64
-# So many windows in which several routes grew are shared anew with each that comes.
+# So many windows in which several routes grew are shared again with each new window.
 WINDOWS = 64
-# A route has risen where it has grown by so much (bytes), and such a share of what it had.
+# A route has risen if it has grown by RISE (bytes) and by RISE_SHARE of its last peak.
 RISE, RISE_SHARE = 64 * KB, 1 / 8
-# A route that has been asked for so often, or has grown so much (bytes), does not give way to one
-# that has not.
+# A route with so many requests, or so much growth (bytes), does not give way to a route with less.
 OFTEN, MUCH = 10, MB
 
 
 class Route:
-    """What is known of one. Bytes and counts."""
+    """The figures of one route: bytes and counts."""
 
     __slots__ = (
         *("grown", "name", "peak", "quiet", "requests", "rises", "shared", "units", "worst"),
@@ -55,11 +56,11 @@ class Route:
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests = 0
-        self.shared = 0  # of them, beside others
-        self.grown = 0.0  # fell, where negative
-        self.worst = 0  # by which RSS was larger when a single request ended
-        self.units = 0.0  # requests, or seconds for what is none
-        # The most that it had grown by, how often that rose, and its requests since.
+        self.shared = 0  # of these requests, the ones that ran beside others
+        self.grown = 0.0  # bytes; negative if memory fell
+        self.worst = 0  # the most RSS (bytes) that a single request had added when it ended
+        self.units = 0.0  # requests; seconds for NO_REQUEST
+        # The most growth so far, how often that rose, and the requests since.
         self.peak, self.rises, self.quiet = 0.0, 0, 0
 
     def add(self, other: Route) -> None:
@@ -72,25 +73,25 @@ class Route:
         self.rises += other.rises
 
     def asked(self, count: int) -> None:
-        """So many of its requests were weighed."""
+        """Note that `count` of the route's requests were weighed."""
         self.quiet += count
         if self.grown >= self.peak + max(RISE, self.peak * RISE_SHARE):
             self.peak, self.quiet = self.grown, 0
             self.rises += 1
 
     def rate(self) -> float:
-        """Bytes that a request (or a second) of it leaves behind, as far as is known; above 0."""
+        """Return the bytes that a request (or second) leaves behind, by the figures so far; > 0."""
         prior = PRIOR_OUTSIDE if self.name == NO_REQUEST else PRIOR
         return (max(0.0, self.grown) + prior) / (self.units + 1)
 
     def weight(self) -> tuple[bool, float, int]:
-        """What has the least gives way first."""
+        """Return a sort key: the route with the least gives way first."""
         counts = self.requests >= OFTEN or abs(self.grown) >= MUCH or self.name == NO_REQUEST
         return counts, abs(self.grown), self.requests
 
 
 class Window:
-    """Growth between two weighings: how many requests of each route there were, what was booked."""
+    """Growth between two weighings: by route, the number of requests and the bytes attributed."""
 
     __slots__ = ("booked", "units")
 
@@ -100,9 +101,9 @@ class Window:
 
 
 class Attribution:
-    """`ended` with each request; `weigh` when it is `due`.
+    """Attribute growth to routes. Call `ended` with each request, and `weigh` when `due`.
 
-    `size` tells what is weighed (bytes), `now` is any monotonic clock in seconds.
+    `size`: return the memory to weigh, in bytes. `now`: any monotonic clock in seconds.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Attribution:
         self.forget()
 
     def forget(self) -> None:
-        """In a new child: what was seen is the parent's."""
+        """Forget all figures: in a new child process they are the parent's."""
         self.routes: dict[str, Route] = {}
         self._ended: deque[tuple[str, bool]] = deque()
         self._before: int | None = None
@@ -121,31 +122,36 @@ class Attribution:
         self._due, self._credit, self._closely = 0.0, CREDIT, 0
         self._lately = 0.0
         self._apart = 0  # requests in a row that ran beside no other
-        self._loads: dict[int, int] = {}  # thread that loads a package -> what was in use before
-        self._loaded = 0  # bytes, by which packages were loaded since the last look at RSS
+        self._loads: dict[int, int] = {}  # thread that loads a package -> bytes in use before
+        self._loaded = 0  # bytes of packages loaded since the last reading of RSS
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
-        # Whether each request is weighed by itself: memory has grown lately, and none of the last
-        # ones ran beside others.
+        # Whether to weigh each request by itself: memory has grown lately, and none of the last
+        # APART requests ran beside others.
         self.closely = False
 
     def ended(self, name: str, shared: bool) -> None:
-        """A request has ended. Thread-safe."""
+        """Note that a request of route `name` has ended. Thread-safe.
+
+        `shared`: whether the request ran beside others.
+        """
         self._ended.append((name, shared))
 
     def due(self, now: float) -> bool:
-        """Whether somebody has ended, and it is time to weigh."""
+        """Return whether a request has ended and the next weighing may begin."""
         return now >= self._due and bool(self._ended) and not self._loads
 
     def peaked(self, grown: int) -> None:
-        """RSS was so much larger (bytes) when the last request ended, before giving back. Beside
-        others nobody can tell whose that was."""
+        """Note that RSS had grown by `grown` bytes when the last request ended, before giving back.
+
+        Counts only for a request that ran alone: of several, the growth could be any one's.
+        """
         grown, self._loaded = grown - self._loaded, 0
         if grown > 0 and self._ended and not self._ended[-1][1]:
             route = self._in_room(self._ended[-1][0])
             route.worst = max(route.worst, grown)
 
     def weigh(self) -> None:
-        """Book what has come, or gone, since the last time."""
+        """Attribute the growth, or fall, of memory since the last time."""
         began = self._now()
         size, seconds = self.size(), began - self._weighed_at
         growth = 0 if self._before is None else size - self._before
@@ -168,7 +174,7 @@ class Attribution:
         if growth > 0:
             self._grew(growth, units, seconds)
         elif growth:
-            # Whoever was there has dropped that; where nobody was, a thread of the app has.
+            # The requests since then have dropped memory. Without requests, an app's thread has.
             fallen = units or {NO_REQUEST: 1}
             each = growth / sum(fallen.values())
             for name, count in fallen.items():
@@ -179,15 +185,18 @@ class Attribution:
 
     @property
     def loading(self) -> bool:
-        """Whether some thread is at that."""
+        """Whether a thread loads a large package now."""
         return bool(self._loads)
 
     def load_begins(self) -> None:
-        """This thread is about to load a large package, which is no leak of the request that does
-        it: it is told of elsewhere. Thread-safe, as is the next."""
+        """Note that this thread is about to load a large package. Thread-safe.
+
+        The package is no leak of the request that loads it; imports/tracker.py reports packages.
+        """
         self._loads.setdefault(get_ident(), self.size())
 
     def load_ends(self) -> None:
+        """Leave the package that this thread has loaded out of the growth. Thread-safe."""
         before = self._loads.pop(get_ident(), None)
         if before is not None:
             grown = self.size() - before
@@ -197,18 +206,18 @@ class Attribution:
 
     @property
     def pending(self) -> bool:
-        """Whether some have ended that were not weighed."""
+        """Whether requests have ended that are not weighed yet."""
         return bool(self._ended)
 
     def rebase(self) -> None:
-        """What has come, or gone, since the last time was no request's doing, and is forgotten."""
+        """Drop the growth, or fall, since the last time: no request caused it."""
         self._before = self.size()
 
     def held(self, most: int) -> dict[str, int]:
-        """What each route has left in this process and nobody has dropped (bytes, above 0).
+        """Return the bytes (above 0) that each route has left in this process and still holds.
 
-        All together that is not more than what is left of all growth, nor than `most`: where one
-        route has dropped what others had left, or memory was never touched. Thread-safe.
+        The sum is at most the growth left of all routes, and at most `most` bytes: a route may have
+        dropped what others had left, and memory may never have been touched. Thread-safe.
         """
         grown = [(route.name, int(route.grown)) for route in list(self.routes.values())]
         left = min(most, sum(size for _, size in grown))
@@ -217,11 +226,11 @@ class Attribution:
     # --- In between
 
     def _rest(self, began: float, growth: int) -> None:
-        """Until the next weighing."""
+        """Set the time of the next weighing, by the cost of this one."""
         ended = self._now()
         cost, passed = ended - began, ended - self._weighed_at
         self._credit = min(CREDIT, self._credit + passed * DUTY) - cost
-        self._lately = max(0.0, self._lately * FADES + growth)  # what comes and goes is no growth
+        self._lately = max(0.0, self._lately * FADES + growth)  # a fall cancels growth
         self._closely = CLOSELY if self._lately >= GROWS else max(0, self._closely - 1)
         closely = self._closely and self._credit > 0
         self._weighed_at, self._due = ended, ended + (0.0 if closely else max(cost / DUTY, LEAST))
@@ -236,8 +245,10 @@ class Attribution:
                 self._share(earlier, sum(earlier.booked.values()))
 
     def _share(self, window: Window, growth: float) -> None:
-        """By what is known now, and in place of what was booked before. Outside of requests as much
-        has come as comes there in that time; the rest is the requests'."""
+        """Attribute the growth of a window by today's rates, in place of the earlier attribution.
+
+        Code outside of requests gets its usual growth for that time. The requests get the rest.
+        """
         routes = [self.routes[name] for name in window.units if name in self.routes]
         outside = [route for route in routes if route.name == NO_REQUEST]
         inside = [route for route in routes if route.name != NO_REQUEST] or [self._in_room(OTHER)]
@@ -259,7 +270,7 @@ class Attribution:
         window.booked[route.name] = part
 
     def _in_room(self, name: str) -> Route:
-        """The route's own place; where there is none left, the least of the others gives up its."""
+        """Return the route's figures. Make room for a new route if MOST are kept already."""
         found = self.routes.get(name)
         if found is None:
             if len(self.routes) >= MOST:
@@ -273,20 +284,20 @@ class Attribution:
             least = min(self.routes.values(), key=Route.weight)
             rest.add(self.routes.pop(least.name))
         self.routes[OTHER] = rest
-        for window in self._windows:  # what was booked to one that is gone stays booked
+        for window in self._windows:  # a removed route's share is not attributed again
             for name in [name for name in window.booked if name not in self.routes]:
                 window.booked.pop(name)
                 window.units.pop(name, None)
 
 
 def scaled(parts: dict[str, int], most: int) -> dict[str, int]:
-    """The same shares of at most so much; those above 0."""
+    """Scale the parts down to a sum of at most `most` bytes. Return the parts above 0."""
     share = min(1.0, max(0, most) / (sum(parts.values()) or 1))
     return {name: int(size * share) for name, size in parts.items() if int(size * share) > 0}
 
 
 def top(routes: dict[str, Route]) -> Route | None:
-    """The one that has grown most, if any has."""
+    """Return the route that has grown most; None if none has grown."""
     real = [route for route in routes.values() if route.name not in (OTHER, NO_REQUEST)]
     found = max(real, key=lambda route: route.grown, default=None)
     return found if found is not None and found.grown > 0 else None

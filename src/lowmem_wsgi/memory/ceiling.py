@@ -1,22 +1,24 @@
-"""The ceiling: a request that asks for too much fails, and not the container.
+"""Keep the ceiling: a request that asks for too much memory fails, instead of the container.
 
-RLIMIT_DATA (setrlimit(2), Linux 4.7) bounds what a process may map for data. Kept where the
-container would be full, it turns an allocation that would bring the kernel's OOM killer into a
-MemoryError in the request that asks for it.
+RLIMIT_DATA (setrlimit(2), Linux 4.7) bounds the data that a process may map. LowMemory keeps this
+limit at the point where the container would be full. An allocation that would bring the kernel's
+OOM killer then raises a MemoryError in the request that allocates.
 
-The kernel counts what is mapped, the container what is used. So these are set apart:
+The limit counts mapped memory, the container counts used memory. So LowMemory treats apart:
 
 * anonymous memory in use (`resident - shared` of /proc/self/statm): counts fully;
-* thread stacks: mapped at 8 MB each and hardly used; they do not count;
-* what libraries map for themselves and do not touch (OpenBLAS, 40 MB a thread): does not count;
-* holes that `malloc_trim` gave back: mapped, not in use, and filled again without asking. They
-  count as used, but new mappings have some room beside them: one allocator's holes are no use to
-  another's arenas, and the watchdog looks often enough to see holes filled.
+* thread stacks, mapped at 8 MB each and hardly used: do not count;
+* memory that libraries map and do not touch (OpenBLAS, 40 MB a thread): does not count;
+* holes that `malloc_trim` gave back: mapped, not in use, and filled again without a new mapping.
+  Holes count as used, but new mappings get some room beside them: another allocator's arenas cannot
+  use the holes, and the watchdog looks often enough to see holes filled.
 
-The limit has two steps. The working limit is a reserve below the true one: a heap that is full to
-the last byte cannot even run `except MemoryError`. Whoever notices first opens the reserve.
+The limit has two steps. The working limit leaves a reserve below the true limit: with a heap full
+to the last byte, Python cannot even run `except MemoryError`. The first code that notices the
+shortage opens the reserve.
 
-The soft limit alone is moved. Child processes inherit it, and may lift it up to the hard one.
+LowMemory moves only the soft limit. Child processes inherit the soft limit, and may raise it up to
+the hard limit.
 """
 
 from __future__ import annotations
@@ -32,47 +34,54 @@ from ..system.native import original
 from ..system.procfs import Kept, Statm, parse_statm, read_stat
 from ..system.usage import Usage
 
-# What stays free under the container's limit: for the kernel's own (page tables, sockets), for
-# other processes' growth between two looks, for pages shared with the master that get copied.
+# The share of the container's limit that stays free for the kernel (page tables, sockets), for the
+# growth of other processes between two looks, and for copies of pages shared with the master.
 RESERVE_SHARE = 1 / 12
-# What stays free under the second step of the limit, for whoever handles a MemoryError.
+# The share that stays free under the second step of the limit, to handle a MemoryError.
 LAST_SHARE = 1 / 24
-# The reserve stays open for so long (seconds) after it was asked for.
+# Seconds for which the reserve stays open.
 OPEN = 1.0
-# However many holes there are, so much (bytes) of the room may be mapped anew between two looks.
+# Bytes of the room that may be mapped anew between two looks, however many holes there are.
 SLACK = 64 * MB
-# However full the container is: so much (bytes) more than at first a process may map. A new worker
-# beside an old one that is large could not even read a request else.
+# Bytes that a process may map above its first size, however full the container is. Without them, a
+# new worker beside a large old worker could not even read a request.
 START = 12 * MB
-# Loading a heavy package takes so much (bytes) of anonymous memory: pandas 40 MB, matplotlib 40,
-# scipy.stats 56 (x86-64, CPython 3.11). Where there is less, loading is refused before it begins.
+# Anonymous memory (bytes) that loading a heavy package takes: pandas 40 MB, matplotlib 40,
+# scipy.stats 56 (x86-64, CPython 3.11). With less memory left, LowMemory refuses the load before
+# the load begins.
 PACKAGE = 56 * MB
-# Seconds for which a hit is remembered.
+# Seconds for which a hit counts.
 LATELY = 30.0
-# Met so often in so long (seconds), it is not by single requests.
+# MANY hits within JUST_NOW seconds are not the fault of single requests.
 MANY, JUST_NOW = 10, 1.0
-# A change smaller than this (bytes) is left for later.
+# Do not set the limit again for a change smaller than this (bytes).
 STEP = 256 * 1024
-# What a thread's stack maps where RLIMIT_STACK does not say (pthread_create(3), x86 and ARM).
+# The size of a thread's stack when RLIMIT_STACK gives none (pthread_create(3), x86 and ARM).
 USUAL_STACK = 8 * MB
 
 
 def room_for(usage: Usage, workers: int, reserve: float = RESERVE_SHARE) -> int:
-    """Bytes that each of `workers` processes alike may use more before the reserve (a share of the
-    limit) is touched."""
+    """Return the bytes that each of `workers` equal processes may still use.
+
+    `reserve`: the share of the limit to leave free.
+    """
     return max(0, int(usage.limit * (1 - reserve)) - usage.used) // max(1, workers)
 
 
 def new_mappings(room: int, holes: int) -> int:
-    """Bytes that a process may map anew, with `room` in the container and `holes` in its heap."""
+    """Return the bytes that a process may map anew.
+
+    `room`: bytes free in the container. `holes`: bytes of holes in the process's heap.
+    """
     return max(room - holes, min(room, SLACK))
 
 
 class Ceiling:
-    """Call `arm` again and again. Does nothing on a system without it.
+    """The ceiling of one process. Call `arm` regularly. Does nothing without RLIMIT_DATA.
 
-    `wanted`: True, False, or None for "where the limit is one that something enforces". `read`
-    gives what the site uses; `workers` tells how many processes like this one share the container.
+    `wanted`: True, False, or None for "if the system enforces the limit". `read`: return the site's
+    memory use. `workers`: return how many processes like this one share the container. `proc`: a
+    directory in place of /proc, for tests. `now`: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -97,39 +106,41 @@ class Ceiling:
     def _forget(self) -> None:
         self.limit: int | None = None  # the working limit, bytes
         self.usage: Usage | None = None  # of the container, at the last look
-        self.left: int | None = None  # until it is met, at the last look
-        self.room: int | None = None  # of that container, this process's share
-        self.whole = 0  # of that container, all the room there is
+        self.left: int | None = None  # bytes until the limit is met, at the last look
+        self.room: int | None = None  # this process's share of `whole`, bytes
+        self.whole = 0  # bytes free in the container, at the last look
         self._sharers = 1
-        self.anonymous = 0  # in use, at the last look
-        self.holes = 0  # mapped, given back and not in use, at the last look
+        self.anonymous = 0  # bytes in use, at the last look
+        self.holes = 0  # bytes mapped, given back and not in use, at the last look
         self._first_hit = self._last_hit = float("-inf")
         self._in_force: int | None = None
         self._least: int | None = None
         self._stacks = 0
         self._statm: Kept | None = None
-        # Mapped by libraries for themselves and not used: no room, and no holes.
+        # Bytes that libraries have mapped and do not use: neither room nor holes.
         self._unused: int | None = None
-        self._raised: tuple[int, int] | None = None  # the second step, made beforehand
+        self._raised: tuple[int, int] | None = None  # the second step; made before it is needed
         self._open_until = float("-inf")
-        self._loading: dict[int, int] = {}  # thread that loads a package -> unused before
+        self._loading: dict[int, int] = {}  # thread that loads a package -> unused bytes before
         self._lock = original("_thread", "allocate_lock")()
         self._hits.clear()
 
     def arm(self, coming: int = 0, usage: Usage | None = None) -> None:
-        """Keep the ceiling where the container would be full. `coming`: threads about to start;
-        `usage`: the container's, where it was read just now."""
+        """Set the limit to the point where the container would be full.
+
+        `coming`: threads about to start. `usage`: the container's usage, if just read.
+        """
         if self._wanted and self._count_stacks():
             self._sharers = max(1, self._workers())
             self._keep(coming * _stack_size(), usage)
 
     def keep(self) -> None:
-        """The same at a glance: with as many threads and workers as there were."""
+        """Do the same as `arm`, but cheaper: with the earlier counts of threads and workers."""
         if self._wanted:
             self._keep(0)
 
     def _count_stacks(self) -> bool:
-        """Return whether the system tells how many threads there are."""
+        """Return whether the system reports the number of threads."""
         stat = read_stat(proc=self._proc)
         if stat is None:
             return False
@@ -138,14 +149,14 @@ class Ceiling:
 
     def _keep(self, coming: int, usage: Usage | None = None) -> None:
         # Read this process first: growth between the two reads is then counted twice rather than
-        # missed. (What the monitor has read a moment ago misses little.)
+        # missed. (A usage that the monitor read a moment ago misses little.)
         mapped = self._mapped()
-        if mapped is None:  # no /proc here, or somebody has closed our file
+        if mapped is None:  # no /proc here, or other code has closed our file
             return
         data, anonymous = mapped.data, mapped.anonymous
         usage = usage or self._read()
         if not self.holds_for(usage):
-            self._release()  # the container's limit was lifted
+            self._release()  # the container has no limit any more
             return
         idle = max(0, data - anonymous - self._stacks)
         if self._least is None or self._unused is None:
@@ -172,23 +183,23 @@ class Ceiling:
             self._set(in_force)
 
     def open_reserve(self) -> None:
-        """Let this process have the reserve for OPEN seconds: to handle a MemoryError.
+        """Let this process use the reserve for OPEN seconds, to handle a MemoryError.
 
-        The first thing to do about one. Allocates nothing before there is something to be had.
+        Call this first when you catch a MemoryError. Allocates nothing before the limit is raised.
         """
         raised = self._raised
         if raised is not None and self._wanted:
-            import resource  # loaded already, by whoever made `raised`
+            import resource  # loaded already by the code that made `_raised`
 
             resource.setrlimit(resource.RLIMIT_DATA, raised)
             self._in_force = raised[0]
             self._open_until = self._now() + OPEN
 
     def load_begins(self) -> None:
-        """This thread is about to load a heavy package: map freely until `load_ends`.
+        """Let this thread load a heavy package: raise the limit until `load_ends`.
 
-        Raises MemoryError where the container has too little for one. A library that cannot map
-        its buffers may end the process (OpenBLAS calls exit(1)), and one that is half loaded
+        Raises MemoryError if the container has less than PACKAGE bytes left. A library that cannot
+        map its buffers may end the process (OpenBLAS calls exit(1)), and a half-loaded library
         cannot be loaded again.
         """
         if self.limit is None:
@@ -197,31 +208,31 @@ class Ceiling:
         if usage.limit - usage.used < PACKAGE:
             raise MemoryError("too little memory left to load a heavy package")
         self._loading[threading.get_ident()] = self._idle()
-        self._raised = (min(self._given()), self._hard())  # also for who opens the reserve
+        self._raised = (min(self._given()), self._hard())  # also for open_reserve
         self._put(self.limit, self._raised[0])
 
     def load_ends(self) -> None:
-        """What the package has mapped and not touched does not count from now on."""
+        """Lower the limit again. Do not count what the package has mapped and not touched."""
         before = self._loading.pop(threading.get_ident(), None)
         if before is not None and self._unused is not None:
             self._unused += max(0, self._idle() - before)
             self.arm()
 
     def _idle(self) -> int:
-        """Return the bytes mapped and not in use, without the stacks of the threads there are."""
+        """Return the bytes mapped and not in use, without the stacks of the running threads."""
         self._count_stacks()
         mapped = self._mapped()
         return 0 if mapped is None else max(0, mapped.data - mapped.anonymous - self._stacks)
 
     def possible(self) -> bool:
-        """Whether there is one here."""
+        """Return whether a ceiling is possible here."""
         return self.holds_for(self._read())
 
     def holds_for(self, usage: Usage) -> bool:
         return self._wanted and (self._anywhere or usage.source != "process")
 
     def hit(self) -> None:
-        """A request has met it."""
+        """Note that a request has met the ceiling."""
         now = self._now()
         if now - self._last_hit > LATELY:
             self._first_hit = now
@@ -229,17 +240,22 @@ class Ceiling:
         self._hits.append(now)
 
     def hit_since(self) -> float | None:
-        """Seconds since requests began to meet it; None where none has lately."""
+        """Return the seconds since requests began to meet the ceiling.
+
+        None if no request has met the ceiling in the last LATELY seconds.
+        """
         now = self._now()
         return now - self._first_hit if now - self._last_hit <= LATELY else None
 
     def met_by_one(self) -> bool:
-        """Whether it was met just now, by a request or a few that asked for too much and give it
-        back; not by all that come."""
+        """Return whether a few requests have just met the ceiling, fewer than MANY.
+
+        Such requests asked for too much and give the memory back.
+        """
         return 0 < self._lately() < MANY
 
     def met_by_all(self) -> bool:
-        """Whether it is met time and again: this worker is full."""
+        """Return whether MANY requests have just met the ceiling: this worker is full."""
         return self._lately() >= MANY
 
     def _lately(self) -> int:
@@ -247,11 +263,11 @@ class Ceiling:
         return sum(at > since for at in list(self._hits))
 
     def after_fork(self) -> None:
-        """In a new child: it is the parent's that is in force."""
+        """Forget the parent's figures in a new child process. The parent's limit stays in force."""
         self._forget()
 
     def lift(self) -> None:
-        """Take it away for good: the limit is what it was."""
+        """Remove the ceiling for good: restore the limit that was there before."""
         self._wanted = False
         self._release()
 
@@ -276,7 +292,7 @@ class Ceiling:
                 self._in_force = limit
 
     def _given(self) -> list[int]:
-        """The limits that were there before, which hold as well."""
+        """Return the soft and hard limit from before LowMemory, which hold as well (bytes)."""
         import resource
 
         before = self._before or resource.getrlimit(resource.RLIMIT_DATA)
@@ -288,7 +304,7 @@ class Ceiling:
         return (self._before or resource.getrlimit(resource.RLIMIT_DATA))[1]
 
     def _mapped(self) -> Statm | None:
-        """Return what this process has mapped; None where nobody tells."""
+        """Return what this process has mapped; None if the system does not report that."""
         if self._statm is None:
             self._statm = Kept(f"{self._proc}/self/statm")
         found = parse_statm(self._statm.read())

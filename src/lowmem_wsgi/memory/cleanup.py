@@ -1,7 +1,7 @@
-"""A cleanup: one step after another that frees memory, each with the bytes that it freed.
+"""Run a cleanup: steps that free memory, each with the bytes that the step freed.
 
-Giving back comes first and after every step: only then does a step's figure, the fall of the
-process's RSS, say what that step freed, and not what an earlier one had left lying about.
+LowMemory gives memory back first, and after every step. Only then does the fall of the process's
+RSS show what that step freed, without what an earlier step had freed but not given back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .purge import purge
 # (module, function): caches of the standard library that fill again by themselves. A module
 # that is not loaded has no cache.
 _CACHES = (
-    # From Python 3.13 on the second is deprecated for the first.
+    # Python 3.13 deprecates `_clear_type_cache` in favour of `_clear_internal_caches`.
     ("sys", "_clear_internal_caches" if sys.version_info >= (3, 13) else "_clear_type_cache"),
     ("re", "purge"),
     ("linecache", "clearcache"),
@@ -33,20 +33,22 @@ _CACHES = (
     ("struct", "_clearcache"),
 )
 
-# Seconds to wait for the end of a run that somebody else has asked for.
+# Seconds to wait for the end of a cleanup that another thread runs.
 PATIENCE = 5.0
 
-# The kinds of steps; the name of one begins with it.
+# The kinds of steps. The name of a step begins with its kind.
 KINDS = ("trim", "caches", "callback", "purge", "collect")
 
-# A step: its name, and what to call. What it returns, if anything, is told with the figures.
+# A step: its name, and the function to call. A text that the function returns is the step's note.
 Step = tuple[str, Callable[[], object]]
 
 
 class Cleanup:
-    """Runs the steps and keeps the figures of the last run. Thread-safe.
+    """Run the steps of a cleanup and keep the figures of the last run. Thread-safe.
 
-    `heavy`: packages to drop at critical (see purge.py).
+    `heavy`: packages to drop at critical (see purge.py). `callbacks`: the `on_pressure` callbacks.
+    `rss`: return the process's RSS in bytes. `record`: called after each run with its result and
+    its reason. `now`: Unix time in seconds.
     """
 
     def __init__(
@@ -69,7 +71,6 @@ class Cleanup:
         self.last: dict[str, Any] | None = None
         # Bytes freed so far, by kind of step.
         self.freed = dict.fromkeys(KINDS, 0)
-        # Told of each run: its result, and why it was.
         self._record = record
         self._callbacks = callbacks or pressure.Callbacks()
 
@@ -81,19 +82,21 @@ class Cleanup:
         leave_shared: Callable[[], bool] = lambda: False,
         why: str | None = None,
     ) -> dict[str, Any]:
-        """The steps for `level`, now. With `tell`, the `on_pressure` callbacks among them.
+        """Run the steps for `level` now. With `tell`, also call the `on_pressure` callbacks.
 
-        The last step, `collect`, looks at the whole heap, and so takes copies of the pages that a
-        forked worker shares with its master: there it is left out where `leave_shared` says so.
+        The last step, `collect`, reads the whole heap. In a forked worker this copies the pages
+        shared with the master, so LowMemory skips the step there if `leave_shared()` is true.
+        `why`: the reason for the record; the level if None.
 
-        Gives `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
-        `steps`, each with its `step`, `freed_bytes`, `seconds` and, where it has one, `note`.
+        Return `at` (Unix seconds), `level`, `before_bytes`, `after_bytes`, `freed_bytes` and
+        `steps`. Each step has its `step`, `freed_bytes`, `seconds` and perhaps a `note`. While
+        another run goes on for more than PATIENCE seconds, return the last result.
         """
-        # A callback that asks for a cleanup would wait for the run that waits for it.
+        # Do not wait in a callback: the run that called the callback waits for its end.
         if not self._lock.acquire(timeout=0 if self._callbacks.here() else PATIENCE):
             return self.last or self._result(level, self._rss(), self._rss(), [])
         try:
-            if self._running:  # asked for by a signal handler
+            if self._running:  # called by a signal handler during a run of this thread
                 return self.last or self._result(level, self._rss(), self._rss(), [])
             self._running = True
             try:
@@ -156,13 +159,13 @@ class Cleanup:
     def _attempt(self, name: str, action: Callable[[], object]) -> str | None:
         try:
             note = action()
-        except BaseException as error:  # a callback's SystemExit is no reason to stop caring
+        except BaseException as error:  # a callback's SystemExit must not end the cleanup
             pressure.failed(name)
             return f"{type(error).__name__}: {error}"
         return note if isinstance(note, str) else None
 
     def after_fork(self) -> None:
-        """In a new child: forget the parent's threads and figures."""
+        """Forget the parent's threads and figures in a new child process."""
         self._lock = threading.RLock()
         self._running = False
         if isinstance(self._rss, OwnRss):
@@ -172,7 +175,7 @@ class Cleanup:
 
 
 def _nothing() -> None:
-    """The trim itself: it follows every step."""
+    """Do nothing: the trim itself follows every step."""
 
 
 def clear_caches() -> None:

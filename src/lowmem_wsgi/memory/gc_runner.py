@@ -1,19 +1,20 @@
-"""The garbage collector, and giving memory back.
+"""Run the garbage collector after requests, and give free memory back to the system.
 
 Three full passes after every request cost 200 ms on a heap of 100,000 objects, and a few
-microseconds on the same heap frozen (`gc.freeze` takes what is alive out of the collector's
-sight). So:
+microseconds on the same heap frozen (`gc.freeze` makes the collector skip the objects that are
+alive). So:
 
-* The heap is frozen before the first run, again as the app warms up, and whenever survivors make
-  a run slow. Before, not after: a pass writes to every object it looks at, and so takes a copy of
-  each page that a forked worker shares with its master.
-* Frozen garbage is not garbage for ever: `full_collect` unfreezes, collects and freezes again, on a
-  slow clock, and sooner where memory grows and giving back does not help. A forked worker that does
-  not grow is left alone: it has little to look for, and keeps its shared pages shared.
-* Collecting gives nothing back to the system: trimmer.py does, after growth, and now and then for
-  what was freed and not grown into again.
+* LowMemory freezes the heap before the first run, again as the app warms up, and when surviving
+  objects make a run slow. Before the run, because a pass writes to every object that the pass
+  visits, and so copies each page that a forked worker shares with its master.
+* `full_collect` also collects garbage among the frozen objects: unfreeze, collect, freeze again.
+  LowMemory calls this on a slow clock, and sooner when memory grows and giving back does not help.
+  A forked worker that does not grow is not fully collected: little is to be found, and its shared
+  pages stay shared.
+* The collector gives nothing back to the system: trimmer.py does, after notable growth. LowMemory
+  also trims now and then without growth, for memory that was freed and not used again.
 
-One collector serves a process, however many apps it holds (runtime.py).
+One GC runner serves a process, however many apps the process holds (runtime.py).
 """
 
 from __future__ import annotations
@@ -30,39 +31,45 @@ from ..system.procfs import OwnRss
 from .attribution import Attribution
 from .trimmer import TRIM_BYTES, TRIM_SHARE, Trimmer
 
-# A run this long (seconds) has survivors to look at that freezing, which takes none, would spare
-# the next one.
+# A run this long (seconds) has visited surviving objects. Freezing takes no time, and spares the
+# next run these objects.
 SLOW_RUN = 0.00002
-# With other requests in flight, freezing would keep their garbage until the next full collection.
-# So it waits for an idle moment, but not longer than until slow runs have cost this much (seconds):
-# then one request in a few hundred has its garbage kept.
+# Freezing with other requests in flight would keep their garbage until the next full collection. So
+# LowMemory waits for an idle moment, but only until slow runs have cost this much (seconds): then
+# one request in a few hundred has its garbage kept.
 SLOW_BUDGET = 0.01
-# So many runs for others a thread makes after its own request, at most.
+# The most runs that one thread makes for others after its own request.
 MOST_RUNS = 10
-# Requests that overlap share passes: while others are in flight, no run begins so soon (seconds)
-# after the last one. Every run also looks at what the others hold, and with three in flight that
-# took longer than all else that LowMemory does for a request.
+# Requests that overlap share passes: while others are in flight, no run begins within so many
+# seconds of the last run. Every run also visits the objects of the other requests. With three in
+# flight, this took longer than everything else that LowMemory does for a request.
 SHARED_WITHIN = 0.006
-# New objects, so many that a pass is seen by their count.
+# So many new objects make a pass visible in the count of new objects.
 FEW = 8
 # The first requests fill caches and import modules: freeze after runs 1, 2, 4, 8 ... 64.
 WARM_UP = frozenset(1 << power for power in range(7))
 
-# How often to look at RSS while requests are in flight (seconds), and at least how long after the
-# last time: in which nobody takes more than a megabyte or two.
+# Least seconds between two readings of RSS: while requests are in flight, and when idle. In
+# LOOK_SELDOM seconds a request takes a megabyte or two at most.
 LOOK_EVERY, LOOK_SELDOM = 0.02, 0.0005
-# Requests that overlap without an end are weighed together after so long (seconds).
+# LowMemory weighs requests that overlap without an end together after this many seconds.
 WEIGH_ANYWAY = 1.0
 
 FULL_EVERY = 300.0  # seconds
 # Growth that trimming did not give back may be frozen garbage ...
 FULL_BYTES = 16 * MB
-# ... but a full collection, which looks at the whole heap, takes at most this share of the time.
+# ... but a full collection, which visits the whole heap, takes at most this share of the time.
 FULL_DUTY = 1 / 50
 
 
 class GcRunner:
-    """Runs the passes. Thread-safe; `now` is any monotonic clock in seconds."""
+    """Run the GC passes and give memory back. Thread-safe.
+
+    `passes`: full GC passes after a request. `rss`: return the process's RSS in bytes. `noticed`:
+    called with the RSS at each reading. `owes`: called when requests have left a run to
+    `catch_up`. `in_flight`: return how many requests are in flight, for work that no request has
+    asked for. `now`: any monotonic clock in seconds.
+    """
 
     shared_within = SHARED_WITHIN
 
@@ -84,21 +91,19 @@ class GcRunner:
         self._rss = OwnRss() if rss is None else rss
         self.trimmer = Trimmer(self._rss, give_back or malloc_trim, on=trim, now=now)
         self._now = now
-        self._owner = 0  # the thread in a run, by its ident
+        self._owner = 0  # the ident of the thread in a run
         self._forget_threads()
 
-        # Told of the RSS, whenever it is looked at; and when a run is owed.
         self._noticed, self._owes = noticed, owes
-        # Whether a request has left its run to be shared, and `catch_up` is to be called.
+        # Whether a request has left its run to be shared, so that `catch_up` must be called.
         self.owing = False
         self._ran_at = float("-inf")
-        # Books to routes what requests leave behind.
+        # Attributes to routes the memory that requests leave behind.
         self._measure = self._rss
         self.attribution = Attribution(self._size, now=now)
-        self._measured = give_back is not None or rss is not None  # what is weighed is settled
-        # How many requests there are, for what no request has asked for.
+        self._measured = give_back is not None or rss is not None  # whether `_measure` is final
         self.in_flight = in_flight
-        # Whether a full collection would take copies of pages shared with the parent process.
+        # Whether a full collection would copy pages shared with the parent process.
         self.shares_pages = False
         self.runs = 0
         self.collected = 0
@@ -106,44 +111,45 @@ class GcRunner:
         self.total_seconds = 0.0
 
         self._slow_seconds = 0.0
-        self._maintained_run = 0  # the run that `maintain` came after last
-        # RSS at the last look, after a trim; after the last full collection.
+        self._maintained_run = 0  # the number of runs at the last `maintain`
+        # RSS in bytes. `_left`: at the last reading, after a trim. `_full_rss`: after the last full
+        # collection.
         self._full_rss = self._left = self._rss()
         self._looked_at = self._full_at = now()
         self._full_seconds = 0.0
 
     def demand(self, passes: int, *, freeze: bool, trim: bool) -> None:
-        """Be at least as thorough as this from now on."""
+        """Be at least as thorough as these settings from now on."""
         self.passes = max(self.passes, passes)
         self.freezing = self.freezing or freeze
         self.trimmer.demand(trim)
 
     def after_request(self, in_flight: Callable[[], int] = lambda: 0) -> None:
-        """Run the passes now, or see to it that the thread running them runs them again.
+        """Run the passes now, or make the thread that runs the passes run them again.
 
-        `in_flight` tells how many other requests there are, when it matters. Every call is
-        followed by a run that began after it. Calls that come during a run, or within
-        SHARED_WITHIN seconds of one while others are in flight, share the next one.
+        `in_flight`: return how many other requests are in flight. After every call, a run follows
+        that began after the call. Calls during a run, or within SHARED_WITHIN seconds of a run
+        while others are in flight, share the next run.
         """
         self._wanted = True
         if self._owner == get_ident():
-            return  # in a finalizer that a pass has called
+            return  # a pass of this thread has called a finalizer that ended a request
         if in_flight() and self._now() - self._ran_at < SHARED_WITHIN:
             self._owe()
         else:
             self._fulfil(in_flight)
 
     def catch_up(self) -> None:
-        """Make the run that requests have left to be shared, where no later request has made it.
+        """Make the run that requests have left to be shared, if no later request has made that run.
 
-        Call it every SHARED_WITHIN seconds while `owing`.
+        Call this every SHARED_WITHIN seconds while `owing`.
         """
         if self._wanted:
             if self._now() - self._ran_at >= SHARED_WITHIN:
                 self._fulfil(self.in_flight)
             return
         self.owing = False
-        if self._wanted:  # by a request that has seen `owing` still
+        if self._wanted:  # by a request that still saw `owing` set
             self.owing = True
 
     def _owe(self) -> None:
@@ -152,9 +158,10 @@ class GcRunner:
             self._owes()
 
     def _fulfil(self, in_flight: Callable[[], int]) -> None:
-        # A request sets the wish, then tries the lock; the holder lets go, then looks for a wish.
-        # So one of the two always sees it, and nobody waits. Nor is one thread kept for ever: what
-        # it leaves after MOST_RUNS, or to be shared, the next request does, or `catch_up`.
+        # A request sets `_wanted`, then tries the lock. The holder releases the lock, then checks
+        # `_wanted`. So one of the two always sees the wish, and no thread waits. No thread stays
+        # here for ever either: the next request, or `catch_up`, makes the runs left after
+        # MOST_RUNS or left to be shared.
         for _ in range(MOST_RUNS):
             if not self._wanted or not self._running.acquire(False):
                 return
@@ -171,27 +178,32 @@ class GcRunner:
             self._owe()
 
     def full_collect(self) -> None:
-        """Collect everything, what was frozen as garbage included, and freeze what is left."""
+        """Collect all garbage, also among the frozen objects, and freeze the remaining heap."""
         self._alone(self._full_collect)
 
     def give_back(self) -> None:
-        """Give free memory back now (where `trim` is on)."""
+        """Give free memory back to the system now, if `trim` is on."""
         if self.trimmer.on:
             self._alone(lambda: self.trimmer.trim(self._rss(), alone=False))
 
     def attribute(self) -> None:
-        """Book to their routes those that have ended since the last time; not beside others, who
-        may hold what has come."""
+        """Attribute growth to the routes of the requests that have ended since the last time.
+
+        Does nothing while requests are in flight: they may hold the growth.
+        """
         if not self.in_flight():
             self._unless_busy(self._weigh)
 
     def before_request(self) -> None:
-        """A request begins. While memory grows, what came up to now is not booked to that."""
+        """Weigh before a request begins, while memory grows.
+
+        The growth up to now is then not attributed to the new request.
+        """
         if self.attribution.closely and self.in_flight() < 2:
             self._unless_busy(self._weigh)
 
     def rebase(self) -> None:
-        """What has changed since the last time is no request's doing; where there were none."""
+        """Attribute the growth since the last time to no request, if none has run since."""
         if not self.in_flight() and not self.attribution.pending:
             self._unless_busy(self._rebase)
 
@@ -200,35 +212,42 @@ class GcRunner:
         self.attribution.rebase()
 
     def maintain(self) -> None:
-        """What no request came to do: give back growth that had to wait, and what was freed without
-        any; look at the slow clock."""
+        """Do what no request came to do.
+
+        Give back growth that had to wait and memory that was freed without growth. Make the full
+        collection if that is due. The monitor calls this.
+        """
         self._alone(self._maintain)
 
     def _maintain(self) -> None:
         quiet, self._maintained_run = self.runs == self._maintained_run, self.runs
-        # A cache that is dropped leaves RSS where it was, so no growth tells of it. 1 ms at most.
+        # A dropped cache leaves RSS as it was, so no growth shows that memory is free. Takes 1 ms
+        # at most.
         if not quiet:
             self.trimmer.trim(self._rss(), alone=not self.in_flight())
-        # What nobody has ended since the last time may be in frozen garbage itself, and in flight
-        # for ever.
+        # If no request has ended since the last time, a request in flight may itself be frozen
+        # garbage, and would stay in flight for ever.
         if (quiet or not self.in_flight()) and self._may_hold_garbage(self._rss()):
             self._full_collect_and_trim(self.in_flight)
         self._look_around(self._now(), self.in_flight)
 
     def _may_hold_garbage(self, rss: int) -> bool:
-        """Whether what giving back has left may be frozen garbage, and it is time to see."""
+        """Return whether the growth left may be frozen garbage, and a full collection may run."""
         rested = self._now() - self._full_at >= self._full_seconds / FULL_DUTY
         return self.freezing and rested and rss - self._full_rss >= FULL_BYTES
 
     def _alone(self, action: Callable[[], object]) -> None:
-        """Do it while no run is under way. From within one (a finalizer, a signal handler) it is
-        left undone: it would wait for itself."""
+        """Call `action` while no run is under way.
+
+        Does nothing when called from within a run (a finalizer, a signal handler): the call would
+        wait for itself.
+        """
         if self._owner == get_ident():
             return
         running = self._running
         while not running.acquire(timeout=0.005):
-            # Under gevent the lock may be a native one, made before the patches, and the thread of
-            # who holds it this one: let it go on.
+            # Under gevent the lock may be a native lock, made before the patches, and a greenlet of
+            # this thread may hold the lock: let that greenlet go on.
             time.sleep(0.001)
         try:
             self._owner = get_ident()
@@ -239,7 +258,7 @@ class GcRunner:
         self._fulfil(_somebody)
 
     def _unless_busy(self, action: Callable[[], object]) -> None:
-        """Do it now or not at all: who asks has something else to do."""
+        """Call `action` now, or not at all if a run is under way: the caller cannot wait."""
         if self._running.acquire(blocking=False):
             try:
                 self._owner = get_ident()
@@ -261,8 +280,8 @@ class GcRunner:
         alone = not in_flight()
         if self.freezing and (seconds >= SLOW_RUN or self.runs in WARM_UP):
             self._freeze_if_due(seconds, alone)
-        # Reading RSS lets go of the GIL, and gets it back when the others in flight let go of it:
-        # 0.1 to 0.3 ms. So not at each end, but at the last one.
+        # Reading RSS releases the GIL, and waits 0.1 to 0.3 ms until the threads of other requests
+        # release the GIL again. So LowMemory reads RSS when the last request ends, not at each end.
         if ended - self._looked_at >= (LOOK_SELDOM if alone else LOOK_EVERY):
             self._look_around(ended, in_flight, alone=alone)
         if self.attribution.due(ended if alone else ended - WEIGH_ANYWAY):
@@ -277,7 +296,10 @@ class GcRunner:
             self.attribution.weigh()
 
     def _find_measure(self) -> None:
-        """Before anything is weighed, and not sooner: ctypes, which giving back needs as well."""
+        """Choose what to weigh, before the first weighing.
+
+        Not sooner, because this loads ctypes, which giving back needs as well.
+        """
         if not self._measured:
             self._measured = True
             self._measure = (find_in_use() if self.trimmer.on else None) or self._rss
@@ -301,9 +323,9 @@ class GcRunner:
     def _collect(self) -> None:
         if not self.passes:
             return
-        # A real pass sets the count of new objects to nothing. One that is asked for while another
-        # thread's collection is in a finalizer does nothing, and the count stands. A pass's own
-        # finalizers and callbacks make a few as well: so there must have been more than a few.
+        # A real pass sets the count of new objects to 0. A pass does nothing while another thread's
+        # collection runs a finalizer, and the count stays. A pass's own finalizers and callbacks
+        # make a few new objects too, so there must be more than a few before the pass.
         before = gc.get_count()[0]
         if before < FEW:
             _new = set(), set(), set(), set(), set(), set(), set(), set()  # type: ignore[var-annotated]
@@ -317,9 +339,9 @@ class GcRunner:
         self.collected += found
 
     def _insist(self, passes: int) -> None:
-        """So many passes, each made sure of (the statistics cost more than the passes).
+        """Make `passes` passes and check each (reading the statistics costs more than a pass).
 
-        Gives up after a tenth of a second: the other thread's finalizer may take for ever.
+        Give up after a tenth of a second: the other thread's finalizer may take for ever.
         """
         done = _full_collections() + passes
         for _ in range(100):
@@ -338,9 +360,9 @@ class GcRunner:
             self._slow_seconds = 0.0
 
     def _trim(self, now: float, used: int, in_flight: Callable[[], int]) -> int:
-        """Give back, and collect fully where that was not it; RSS after it."""
+        """Give back, then collect fully if that freed too little. Return the RSS after (bytes)."""
         left = self.trimmer.trim_growth(now, used, alone=not in_flight())
-        # What has grown may be the requests' in flight; pages once copied stay so.
+        # Requests in flight may hold the growth. A copied page is never shared again.
         if self._may_hold_garbage(left) and not (self.shares_pages and in_flight()):
             self._full_collect_and_trim(in_flight)
             return self._rss()
@@ -352,7 +374,7 @@ class GcRunner:
         if grown or not self.shares_pages:
             self._full_collect_and_trim(in_flight)
         else:
-            self._full_at = now  # look again when as much time has passed
+            self._full_at = now  # look again after FULL_EVERY
 
     def _full_collect_and_trim(self, in_flight: Callable[[], int]) -> None:
         before = self._rss()
@@ -364,8 +386,8 @@ class GcRunner:
         began = self._now()
         if self.freezing:
             gc.unfreeze()
-        # More than once: what a first pass lets go of (by weak references) the next one finds; it
-        # would else be frozen.
+        # More than one pass: the next pass finds what the first releases (by weak references).
+        # Otherwise that garbage would be frozen.
         for _ in range(max(1, self.passes)):
             found = gc.collect()
             self.collected += found
@@ -385,7 +407,7 @@ class GcRunner:
         self._wanted = self.owing = False
 
     def after_fork(self) -> None:
-        """In a new child: forget the parent's threads, files and figures."""
+        """Forget the parent's threads, files and figures in a new child process."""
         self._forget_threads()
         self.shares_pages = True
         if isinstance(self._rss, OwnRss):
@@ -398,7 +420,7 @@ class GcRunner:
 
 
 def _somebody() -> int:
-    """For callers who do not know what is in flight."""
+    """Return 1, for callers that do not know how many requests are in flight."""
     return 1
 
 

@@ -1,4 +1,4 @@
-"""The requests that this process serves now, of all its apps."""
+"""Keep the requests in flight in this process, of all its apps."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import threading
 
 
 class InFlight:
-    """Requests enter and leave. Needs no lock: the interpreter makes each step whole."""
+    """The requests in flight. Thread-safe without a lock: the GIL makes each step atomic."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        # A request's number -> the ident of its thread, method, path, and which app's it is.
+        # A request's number -> the ident of its thread, method, path, and the app's id.
         self._requests: dict[int, tuple[int, str, str, int]] = {}
         self.latest = 0  # the number of the request that came last
 
     def enter(self, method: str, path: str, app: int) -> int:
-        """Note a request in this thread, and return its number. `leave` must follow."""
+        """Note a request in this thread, and return the request's number. `leave` must follow."""
         self.latest = number = next(self._numbers)
         self._requests[number] = threading.get_ident(), method, path, app
         return number
 
     def leave(self, number: int) -> None:
-        """The request is over. Idempotent, and harmless inside any lock (a finalizer calls it)."""
+        """Remove a request that is over. Idempotent; takes no lock: a finalizer may call this."""
         self._requests.pop(number, None)
 
     def count(self) -> int:
-        """Return how many requests there are."""
+        """Return how many requests are in flight."""
         return len(self._requests)
 
     def rank(self, number: int) -> int:
-        """Return how many requests of the same app are in flight that came no later than this."""
+        """Return how many requests of the same app are in flight, up to and including this one."""
         requests = self._requests.copy()
         app = requests[number][3]
         return sum(request[3] == app and other <= number for other, request in requests.items())
@@ -40,23 +40,23 @@ class InFlight:
         return {number: request[0] for number, request in self._requests.copy().items()}
 
     def here(self) -> tuple[str, str] | None:
-        """Return method and path of the request that this thread serves, the latest; or None."""
+        """Return method and path of the latest request that this thread serves, or None."""
         thread = threading.get_ident()
         requests = reversed(self._requests.copy().values())
         return next((request[1:3] for request in requests if request[0] == thread), None)
 
     @property
     def total(self) -> int:
-        """How many requests have come so far."""
+        """How many requests have come since the process began."""
         return value(self._numbers) - 1
 
     def forget(self) -> None:
-        """In a new child: the requests are its parent's."""
+        """Forget all requests: in a new child process they are the parent's."""
         self._requests = {}
 
 
 class Counters:
-    """Counts by name. Needs no lock."""
+    """Counters by name. Thread-safe without a lock."""
 
     def __init__(self, *names: str) -> None:
         self._counts = {name: itertools.count() for name in names}
@@ -69,5 +69,5 @@ class Counters:
 
 
 def value(count: itertools.count[int]) -> int:
-    """Return what the count gives next, without taking that. (`repr` alone tells.)"""
+    """Return the next value of `count` without taking it. (Only `repr` shows that value.)"""
     return int(repr(count)[len("count(") : -1])

@@ -1,13 +1,14 @@
-"""A request that eats up the memory is interrupted while there is some left.
+"""Interrupt a request that uses up the memory, while some memory is left.
 
-The ceiling alone lets a loop of small objects fill the heap to the last byte. Then the
-interpreter has none for the error either: since 3.11 it may spin for ever, the GIL held, for
-want of an int of 32 bytes (ceval.c, `lasti`). So before that a MemoryError is raised in the
-thread that is at it, from outside: `PyThreadState_SetAsyncExc`. One large allocation too many
-needs none of this: it fails by itself, and leaves room.
+With the ceiling alone, a loop of small objects fills the heap to the last byte. Then the
+interpreter has no memory to raise the error: since Python 3.11 the interpreter may spin for ever,
+holding the GIL, because an int of 32 bytes cannot be allocated (ceval.c, `lasti`). So LowMemory
+raises a MemoryError in the request's thread earlier, from another thread
+(`PyThreadState_SetAsyncExc`). A single allocation that is too large needs no interrupt: the
+allocation fails and leaves room.
 
-No figure of the system's says who is at it. The suspect is the request that has been computing
-while the process grew: what waits for a client or a database does not grow.
+The system reports no figure of memory by thread. LowMemory suspects the request that has used the
+processor while the process grew: a request that waits for a client or a database does not grow.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from typing import Any, NamedTuple
 from ..settings import MB
 from ..system.native import original
 
-# A request is suspected that was seen for so long (seconds), and had this share of the processor
-# time that the process had since: more than one that waits, where some threads share the
-# interpreter. (A share of the clock's time says nothing where a container has a tenth of a CPU.)
+# LowMemory suspects a request after LEAST seconds, if that request has used SHARE of the process's
+# processor time since. A request that waits uses less, where several threads share the interpreter.
+# (A share of wall-clock time means nothing in a container with a tenth of a CPU.)
 LEAST, SHARE = 0.005, 0.15
-# Of two that have had nearly as much (this share of the other's), the younger is suspected. What a
-# request has done is forgotten after so many seconds: a stream is not blamed for all that has come
-# since it began.
+# If a younger request has used NEARLY as much as another (a share), the younger is suspected. After
+# FORGET seconds LowMemory measures a request anew, so that a long stream is not blamed for all the
+# growth since the stream began.
 NEARLY, FORGET = 0.8, 10.0
-# A thread that leaves an app waits so long (seconds) at most for a strike to be over.
+# A thread that leaves an app waits at most this long (seconds) for a strike to be over.
 SETTLED = 1.0
-# A request that has caught the first error is interrupted again: after so many seconds, or where
-# the process has grown further by so much (bytes).
+# A request that has caught the first error is interrupted again: after AGAIN seconds, or when the
+# process has grown by FURTHER bytes more.
 AGAIN, FURTHER = 0.1, 2 * MB
-# Where our own code is.
+# The directory of LowMemory's own code.
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # The file of the code that imports (importlib/_bootstrap.py is frozen into the interpreter).
 _IMPORTLIB = "<frozen importlib._bootstrap>"
 
 
 class Sight(NamedTuple):
-    """A request when it was seen first: the time, processor seconds of its thread and of the
-    process, bytes in use."""
+    """A request at the first look: time, processor seconds of its thread and of the process, and
+    bytes in use."""
 
     at: float
     spent: float
@@ -54,11 +55,13 @@ class Sight(NamedTuple):
 
 
 class Interrupt:
-    """Watches the requests in flight, and raises MemoryError in one of them.
+    """Watch the requests in flight, and raise MemoryError in one of them.
 
-    `work` gives what is in flight: any key for a request, and the ident of its thread. `inside`
-    are the code objects of which one runs, in that thread, as long as the app does, and `through`
-    those of ours that may run between it and the app. Without them a thread is taken to be inside.
+    `work`: return the requests in flight, as any key of a request mapped to the ident of its
+    thread. `inside`: code objects; while an app runs, its thread runs one of them. `through`: code
+    objects of LowMemory that may run between `inside` and the app. Without `inside`, every thread
+    counts as inside. `now`: a monotonic clock in seconds. `spent`, `spent_by_all`: return the
+    processor seconds of a thread (None: not known) and of the process.
     """
 
     def __init__(
@@ -83,16 +86,16 @@ class Interrupt:
         self._size = 0
         self._serving = (0, 0)  # the thread that runs all greenlets: its ident, the kernel's number
         self.suspect: object = None
-        self.grown = 0  # bytes, since the suspect was seen first
+        self.grown = 0  # bytes since the first look at the suspect
 
     def begin(self) -> None:
-        """Call it in a thread that serves requests, before `look`."""
+        """Call this in a thread that serves requests, before `look`."""
         self._serving = original("_thread", "get_ident")(), original("_thread", "get_native_id")()
 
     def look(self, size: int = 0) -> bool:
-        """Take the time that each request's thread has had; name the suspect, or none.
+        """Read the processor time of each request's thread; set `suspect`, or None.
 
-        `size` in bytes is what the process uses now. Return whether any request is in flight.
+        `size`: bytes that the process uses now. Return whether any request is in flight.
         """
         threads = self._at_work()
         now, natives = self._now(), self._native_ids(threads.values())
@@ -120,13 +123,13 @@ class Interrupt:
         return bool(threads)
 
     def _at_work(self) -> dict[object, int]:
-        """The requests that threads are at. Of greenlets, the one that runs: the others wait."""
+        """Return the requests that threads serve; of greenlets only the running one."""
         work = dict(self.work())
         if not work or not _has_greenlets():
             return work
         serving = self._serving[0]
         frame = self._frame_inside(sys._current_frames().get(serving))
-        # The next request's frame may be at the same place.
+        # With the requests in the key, because the next request's frame may have the same id.
         return {} if frame is None else {(id(frame), *work): serving}
 
     def _native_ids(self, idents: Collection[int] = ()) -> dict[int | None, int | None]:
@@ -149,13 +152,14 @@ class Interrupt:
         return frame
 
     def _may_raise_in(self, ident: int, spare_imports: bool) -> bool:
-        """Whether the thread runs code of an app; and imports nothing there, with `spare_imports`.
+        """Return whether the thread runs an app's code and may be interrupted there.
 
-        Code of ours that the app has called, or that handles an error of it, is let be.
+        False while the thread imports, with `spare_imports`. False in LowMemory's own code that the
+        app has called or that handles an error of the app.
         """
         frame = sys._current_frames().get(ident)
         if self._inside and frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-            return False  # about to leave: it looks at `striking` on its way
+            return False  # about to leave the app; the thread then checks `striking`
         while frame is not None and frame.f_code not in self._inside:
             if spare_imports and frame.f_code.co_filename == _IMPORTLIB:
                 return False
@@ -166,24 +170,24 @@ class Interrupt:
         return frame is not None or not self._inside
 
     def settle(self) -> None:
-        """Call it in a thread that leaves an app, where `striking`: wait for that to be over.
+        """Wait for a strike to be over. Call this in a thread that leaves an app while `striking`.
 
-        A MemoryError meant for the request that comes now is too late, and dropped: it must not
-        reach the server.
+        A MemoryError that arrives now is too late for the request. Drop the error, so that the
+        server does not see it.
         """
         sleep, end = original("time", "sleep"), self._now() + SETTLED
         while True:
             with contextlib.suppress(MemoryError):
                 while self.striking and self._now() < end:
                     sleep(0.0001)
-                sleep(0)  # an error that is on its way comes here
+                sleep(0)  # a pending error is raised here
                 return
 
     def strike(self, *, spare_imports: bool = False) -> bool:
-        """Raise MemoryError in the suspect's thread. Whether it was.
+        """Raise MemoryError in the suspect's thread. Return whether LowMemory did.
 
-        `spare_imports`: not while the thread imports. A package that is half imported often cannot
-        be imported again.
+        `spare_imports`: do not raise while the thread imports. A package that is half imported
+        often cannot be imported again.
         """
         key, now = self.suspect, self._now()
         ident = self._at_work().get(key)
@@ -193,8 +197,8 @@ class Interrupt:
         if now - at < AGAIN and self._size - size < FURTHER:
             return False
         self._struck[key] = now, self._size
-        # The thread may run on between any two lines of this. Before it leaves the app it looks at
-        # `striking`, and waits.
+        # The thread may run on between any two lines of this method. Before the thread leaves the
+        # app, the thread checks `striking` and waits.
         self.striking = True
         try:
             if not self._may_raise_in(ident, spare_imports):
@@ -208,24 +212,24 @@ class Interrupt:
             self.striking = False
 
     def forget(self) -> None:
-        """Nothing is in flight any more, or this is a new child."""
+        """Reset: no request is in flight any more, or this is a new child process."""
         self._first, self._struck, self.suspect = {}, {}, None
         self.grown = 0
         self.striking = False
 
 
 def _has_greenlets() -> bool:
-    """Whether Python's threads are greenlets here, all of them in one thread of the system's."""
+    """Return whether Python's threads are greenlets here, all in one native thread."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def _foreign_native_id(ident: int) -> int | None:
-    """Return the kernel's number for a thread that `threading` has not started (Apache); None for
-    one that is gone.
+    """Return the kernel's number for a thread that `threading` did not start (Apache's threads).
 
-    pthread_getcpuclockid(3) crashes for a thread that has ended, so this asks for threads that run
-    Python alone. A server that starts them past `threading` keeps them.
+    None for a thread that has ended. pthread_getcpuclockid(3) crashes for such a thread, so
+    LowMemory calls it only for threads that run Python. A server that starts threads without
+    `threading` keeps its threads.
     """
     if sys.platform != "linux" or ident not in sys._current_frames():
         return None
@@ -233,22 +237,28 @@ def _foreign_native_id(ident: int) -> int | None:
 
 
 def processor_seconds(thread: int | None) -> float | None:
-    """Processor time of a thread of this process, by the system's number for it; None where it is
-    gone, or not told. No system call that lets go of the interpreter's lock.
+    """Return the processor seconds of a thread of this process; None if the thread has ended.
 
-    `pthread_getcpuclockid` would make the clock's number of the ident, and crash where the thread
-    has ended meanwhile, or is a greenlet. So it is made here, as the kernel does.
+    `thread`: the kernel's number. None also where the system does not report the time (not Linux).
+    Makes no system call that releases the GIL.
+
+    `pthread_getcpuclockid` would compute the clock's number from the ident, and would crash for a
+    thread that has ended or for a greenlet. So this function computes the number, as the kernel
+    does.
     """
     if thread is None or sys.platform != "linux":
         return None
     try:
-        return time.clock_gettime(~thread << 3 | 6)  # a thread's, and what it ran
+        return time.clock_gettime(~thread << 3 | 6)  # the clock of a thread, time that it ran
     except OSError:
         return None
 
 
 def _raise_in(ident: int, kind: type[BaseException] | None) -> bool:
-    """Raise it in that thread, or (None) take back what is not raised yet."""
+    """Raise `kind` in the thread; with None, cancel an exception that is not raised yet.
+
+    Return whether the interpreter found the thread.
+    """
     try:
         import ctypes  # loaded already, by malloc_trim
 

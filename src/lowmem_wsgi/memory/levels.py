@@ -1,13 +1,13 @@
-"""How serious it is: readings in, level out. No clock, no I/O.
+"""Decide the level (ok, warn, critical) from readings. No clock, no I/O.
 
 The rules:
 
-1. A reading falls in one of five zones, by the two thresholds and, some way under each, the
-   point to which memory must fall for that threshold to count as left (hysteresis).
-2. The level follows the table: at most one step up at a time, so that what `warn` asks for is
-   done before what `critical` asks for.
-3. A step up takes `UP` consecutive readings that ask for it, a step down `DOWN`: one odd
-   reading changes nothing, and a noisy signal does not flap.
+1. A reading falls in one of five zones. The bounds are the two thresholds and, some way under
+   each, the point to which memory must fall for that threshold to count as left (hysteresis).
+2. The level follows the table, at most one step up at a time. So LowMemory does what `warn` asks
+   for before what `critical` asks for.
+3. A step up takes `UP` consecutive readings that ask for the step, a step down takes `DOWN`. A
+   single odd reading changes nothing, and a noisy signal does not flap.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ OK, WARN, CRITICAL = LEVELS = ("ok", "warn", "critical")
 UP = 2
 DOWN = 3
 
-# Memory must fall this share of the threshold under it. Wide enough for the swing of single
-# requests, and narrow enough that at the usual thresholds (78 and 88 % of the limit) the way
-# back from critical ends above warn.
+# Memory must fall this far under a threshold (a share of that threshold). Wide enough for the swing
+# of single requests, and narrow enough that at the usual thresholds (78 and 88 % of the limit) the
+# way back from critical ends above warn.
 MARGIN = 0.05
 
 # The zones, lowest first: below the margin under warn, in it, above warn, in the margin under
@@ -37,7 +37,10 @@ TABLE = {
 
 
 class Levels:
-    """Keeps the level of one process. Thresholds in bytes, `warn` below `critical`."""
+    """Keep the level of one process. Thresholds are in bytes, `warn` below `critical`.
+
+    Raises ValueError for other thresholds.
+    """
 
     def __init__(self, warn: int, critical: int) -> None:
         if not 0 < warn < critical:
@@ -45,24 +48,24 @@ class Levels:
         self.restart(warn, critical)
 
     def restart(self, warn: int, critical: int) -> None:
-        """Nothing was read yet."""
+        """Start again at ok, without readings."""
         self.level = OK
         self._asked = OK
         self._times = 0
         self.move(warn, critical)
 
     def move(self, warn: int, critical: int) -> None:
-        """Other thresholds from now on; level and readings stand."""
+        """Use other thresholds from now on. Keep the level and the readings."""
         self.warn = warn
         self.critical = critical
         self._edges = (warn - warn * MARGIN, warn, max(warn, critical * (1 - MARGIN)), critical)
 
     def zone(self, used: int) -> int:
-        """The zone a reading falls in; never lower for a higher reading."""
+        """Return the zone of a reading in bytes; never lower for a higher reading."""
         return bisect_right(self._edges, used)
 
     def observe(self, used: int) -> str:
-        """Take a reading in bytes; the level after it."""
+        """Take a reading in bytes. Return the level after that reading."""
         asked = TABLE[self.level][self.zone(used)]
         self._times = self._times + 1 if asked == self._asked else 1
         self._asked = asked
@@ -74,5 +77,5 @@ class Levels:
 
     @property
     def unsettled(self) -> bool:
-        """Whether the last reading asked for another level: the next is wanted soon."""
+        """Whether the last reading asked for another level. The next reading should come soon."""
         return self._asked != self.level

@@ -1,7 +1,7 @@
-"""The background thread: reads memory, keeps the level, and acts when it rises.
+"""The monitor thread: read memory, keep the level, and act when the level rises.
 
-One daemon thread a process, started by that process's first request. It sleeps the longer the
-further memory is from the next threshold, at the steepest growth seen.
+Each process has one monitor, a daemon thread that the process's first request starts. The thread
+sleeps longer while memory is far from the next threshold, judged by the steepest growth seen.
 """
 
 from __future__ import annotations
@@ -20,39 +20,42 @@ from .gc_runner import GcRunner
 from .levels import CALM, CRITICAL, LEVELS, OK, WARN, Levels
 from .reading import Memory
 
-# Seconds between two looks: at most, at least, and when the last one asks for another level.
+# Seconds between two readings: at most, at least, and after a reading that asks for another level.
 REST, SHORTEST, CONFIRM = 1.0, 0.02, 0.005
-# The limit, and whose it is, is looked for anew after so many seconds.
+# Seconds after which LowMemory looks up the limit, and its source, again.
 FIND = 10.0
-# It looks this often on the way to a threshold.
+# Readings on the way to a threshold.
 LOOKS = 4
-# Bytes a second that growth is taken for before any was seen: a fast import, a large query.
+# Assumed growth (bytes a second) before any growth was seen: a fast import, a large query.
 USUAL_GROWTH = 100 * MB
-# Memory that has not grown by more than the noise (bytes) for so long (seconds) is looked at no
-# more often than this (seconds), however near it is.
+# After STILL_AFTER seconds without growth above NOISE (bytes), readings are at least STILL seconds
+# apart, however near the threshold is.
 NOISE, STILL_AFTER, STILL = MB, 5.0, 0.1
-# Growth (bytes) of the process, seen at the end of a request, that is not waited on to be seen.
+# Growth of the process (bytes), seen at the end of a request, that wakes the monitor at once.
 NUDGE = 16 * MB
-# A thread that could not be started is tried again after so many seconds.
+# Seconds until LowMemory tries again to start a thread that could not be started.
 RETRY = 10.0
-# What was seen is half forgotten after so many seconds.
+# Half-life (seconds) of the steepest growth seen.
 MEMORY_OF_GROWTH = 60.0
 
-# What is done at each look, with the reading and the level after it.
+# Called after each reading, with the reading and the level after that reading.
 Duty = Callable[[Usage, str], None]
 
 
 def next_look(distance: int, steepest: float) -> float:
-    """Seconds to the next reading, `distance` bytes under a threshold."""
+    """Return the seconds to the next reading, when memory is `distance` bytes under a threshold.
+
+    `steepest`: the growth to expect, in bytes a second.
+    """
     arrival = distance / max(steepest, USUAL_GROWTH)
     return min(max(arrival / LOOKS, SHORTEST), REST)
 
 
 def thresholds_for(settings: Settings, limit: int) -> tuple[int, int]:
-    """Return warn and critical in bytes, for a limit of so many bytes."""
+    """Return the thresholds warn and critical in bytes, for a `limit` in bytes."""
     warn, critical = (threshold_bytes(at, limit) for at in (settings.warn_at, settings.critical_at))
     if not 0 < warn < critical <= limit:
-        # Sizes may make no sense under a limit that is found only now.
+        # Thresholds given as sizes may not fit a limit that is known only now.
         log.once(
             logging.WARNING,
             ("thresholds", limit),
@@ -68,7 +71,12 @@ def thresholds_for(settings: Settings, limit: int) -> tuple[int, int]:
 
 
 class Monitor:
-    """Call `start` at a request; it does nothing where the thread runs already."""
+    """The monitor of one process. Call `start` at a request; idempotent while the thread runs.
+
+    `duties` run after each reading, in order, each with a name for the log. `may_act`: return
+    whether the monitor may clean up; False while the process is about to end. `now`: a monotonic
+    clock in seconds. `shared`: return the bytes that the process shares.
+    """
 
     def __init__(
         self,
@@ -90,7 +98,7 @@ class Monitor:
         self._gc_runner = collector
         self._now = now
         self.running = False
-        self._may_act = may_act  # else it only looks: the process is about to end
+        self._may_act = may_act
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._nudged = False
@@ -107,16 +115,19 @@ class Monitor:
         self._forget()
 
     def start(self) -> None:
-        """Raises RuntimeError where no thread can be had; tried again after RETRY seconds."""
+        """Start the thread, unless one runs. Thread-safe.
+
+        Raises RuntimeError if no thread can start. For RETRY seconds after that, does nothing.
+        """
         with self._lock:
             if self.running or self._now() < self._retry_at:
                 return
-            # One each: an ending thread still looks at its own.
+            # Each thread has its own event: an ending thread still reads the earlier event.
             self._stop = stop = threading.Event()
             self.running = True
         try:
-            # Not with the lock held: a greenlet's start lets others run, and under gevent they may
-            # be of this very thread.
+            # Release the lock first: under gevent, starting a greenlet lets other greenlets of this
+            # thread run.
             threading.Thread(
                 target=self._run, args=(stop,), name="lowmem-monitor", daemon=True
             ).start()
@@ -126,14 +137,17 @@ class Monitor:
             raise
 
     def stop(self) -> None:
-        """End the thread at its next wake-up, which is now."""
+        """Wake the thread, which then ends. Does not wait. Thread-safe."""
         with self._lock:
             self._stop.set()
             self._wake.set()
             self.running = False
 
     def nudge(self, rss: int) -> None:
-        """Look now, if the process has grown much since the last time this was told."""
+        """Wake the thread for a reading if the process has grown by NUDGE since the last nudge.
+
+        `rss`: resident memory of the process in bytes.
+        """
         if rss < self._woken_at:
             self._woken_at = rss
         elif rss >= self._woken_at + NUDGE:
@@ -142,11 +156,11 @@ class Monitor:
             self._wake.set()
 
     def runs_owed(self) -> None:
-        """Requests have left passes to be shared: make them, if no later request does."""
+        """Wake the thread: run the GC passes that requests have left, if no later request does."""
         self._wake.set()
 
     def after_fork(self) -> None:
-        """In a new child: there is no thread here, and nothing was seen yet."""
+        """Reset in a new child process, which has no monitor thread and no readings yet."""
         self.running = False
         self._stop, self._wake = threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -154,7 +168,7 @@ class Monitor:
         self._forget()
 
     def tick(self) -> float:
-        """One look, and what follows from it. Seconds to the next."""
+        """Read memory and act on the reading. Return the seconds to the next tick."""
         now = self._now()
         if now - self._read_at >= FIND:
             self._read_at, usage = now, self._memory.read()
@@ -164,7 +178,7 @@ class Monitor:
         self._keep_thresholds(usage.limit)
         before = self.levels.level
         level = self.levels.observe(usage.used)
-        latest = self._do_duties(usage, level)  # first: a cleanup takes its time
+        latest = self._do_duties(usage, level)  # first: a cleanup takes long
         acting = self._may_act()
         if not acting:
             pass
@@ -183,13 +197,13 @@ class Monitor:
     # --- In between
 
     def _do_duties(self, usage: Usage, level: str) -> float:
-        """Return the seconds to the next look, at the latest."""
+        """Run the duties. Return the most seconds that may pass until the next reading."""
         return min([REST, *(self._do(name, duty, usage, level) for name, duty in self._duties)])
 
     def _do(self, name: str, duty: Duty, usage: Usage, level: str) -> float:
         try:
             duty(usage, level)
-        except MemoryError:  # for the moment
+        except MemoryError:  # a passing shortage: try again soon
             return SHORTEST
         except Exception:
             log.failure(name)
@@ -205,10 +219,10 @@ class Monitor:
                     pause = REST
                 self._rest(stop, pause)
         finally:
-            self._ended(stop)  # whatever ended it, the next request starts another
+            self._ended(stop)  # the next request then starts another thread
 
     def _rest(self, stop: threading.Event, pause: float) -> None:
-        """Sleep for so many seconds, at most, and meanwhile make the passes that are owed."""
+        """Sleep at most `pause` seconds. Meanwhile, run the GC passes that requests have left."""
         end = time.monotonic() + pause
         while pause > 0 and not self._nudged and not stop.is_set():
             owing = self._gc_runner.owing
@@ -255,8 +269,8 @@ class Monitor:
             return REST / LOOKS
         threshold = self.levels.warn if self.levels.level == OK else self.levels.critical
         pause = next_look(threshold - used, self._steepest)
-        # Near a threshold but still: it need not be looked at as often. A growth that begins just
-        # under it may then be seen STILL seconds later.
+        # Memory that does not grow needs fewer readings, also near a threshold. A growth that
+        # begins just under the threshold is then seen up to STILL seconds later.
         still = self._now() - self._grew_at >= STILL_AFTER
         return max(pause, STILL) if still else pause
 
@@ -267,8 +281,10 @@ class Monitor:
             log.logger.info("🔍 %s, %s again after %s", self._figures(usage), level, before)
 
     def _leave_shared(self) -> bool:
-        """Whether shared pages had better not be copied: memory is well under warn again, or it
-        would be at critical with the copies."""
+        """Return whether a cleanup should not copy the pages shared with the master.
+
+        True when memory is well under warn again, or when the copies would fill it to critical.
+        """
         used = self._memory.read().used
         if self.levels.zone(used) == CALM:
             return True
@@ -298,9 +314,9 @@ class Monitor:
 
 
 def freed_by_step(result: dict[str, list[dict[str, object]]]) -> str:
-    """The steps of a cleanup for a log line: `trim 39 MB, collect 0 bytes`."""
+    """Return the steps of a cleanup for a log line: `trim 39 MB, collect 0 bytes`."""
     return ", ".join(
-        # A step that looks at shared pages takes copies of them, so a figure can be negative.
+        # A figure can be negative: a step that reads shared pages makes copies of them.
         f"{step['step']} {format_size(max(0, int(str(step['freed_bytes']))))}"
         for step in result["steps"]
     )

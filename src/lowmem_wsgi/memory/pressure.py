@@ -1,4 +1,4 @@
-"""Who wants to be told when memory runs short."""
+"""Keep and run the `on_pressure` callbacks, which LowMemory calls when memory runs short."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .. import log
 
 Callback = Callable[[str], object]
 
-# LowMemory waits so long (seconds) for the callbacks of one cleanup together, and for each at most
-# half of what is left of that, but no less than LEAST: a second for the first that is late, half a
-# second for the next.
+# LowMemory waits DEADLINE seconds for all callbacks of one cleanup. For each callback LowMemory
+# waits at most half of the seconds left, but at least LEAST: a second for the first late callback,
+# half a second for the next.
 DEADLINE, LEAST = 2.0, 0.05
 
 
 class Registered(NamedTuple):
-    """One callback; `find` gives None once its object is gone."""
+    """One callback. `find` returns the callback, or None once its object is gone."""
 
     name: str
     find: Callable[[], Callback | None]
@@ -29,20 +29,20 @@ class Registered(NamedTuple):
 
 
 class Callbacks:
-    """The callbacks of a process. For all threads."""
+    """The callbacks of a process. Thread-safe."""
 
     def __init__(self) -> None:
         self._registered: tuple[Registered, ...] = ()  # replaced whole
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a new child: the threads that held the lock, or ran a callback, are not there."""
-        self._lock = threading.RLock()  # a finalizer that it sets off may register or forget
+        """Reset in a new child process: no thread there holds the lock or runs a callback."""
+        self._lock = threading.RLock()  # re-entrant: a finalizer may call register or forget
         for one in self._registered:
             one.running.clear()
 
     def register(self, callback: Callback) -> None:
-        """Raises TypeError for what cannot be called. Registered twice, it is called once."""
+        """Add a callback. Idempotent. Raise TypeError if `callback` is not callable."""
         if not callable(callback):
             raise TypeError(f"on_pressure wants something to call, not {callback!r}")
         bound = getattr(callback, "__self__", None) is not None and hasattr(callback, "__func__")
@@ -52,16 +52,16 @@ class Callbacks:
                 self._registered = (*self.all(), Registered(_name(callback), held, {}))
 
     def forget(self, callback: Callback) -> None:
-        """Call it no more. Harmless where it was not registered."""
+        """Remove a callback. Harmless if the callback is not registered."""
         with self._lock:
             self._registered = tuple(one for one in self.all() if one.find() != callback)
 
     def all(self) -> tuple[Registered, ...]:
-        """Those that are still there, in the order of their coming."""
+        """Return the callbacks whose objects still exist, in the order of registration."""
         return tuple(one for one in self._registered if one.find() is not None)
 
     def here(self) -> bool:
-        """Whether this thread runs a callback."""
+        """Return whether this thread runs a callback."""
         ident = threading.get_ident()
         return any(ident in one.running for one in self._registered)
 
@@ -69,8 +69,9 @@ class Callbacks:
 def tell(one: Registered, level: str, left: list[float]) -> str | None:
     """Run the callback in a thread of its own, and wait at most half of the seconds in `left[0]`.
 
-    Take what was waited from `left[0]`: one such list serves all callbacks of a cleanup. Return a
-    note where the callback did not run, or did not return in time. Raise what it raised in time.
+    Subtract the seconds waited from `left[0]`: all callbacks of a cleanup share one list. Return a
+    note if the callback did not run, or did not return in time. Raise the exception that the
+    callback raised in time.
     """
     callback = one.find()
     if callback is None:
@@ -82,7 +83,7 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
     late: list[bool] = []
 
     def work() -> None:
-        if _since(one) is not None:  # this thread began so late that another has been started since
+        if _since(one) is not None:  # this thread began late, and another runs the callback now
             return
         ident = threading.get_ident()
         one.running[ident] = time.monotonic()
@@ -92,14 +93,14 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
             raised.append(error)
             if late:
                 failed(f"callback {one.name}")
-                raised.clear()  # its traceback holds what the callback holds
+                raised.clear()  # the traceback holds the callback's objects
         finally:
             one.running.pop(ident, None)  # a fork may have forgotten it
             done.set()
 
     try:
-        # Without threading.Thread, whose `start` waits for the new thread: for ever, if that has
-        # no memory to begin with.
+        # Not threading.Thread: its `start` waits for the new thread, for ever if that thread has no
+        # memory to begin.
         _thread.start_new_thread(work, ())
     except RuntimeError as error:
         log.limited(
@@ -120,7 +121,7 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
             return _late(one, since)
         if not done.is_set():
             return f"not begun after {patience:.1f} s"
-    for found in raised[:1]:  # the callback's thread may empty it meanwhile
+    for found in raised[:1]:  # the callback's thread may empty the list meanwhile
         raised.clear()
         raise found
     return None
@@ -132,7 +133,7 @@ def failed(step: str) -> None:
 
 
 def _since(one: Registered) -> float | None:
-    """Since when a thread has been running the callback (monotonic), if one does."""
+    """Return when a thread began to run the callback (monotonic seconds); None if none runs it."""
     return min(list(one.running.values()), default=None)
 
 

@@ -1,9 +1,9 @@
-"""Dropping a heavy package from sys.modules, where that can free anything at all.
+"""Drop a heavy package from sys.modules, if that can free memory.
 
-The source document deletes pandas and numpy from `sys.modules`. Measured: it frees 0.1 MB, and
-the next import raises ImportError, because their compiled parts cannot be loaded twice. So a
-package goes only if it is pure Python, nobody is importing it, and nothing outside holds on to
-any of it: no other module, however deep, and no running function.
+The source document deletes pandas and numpy from `sys.modules`. Measured: this frees 0.1 MB, and
+the next import raises ImportError, because the compiled parts cannot be loaded twice. So LowMemory
+drops a package only if the package is pure Python, no thread imports it, and nothing outside holds
+any part of it: no other module, however deep, and no running function.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Modules = dict[str, ModuleType]
 
 
 def purge(name: str) -> str | None:
-    """Drop package `name` from sys.modules. None where it went, else why it stays.
+    """Drop package `name` from sys.modules. Return None if dropped, else why the package stays.
 
-    Looks at all that the program can reach: about half a second for a heap of a million objects.
+    Visits every object that the program can reach: about half a second for a heap of a million
+    objects.
     """
     own = {
         key: module
@@ -51,9 +52,9 @@ def _unfit(own: Modules) -> str | None:
 
 
 def _used(own: Modules) -> str | None:
-    """Who outside holds a module of `own`, or a thing that comes from one."""
-    # Not to be walked through: modules from others, so that the holder named is the nearest, and
-    # this search itself.
+    """Return why the package stays: the outside holder of a module, or object, of `own`."""
+    # Do not walk through other modules, so that the result names the nearest holder. Do not walk
+    # through this search itself.
     modules = [module for module in list(sys.modules.values()) if _is_module(module)]
     seen = {id(sys.modules), id(own), id(modules), *(id(_inside(module)) for module in modules)}
     for holder, values in _holders(own):
@@ -71,7 +72,7 @@ def _used(own: Modules) -> str | None:
 
 
 def _holders(own: Modules) -> Iterator[tuple[str, list[object]]]:
-    """All other modules and all running functions, each with what it holds."""
+    """Yield all other modules and all running functions, each with the objects that it holds."""
     for key, module in list(sys.modules.items()):
         if key not in own and _is_module(module):
             yield key, list(_inside(module).values())
@@ -88,16 +89,16 @@ def _is_module(value: object) -> bool:
 
 
 def _inside(module: ModuleType) -> dict[str, object]:
-    # object's, and not the module's own: a late import comes to life at the first question.
+    # Call object's method, not the module's: a late import loads at the first access.
     found: dict[str, object] = object.__getattribute__(module, "__dict__")
     return found
 
 
 def _home(value: object) -> object:
-    """The module a value is or comes from.
+    """Return the name of the module that a value is or comes from.
 
-    Asks types and never the value: lazy objects (Django's settings, late imports) come to life at
-    the first question, `isinstance` included.
+    Reads the type and never the value: lazy objects (Django's settings, late imports) load at the
+    first access, also by `isinstance`.
     """
     kind = type(value)
     if _is_module(value):

@@ -1,7 +1,7 @@
-"""What the site uses of what it may: the figures the platform kills on.
+"""Read how much of its limit the site uses: the figures on which the platform kills.
 
-Where no cgroup states a limit: the machine's memory, if that is all there is (a small virtual
-machine), else the process's own. `Usage.source` says which.
+Without a cgroup limit, the figures are the machine's if the machine has no more memory than the
+limit (a small virtual machine), else the process's own. `Usage.source` names the source.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from ..system.usage import Usage
 
 
 class Memory:
-    """What the site uses of what it may: call `read`.
+    """Read the memory that the site uses, and the limit.
 
-    `limit` in bytes is what the settings say (None: what the system says, else DEFAULT_LIMIT).
+    `limit`: the limit of the settings in bytes (None: the limit that the system reports, else
+    DEFAULT_LIMIT). `root`: a directory in place of `/`, for tests. `rss`: return the process's RSS
+    in bytes.
     """
 
     def __init__(
@@ -31,13 +33,16 @@ class Memory:
         self._rss = OwnRss() if rss is None else rss
 
     def read(self) -> Usage:
-        """The container's figures; else the machine's, where it has no more than the limit; else
-        those of this process."""
+        """Return the container's figures.
+
+        Without a container: the machine's, if the machine has no more memory than the limit; else
+        this process's.
+        """
         usage = self._container.read()
         if usage is not None:
             self._last = usage
         elif self._last is not None and not read_text(f"{self._root}/proc/self/cgroup"):
-            usage = self._last  # not even this file opens: we are out of descriptors
+            usage = self._last  # not even this file opens: the process is out of descriptors
         if usage is None:
             asked = self._limit or DEFAULT_LIMIT
             machine = read_machine(self._root)
@@ -48,13 +53,13 @@ class Memory:
         return usage
 
     def reopen(self) -> None:
-        """In a new child: look again, and at its own figures."""
+        """Open the files again in a new child process, to read the child's own figures."""
         self._container = Container(self._root)
         if isinstance(self._rss, OwnRss):
             self._rss.reopen()
 
     def glance(self) -> Usage:
-        """As `read`, but cheaper: of where the limit was found last, if there was one."""
+        """Return the same figures as `read`, but cheaper: from the cgroup found last, if any."""
         usage = self._container.glance()
         if usage is None and self._own:
             usage = Usage(self._rss(), self._limit or DEFAULT_LIMIT, "process")
@@ -66,13 +71,16 @@ class Memory:
         return usage._replace(limit=self._limit)
 
     def parts(self) -> dict[str, int]:
-        """What is used of the container and no process's: see Container.parts."""
+        """Return the container's memory that belongs to no process (see Container.parts), bytes."""
         return self._container.parts()
 
     def pids(self) -> list[int]:
-        """The processes of the container; none where there is none."""
+        """Return the pids of the container's processes; an empty list without a container."""
         return self._container.pids()
 
     def kills(self) -> int | None:
-        """How many processes of the container the OOM killer has taken; None where none is told."""
+        """Return how many processes of the container the OOM killer has ended.
+
+        None where the kernel reports no count.
+        """
         return self._container.out_of_memory_kills()

@@ -1,11 +1,12 @@
-"""The thread that watches requests which take their time, and stops the one that eats the memory.
+"""The watchdog: a thread that watches long requests and interrupts the one that uses up the memory.
 
-A loop of small objects fills 1 MB a millisecond, from one moment to the next. The watchdog is woken
-by a request that comes while it sleeps, and stays awake while any is in flight. It looks the more
-often the less is left: memory is filled at 4 GB/s at most, so that half of it is left at each look.
+A loop of small objects can begin to fill 1 MB a millisecond at any moment. A request wakes the
+watchdog if the watchdog sleeps. The watchdog stays awake while any request is in flight. The less
+memory is left, the more often the watchdog looks: memory fills at 4 GB/s at most, so half of what
+was left is still left at the next look.
 
-It is a thread of the system's own, also under gevent, where a thread of Python's would wait for the
-very loop that it is to interrupt. So it logs nothing and waits for no lock of Python's.
+The watchdog is a native thread, also under gevent: there a Python thread would wait for the loop
+that the watchdog must interrupt. So the watchdog logs nothing and waits for none of Python's locks.
 """
 
 from __future__ import annotations
@@ -20,33 +21,36 @@ from ..system.native import original
 from .ceiling import Ceiling
 from .interrupt import Interrupt
 
-# A request that is over sooner (seconds) is never looked at, unless memory is nearly full.
+# Seconds a request runs before the first look, unless memory is nearly full.
 FIRST = 0.02
-# Bytes left, divided by so many a second, are the seconds to the next look; at least and at most.
+# The seconds to the next look are the bytes left divided by FILLED_AT (bytes a second), but at
+# least OFTEN and at most SELDOM.
 FILLED_AT, OFTEN, SELDOM = 8192 * MB, 0.002, 0.1
-# With so much left (bytes), or this share of the limit where that is less, the suspect is
-# interrupted: about 50 ms before the wall.
+# Bytes left at which the watchdog interrupts the suspect: AT, or AT_SHARE of the limit if that is
+# less. About 50 ms before memory is full.
 AT, AT_SHARE = 48 * MB, 1 / 4
-# A process's own share of what is left is divided anew at each look, so it may come down to this
-# share of that. The suspect must have taken so much of what is left.
+# Each look divides the memory left among the processes again. So the watchdog acts on a process's
+# own share only at OWN_SHARE of those bytes. The suspect must have grown by FAIR_SHARE of the
+# memory left.
 OWN_SHARE, FAIR_SHARE = 1 / 3, 1 / 2
-# A thread that imports is interrupted only with so much left in the container itself (bytes).
+# A thread that imports is interrupted only with this much (bytes) or less left in the container.
 LAST = 8 * MB
-# With so much left (bytes) the interpreter hands its lock over within PROMPTLY (seconds; usually
-# 0.005): each system call of the watchdog lets go of it, and then waits for it as long as this.
+# With less than NEAR bytes left, the interpreter hands over its lock within PROMPTLY seconds
+# (usually 0.005). Each system call of the watchdog releases the lock and then waits that long.
 NEAR, PROMPTLY = 128 * MB, 0.0005
 
 
 def next_look(left: int | None) -> float:
-    """Seconds to the next look, with so much left (bytes)."""
+    """Return the seconds to the next look, with `left` bytes left; None: not known."""
     return SELDOM if left is None else min(max(left / FILLED_AT, OFTEN), SELDOM)
 
 
 def is_time(whole: int, left: int, limit: int, grown: int) -> bool:
-    """Whether to interrupt a request that has grown by so much, in a container of `limit` that has
-    so much left as a `whole`, and so much for this process (bytes).
+    """Return whether to interrupt the suspect. All figures are in bytes.
 
-    A request that has taken little of what there was is let be: the container was full before it.
+    `whole`: left in the container; `left`: left for this process; `limit`: the container's;
+    `grown`: growth since the suspect was first seen. A request that has grown by little goes on:
+    the container was full before that request.
     """
     at = min(AT, limit * AT_SHARE)
     near = whole <= at or left <= at * OWN_SHARE
@@ -54,23 +58,30 @@ def is_time(whole: int, left: int, limit: int, grown: int) -> bool:
 
 
 class Watchdog:
-    """`start` it while there is room for a thread; `wake` it with each request."""
+    """The watchdog of one process.
+
+    Call `start` while there is room for a thread, and `wake` at each request that finds the
+    watchdog `asleep`.
+    """
 
     def __init__(self, ceiling: Ceiling, interrupt: Interrupt) -> None:
         self._ceiling = ceiling
         self._interrupt = interrupt
-        self._usual: float | None = None  # the interpreter's switch interval, while ours is set
-        self._fault = ""  # what ended the thread
+        self._usual: float | None = None  # the usual switch interval, while PROMPTLY is set
+        self._fault = ""  # the error that ended the thread
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a new child: there is no thread here, and nobody to put back what it has set."""
+        """Restore the switch interval in a new child process, which has no watchdog thread."""
         self._relax()
-        self.asleep = False  # and to be woken
-        self._post: Any = None  # the thread's lock; another, or none, once it is stopped
+        self.asleep = False  # True: the thread waits for `wake`
+        self._post: Any = None  # the running thread's lock; another value stops the thread
 
     def start(self) -> None:
-        """Where there is a ceiling to watch. Raises RuntimeError where no thread can be had."""
+        """Start the thread, if there is a ceiling to watch. Idempotent while the thread runs.
+
+        Raises RuntimeError if no thread can start.
+        """
         if self._post is not None or not self._ceiling.possible():
             return
         fault, self._fault = self._fault, ""
@@ -88,25 +99,30 @@ class Watchdog:
             raise
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread. Does not wait."""
         post, self._post = self._post, None
         self.asleep = False
         if post is not None:
             _release(post)
 
     def wake(self) -> None:
-        """A request begins. Call it where the watchdog is `asleep`; harmless elsewhere."""
+        """Wake the watchdog as a request begins. Call this if `asleep`; harmless otherwise.
+
+        Any thread may call this.
+        """
         self.asleep = False
         post = self._post
         if post is not None:
             _release(post)
 
     def look(self) -> float | None:
-        """Keep the ceiling, and interrupt who gets too near to it. Seconds to the next look; None
-        where nothing is in flight."""
+        """Adjust the ceiling, and interrupt the suspect if too little memory is left.
+
+        Return the seconds to the next look; None when no request is in flight.
+        """
         try:
             return self._look()
-        except MemoryError:  # the request that has it all is about to get the same
+        except MemoryError:  # the request that holds the memory is about to get the same error
             self._ceiling.open_reserve()
             return OFTEN
 
@@ -131,16 +147,16 @@ class Watchdog:
         try:
             while post is self._post:
                 self._watch(post)
-                if post is not self._post:  # stopped: nobody will wake this thread again
+                if post is not self._post:  # stopped: no caller will wake this thread again
                     break
                 self._relax()
                 self._interrupt.forget()
                 self.asleep = True
-                if self._interrupt.work():  # it came before it could see that
+                if self._interrupt.work():  # a request that came before `asleep` was set
                     self.asleep = False
                 else:
                     post.acquire()
-        except BaseException as error:  # `start` starts another, and logs this
+        except BaseException as error:  # `start` logs this and starts another thread
             self._fault = f"{type(error).__name__}: {error}"
         finally:
             if post is self._post:
@@ -148,7 +164,7 @@ class Watchdog:
             self._relax()
 
     def _watch(self, post: Any) -> None:
-        """While there are requests in flight, and it is not stopped."""
+        """Look again and again while requests are in flight, until stopped."""
         left = self._ceiling.left
         pause: float | None = 0.0 if left is not None and left <= NEAR else FIRST
         looked = False
@@ -156,8 +172,8 @@ class Watchdog:
             post.acquire(True, pause)
             if post is not self._post:
                 return
-            # Look once more after the last request, too. A look in the middle of its growth counts
-            # that twice, and such a limit would refuse the next request.
+            # Look once more after the last request has ended. A look during that request's growth
+            # counts the growth twice, and such a limit would refuse the next request.
             pause = self.look() if looked or self._interrupt.work() else None
             looked = True
 
@@ -175,5 +191,5 @@ class Watchdog:
 def _release(post: Any) -> None:
     try:
         post.release()
-    except RuntimeError:  # another has just done so
+    except RuntimeError:  # released just now by another thread
         pass

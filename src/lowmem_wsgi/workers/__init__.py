@@ -1,1 +1,1 @@
-"""The workers of a site: what each is doing, and a fresh one in time."""
+"""The workers of a site: record what each does, and replace a worker in time."""

@@ -1,7 +1,7 @@
-"""What one process has counted, or a whole site: counters, and figures of each route.
+"""The figures of a process or a whole site: counters, and figures of each route.
 
-Each process writes its own; whoever reads adds them up; what a dead process counted is folded into
-the site's.
+Each process writes its own figures. A reader adds them up. The figures of a dead process are
+folded into the site's totals.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ..metrics import NAMES
 COUNTS = struct.Struct(f"<{len(NAMES)}d")
 ROUTE = struct.Struct("<96s8Q")  # name, RouteFigures
 ROUTES = MOST + 1
-SIZE = COUNTS.size + ROUTES * ROUTE.size  # 16 KB; as much is touched as there are routes
+SIZE = COUNTS.size + ROUTES * ROUTE.size  # 16 KB; only the part of the routes in use is touched
 LARGEST = 2**64 - 1
 
 
 class RouteFigures(NamedTuple):
-    """Counts, and bytes."""
+    """The figures of one route: counts, and bytes."""
 
     requests: int = 0
-    shared: int = 0  # of them, beside others
-    worst: int = 0  # what one request has left behind at most
-    rises: int = 0  # how often the route was seen to grow
-    quiet: int = 0  # its requests since
-    held: int = 0  # by the workers there are
-    gone: int = 0  # what workers held when they ended
-    workers: int = 0  # how many of those held much
+    shared: int = 0  # of these requests, the ones that ran beside others
+    worst: int = 0  # the most bytes that one request has left behind
+    rises: int = 0  # how often the route has grown
+    quiet: int = 0  # requests since the last rise
+    held: int = 0  # bytes held in living workers
+    gone: int = 0  # bytes that workers held when they ended
+    workers: int = 0  # ended workers that held much (attribution.MUCH)
 
 
 NOTHING = RouteFigures()
@@ -49,7 +49,7 @@ class Figures(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Figures:
-        """Read what `pack` made. Of no data: nothing was counted."""
+        """Return the figures that `pack` has packed; all zero for no data."""
         counts, rest = data[: COUNTS.size].ljust(COUNTS.size, b"\0"), data[COUNTS.size :]
         return cls(
             dict(zip(NAMES, COUNTS.unpack(counts), strict=True)),
@@ -61,7 +61,7 @@ class Figures(NamedTuple):
 
 
 def total(dead: Figures, living: Iterable[Figures]) -> Figures:
-    """Add up what the dead counted and what the living have."""
+    """Return the sum of the figures of the dead and the living."""
     living = list(living)
     parts = [dead, *living]
     routes = {}
@@ -77,8 +77,11 @@ def total(dead: Figures, living: Iterable[Figures]) -> Figures:
 
 
 def folded(dead: Figures, gone: Figures, *, eaten: int = 0) -> Figures:
-    """Return the figures of the dead with those of one more. What that one held is gone with it;
-    `eaten` bytes of it were taken by requests that did not end, and are no route's growth."""
+    """Return the figures of the dead, with those of one more dead worker.
+
+    The memory that this worker held counts as gone, except `eaten` bytes: requests that did not end
+    took those, and they are no route's growth.
+    """
     added = total(dead, [gone])
     held = {name: row.held for name, row in gone.routes.items()}
     held = scaled(held, sum(held.values()) - max(0, eaten))
@@ -101,13 +104,15 @@ def folded(dead: Figures, gone: Figures, *, eaten: int = 0) -> Figures:
 
 
 def _quiet(before: RouteFigures, rows: list[RouteFigures]) -> int:
-    """How many requests of a route the site has had since it grew last. Where several workers ran
-    beside each other, each is taken to have had as many since then as the one that grew last."""
+    """Return the requests of a route in the whole site since the route grew last.
+
+    Of several workers, each is assumed to have had as many since then as the one that grew last.
+    """
     requests = sum(row.requests for row in rows)
     rose = [row.quiet for row in rows if row.rises]
     return min(min(rose) * len(rows), requests) if rose else before.quiet + requests
 
 
 def _weight(row: RouteFigures) -> tuple[bool, int, int]:
-    """What has the least gives way first; what came often, or grew much, after all others."""
+    """Return a sort key: the least gives way first, but often used or much grown routes last."""
     return row.requests >= OFTEN or row.gone >= MUCH, row.gone, row.requests

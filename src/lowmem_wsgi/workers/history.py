@@ -1,4 +1,4 @@
-"""The last hour of a site: memory in use, and what was done about it."""
+"""Keep the last hour of a site on the shared page: memory in use, and cleanups and replacements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-# An hour of points, one for each ten seconds: the stamp is the number of those since 1970.
+# An hour of points, one for each ten seconds. A stamp counts the ten seconds since 1970.
 POINT = struct.Struct("<IQ")
 EVERY, POINTS = 10, 360
 EVENT = struct.Struct("<dqI44s")  # when (Unix seconds), bytes, kind, what
@@ -22,7 +22,7 @@ SIZE = EVENTS_AT + NEXT_EVENT.size + EVENTS * EVENT.size  # 8 KB
 
 
 class Event(NamedTuple):
-    """`at` in Unix seconds, `freed` in bytes (of a recycled worker: what it had grown by)."""
+    """An event in the chart. `at`: Unix seconds. `freed`: bytes (a recycled worker's growth)."""
 
     at: float
     kind: str
@@ -31,8 +31,11 @@ class Event(NamedTuple):
 
 
 class History:
-    """At `at` of the page. `locked` keeps other processes away; a process's threads keep apart by
-    themselves."""
+    """The history, at byte `at` of the page.
+
+    `locked`: a context manager that excludes other processes and threads. In a process, only the
+    monitor's thread calls `point`. `now`: Unix time in seconds.
+    """
 
     every = EVERY
 
@@ -50,7 +53,7 @@ class History:
         self._now = now
 
     def point(self, used: int) -> None:
-        """Note what the site uses now (bytes): the most of each ten seconds is kept."""
+        """Note the bytes that the site uses now. The most of each ten seconds is kept."""
         stamp = int(self._now() // EVERY)
         at = self._at + stamp % POINTS * POINT.size
         before = POINT.unpack_from(self._map, at)
@@ -58,16 +61,16 @@ class History:
             self._map[at : at + POINT.size] = POINT.pack(stamp, used)
 
     def points(self) -> list[tuple[int, int]]:
-        """(Unix seconds, bytes used) of the last hour, the oldest first."""
+        """Return (Unix seconds, bytes used) of the last hour, the oldest first."""
         area = self._map[self._at : self._at + EVENTS_AT]
         newest = self._now() // EVERY
         oldest = max(0, newest - POINTS)
         points = POINT.iter_unpack(area)
-        # Not after now, either: the clock may have been set back.
+        # Leave out points after now: the clock may have been set back.
         return sorted((stamp * EVERY, used) for stamp, used in points if oldest < stamp <= newest)
 
     def event(self, kind: str, freed: int, what: str) -> None:
-        """Mark something in the chart: one of KINDS."""
+        """Mark an event of one of KINDS in the chart. `freed`: bytes. `what`: 44 bytes at most."""
         number_at = self._at + EVENTS_AT
         with self._locked():
             (number,) = NEXT_EVENT.unpack_from(self._map, number_at)
@@ -78,7 +81,7 @@ class History:
             self._map[number_at : number_at + 4] = NEXT_EVENT.pack((number + 1) % 2**32)
 
     def events(self) -> list[Event]:
-        """Those of the last hour, the oldest first."""
+        """Return the events of the last hour, the oldest first."""
         start = self._at + EVENTS_AT + NEXT_EVENT.size
         area = self._map[start : start + EVENTS * EVENT.size]
         now = self._now()

@@ -1,4 +1,4 @@
-"""This process as one worker of a site: its place on the shared page, and when it gives it up."""
+"""One process as a worker of a site: its record, start, replacement and end."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ if TYPE_CHECKING:
     from .history import History
     from .pages import Pages
 
-# Growth is measured over so many seconds, or over the time that a replacement is to come before;
-# and in so many parts.
+# LowMemory measures growth over WINDOW seconds, or over the lead if that is longer, in QUARTERS
+# parts.
 WINDOW, QUARTERS = 1.0, 4
-# ... and over so many readings at least, where they are not too old.
+# ... and over so many readings at least, unless they are older than MOST_LEAD.
 READINGS = 2 * QUARTERS
-# A worker that ends takes room while it has grown in so long (seconds).
+# An ending worker takes room only if its RSS has grown in the last JUST_NOW seconds.
 JUST_NOW = 0.3
-# What was counted is written on the page so often (seconds), and at the end.
+# Seconds between two writes of the counters to the shared page. The worker also writes at its end.
 FLUSH_EVERY = 1.0
-# Readings are kept for as long as a lead may be, at the shortest pauses.
+# Enough readings for the longest lead, at the shortest pauses.
 MOST_READINGS = 256
-# A worker's start is taken to need so long (seconds) at most, where it is not measured.
+# The most seconds that the start of a worker is assumed to take when not measured.
 LONGEST_START = 1.0
 
 
 class Reading(NamedTuple):
-    """When (seconds), what the site used, the worker's RSS (bytes), its requests so far."""
+    """Time (seconds), memory used by the site and the worker's RSS (bytes), requests so far."""
 
     at: float
     used: int
@@ -69,7 +69,7 @@ class Reading(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Of the same, a second."""
+    """The rates of the same figures: bytes and requests a second."""
 
     used: float
     rss: float
@@ -77,7 +77,7 @@ class Rates(NamedTuple):
 
 
 def _stuck(situation: Situation) -> str:
-    """Why a worker is replaced that holds much while the site does not, for the log."""
+    """Return for the log why a worker that met its ceiling is replaced; "" for any other."""
     if not situation.stuck:
         return ""
     holes = f", {format_size(situation.holes)} of it free and in pieces" if situation.holes else ""
@@ -85,7 +85,13 @@ def _stuck(situation: Situation) -> str:
 
 
 class Worker:
-    """Call `start` in the worker; from then on, and until it gives up, it has a `record`."""
+    """One worker. Call `start` in the worker's process.
+
+    From `start` to `give_up` the worker has a `record`. `counts`: return the process's counters.
+    `kills`: return how many processes of the container the OOM killer has ended. `heavy`: return
+    the heavy modules that the process has loaded, for the log. `now`: a monotonic clock in seconds.
+    `find`: return the server that can replace the worker.
+    """
 
     def __init__(
         self,
@@ -109,12 +115,12 @@ class Worker:
         self._interrupt = interrupt
         self._in_flight = in_flight
         self._gc_runner = gc_runner
-        self._counts = counts  # what this process has counted
-        self._kills = kills  # how many processes of the container the OOM killer has taken
+        self._counts = counts
+        self._kills = kills
         self._now = now
         self._find = find
         self._pages = pages
-        self._heavy = heavy  # the heavy modules it has loaded, for the log
+        self._heavy = heavy
         self._rss = OwnRss()
         self._forget()
 
@@ -125,7 +131,7 @@ class Worker:
         self._initial_uss = 0
         self._started_in, self._fresh = 0.0, False
         self._retired_at = 0.0
-        self._ok_at = self._eased_at = self._now()  # when it was so last: ok, not pressed
+        self._ok_at = self._eased_at = self._now()  # when the level was last ok, and not pressed
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
         self._flushed_at = float("-inf")
         self._flushing = threading.Lock()
@@ -133,26 +139,26 @@ class Worker:
     # --- A worker's life
 
     def start(self, *, fresh: bool = False) -> None:
-        """Take a place on the shared page. Harmless when repeated.
+        """Take a place on the shared page. Idempotent.
 
-        `fresh`: the process has done nothing else yet, so its age is what its start has taken.
+        `fresh`: the process has only started so far, so its age is the duration of its start.
         """
         if self._started:
             return
         self._started = True
         self.server = self._find()
         page = self._pages.join(self.server)
-        # What came before the fork is not counted a second time.
+        # Do not count again what the process had counted before the fork.
         self.record = page.claim(self._rss(), self._counts(), now=self._now)
         self._initial_uss = own_uss()
-        # Later, the age is what the start has taken at the most.
-        age = process_seconds() or LONGEST_START  # where the system does not tell
+        # If the process is not fresh, its start took at most its age.
+        age = process_seconds() or LONGEST_START  # the system may not report the age
         self._started_in = age if fresh else min(age, LONGEST_START)
         self._fresh = fresh
         if not page.master:
             self._fold_in_the_dead(page)
         if self.server is not None and self.server.submit is not None:
-            # Not this one, if it is of the pool.
+            # Do not count this thread if it belongs to the pool.
             own = threading.current_thread() is not threading.main_thread()
             start_threads(self.server.submit, self.server.threads - own)
 
@@ -165,33 +171,33 @@ class Worker:
         return not self._in_flight.count()
 
     def leave(self) -> None:
-        """The process ends as it should."""
+        """Mark the worker as ended in order. Call this at the end of the process."""
         if self.record is not None and self.record.pid == os.getpid():
             self.flush()
             self.record.enter(self.record.state | GONE)
-            if self.record.index < 0:  # nobody else can see it
+            if self.record.index < 0:  # not on the page, so no other process can read it
                 self._pages.page.give_up(self.record)
 
     def give_up(self) -> None:
-        """The process goes on without this worker: its place is free."""
+        """Free the worker's place, while the process goes on without it."""
         with self._flushing:
             record, self.record, self._started = self.record, None, False
             if record is not None and record.pid == os.getpid():
                 self._pages.page.give_up(record)
 
     def abort(self) -> None:
-        """The process ends in the middle of what it is doing."""
+        """Keep the requests in flight on the record: the process is about to be killed."""
         if self.record is not None:
             self.record.freeze()
 
     def after_fork(self) -> None:
-        """In a new child: the place is the parent's."""
+        """Forget the place in a new child process: the place is the parent's."""
         self._pages.after_fork()
         self._rss.reopen()
         self._forget()
 
     def count(self) -> int:
-        """How many workers share what room there is. Of those that are ending, who still grow."""
+        """Return how many workers share the memory left. An ending worker counts while it grows."""
         if not self._started:
             return 1
         page, since = self._pages.page, self._now() - JUST_NOW
@@ -202,14 +208,17 @@ class Worker:
         return max(1, found, self.server.size if self.server is not None else 1)
 
     def ending(self) -> bool:
-        """Whether a worker of this site was told to end, and is still there."""
+        """Return whether a worker of this site is ending: told to end, and still alive."""
         return self._started and any(
             seen.state in (RETIRING, REPLACED) and is_alive(seen.pid)
             for seen in self._pages.page.workers()
         )
 
     def look(self, usage: Usage, level: str) -> None:
-        """Take a reading, and the level after it: write it down, and act on it."""
+        """Record a reading and the level after it, and replace this worker if needed.
+
+        The monitor's thread calls this after each reading.
+        """
         record = self.record
         if record is None:
             return
@@ -226,15 +235,17 @@ class Worker:
         if level == OK and page.in_vain and usage.used < self._levels.warn:
             page.change(in_vain=0)
         if record.state & GONE or self.record is not record:
-            pass  # as good as over, and not to be replaced a second time; or another's meanwhile
+            pass  # this worker has ended, or `give_up` has freed its record: do not replace it
         elif record.state in (RETIRING, REPLACED):
             self._see_off(page)
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
 
     def flush(self, patience: float = 0.0) -> None:
-        """Write on the page what was counted here. Wait `patience` seconds for a thread that does
-        so already."""
+        """Write this process's counters on the shared page. Thread-safe.
+
+        Wait at most `patience` seconds for another thread that does the same.
+        """
         if self.record is None or not self._flushing.acquire(timeout=patience):
             return
         try:
@@ -248,19 +259,18 @@ class Worker:
             self._flushing.release()
 
     def counts(self) -> dict[str, float]:
-        """What the site has counted, all its workers."""
+        """Return the counters of the site: the sum of all its workers."""
         if not self._started:
             return dict(self._counts())
         self.flush(patience=0.5)
         return self._pages.page.figures().counters
 
     def growth(self) -> dict[str, RouteFigures]:
-        """By route, what the workers of this site have counted and grown by: those there are, and
-        those there were."""
+        """Return the figures of each route, summed over the site's workers, alive and dead."""
         return self._pages.page.figures().routes
 
     def held(self, place: int) -> int:
-        """Bytes that the routes of the worker at this place have left in it."""
+        """Return the bytes that routes have left in the worker at this place."""
         return self._pages.page.held(place)
 
     @property
@@ -269,24 +279,24 @@ class Worker:
         return self._pages.page.history
 
     def alive(self) -> list[Seen]:
-        """The workers of the site, as they are on the page."""
+        """Return the records of the site's workers that are alive."""
         return [seen for seen in self._pages.page.workers() if is_alive(seen.pid)]
 
     def last_death(self) -> dict[str, Any] | None:
-        """Of a worker of this site: what, of what, in the middle of what (postmortem.describe)."""
+        """Return the last death of a worker of this site (see postmortem.describe), or None."""
         return self._pages.page.last_death
 
     # --- In between
 
     def note_cleanup(self, result: dict[str, Any], why: str) -> None:
-        """Mark a cleanup in the site's last hour."""
+        """Mark a cleanup in the site's history of the last hour."""
         if self._started:
             self._pages.page.history.event("cleanup", result["freed_bytes"], why)
 
     def _may_be_time(self, usage: Usage, level: str) -> bool:
-        """Whether it is worth a closer look: away from ok, or soon to be."""
+        """Return whether to consider a replacement: the level is not ok, or soon will not be."""
         early = level == OK and usage.used < self._levels.critical / 2
-        if early and self._ceiling.hit_since() is None:  # then nothing of Situation.pressed holds
+        if early and self._ceiling.hit_since() is None:  # then Situation.pressed is false
             self._eased_at = self._now()
             return False
         rates = self._lately(self._now())
@@ -353,16 +363,16 @@ class Worker:
         )
 
     def _lately(self, now: float) -> Rates:
-        """What happened in WINDOW, or the lead where that is longer, a second.
+        """Return the rates over WINDOW seconds, or over the lead if that is longer.
 
-        What one request takes at once is a step, and no growth. So the time is cut into quarters of
-        as many requests each, and the second smallest of their rates is taken. What another
-        worker gives back as it ends hides how the site grows. So the others are taken to grow as
-        fast as this worker.
+        The memory that one request takes at once is a step, not growth. So the time is split into
+        QUARTERS parts with equal numbers of requests, and the second smallest rate counts.
+        An ending worker that gives memory back hides the growth of the site. So every other worker
+        is assumed to grow as fast as this worker.
         """
         window = max(WINDOW, self._lead())
         recent = [reading for reading in self._readings if now - reading.at <= window]
-        if len(recent) < READINGS:  # on a slow processor they are few
+        if len(recent) < READINGS:  # a slow processor makes few readings
             latest = list(self._readings)[-READINGS:]
             recent = [reading for reading in latest if now - reading.at <= MOST_LEAD]
         requests = recent[-1].requests - recent[0].requests if recent else 0
@@ -374,7 +384,7 @@ class Worker:
         ]
         pairs = list(zip(bounds, [*bounds[1:], recent[-1]], strict=True))
         spans = [(a, b, b.at - a.at) for a, b in pairs if b.at > a.at]
-        few = requests < 2 * QUARTERS  # they may be large all by themselves
+        few = requests < 2 * QUARTERS  # each may be large by itself
         if len(spans) < (QUARTERS if few else 2):
             return Rates(0.0, 0.0, 0.0)
         used = sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1]
@@ -382,12 +392,14 @@ class Worker:
         return Rates(max(used, rss * self.count()), rss, requests / (recent[-1].at - recent[0].at))
 
     def _lead(self) -> float:
-        """Seconds before memory is short to ask for a replacement. Until one was measured, a worker
-        is taken to end as fast as it starts."""
+        """Return how many seconds before memory is short to ask for a replacement.
+
+        Until the end of a worker was measured, a worker is assumed to end as fast as it starts.
+        """
         return lead(self._pages.page.release or (self._started_in if self._fresh else 0.0))
 
     def _left(self, rates: Rates) -> float:
-        """Seconds until this worker meets its own ceiling."""
+        """Return the seconds until this worker meets its own ceiling."""
         left = self._ceiling.room
         return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
 
@@ -410,7 +422,7 @@ class Worker:
         )
         ready = sum(seen.state == READY for seen in others)
         if not at_once and ready < self.server.size - 1 and situation.lasted < 30:
-            page.end_turn()  # another is not back yet
+            page.end_turn()  # the replacement of another worker is not ready yet
             return
         if not any(seen.state != READY for seen in others):
             page.change(in_vain=page.in_vain + 1)
@@ -438,7 +450,7 @@ class Worker:
             page.end_turn()
 
     def _carried(self) -> str:
-        """What it has grown by, as far as that is known."""
+        """Return for the log what has grown in this worker, as far as known."""
         try:
             route, heavy = top(self._gc_runner.attribution.routes), self._heavy()
         except Exception:
@@ -448,8 +460,10 @@ class Worker:
         return told + (f", and loaded {heavy}" if heavy else "")
 
     def _see_off(self, page: SharedPage) -> None:
-        """While this worker ends: the next may be replaced once another is ready in this one's
-        place, and this one is kept by a slow request. (Who ends gives up the turn anyway.)"""
+        """Let the next worker be replaced while a slow request keeps this ending worker alive.
+
+        Gives up the turn once a replacement is ready. (The end of this process also does.)
+        """
         assert self.server is not None
         if self._now() - self._retired_at < self._lead():
             return
@@ -458,12 +472,12 @@ class Worker:
             page.end_turn()
 
     def _fold_in_the_dead(self, page: SharedPage) -> None:
-        """Without a master that does it: log of what the workers before have died."""
+        """Log the causes of earlier workers' deaths, where no master does so."""
         kills = self._kills()
         for seen in page.workers():
             if is_alive(seen.pid):
                 continue
-            if self.server is None:  # some child of some process, that went as it pleased
+            if self.server is None:  # a process of an unknown server: no cause can be known
                 page.fold_in(seen)
                 continue
             why = postmortem.cause(
@@ -474,7 +488,7 @@ class Worker:
             with page.locked():
                 again = page.read(seen.place)
                 if again is None or again.pid != seen.pid:
-                    continue  # another was faster
+                    continue  # another process has folded in this record
                 if why is None:
                     page.fold_in(seen)
                 else:
@@ -484,8 +498,11 @@ class Worker:
 
 
 def start_threads(submit: Callable[..., object], count: int) -> None:
-    """Have a pool start all its threads now: one that cannot start later, at the ceiling, would
-    end the worker."""
+    """Make a pool start all its threads now.
+
+    A thread that cannot start later, at the ceiling, would end the worker. `submit`: of the pool.
+    `count`: the number of threads.
+    """
     if count < 1:
         return
     together = threading.Barrier(count)

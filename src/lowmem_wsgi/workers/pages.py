@@ -1,5 +1,7 @@
-"""The page of this process's site: inherited, shared by a file, or its own; and what the master
-writes on it."""
+"""Find the shared page of this process's site, and write the master's part on the page.
+
+The page is inherited from the master, opened from a file, or the process's own.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,25 @@ from .shared_page import SharedPage, is_alive
 
 
 class Pages:
-    """Find the page, and write on it what only the master knows."""
+    """Find the page, and write on the page what only the master knows."""
 
     def __init__(self) -> None:
         self._page: SharedPage | None = None
-        self._highest = 0  # peak RSS (bytes) of all children that were reaped
+        self._highest = 0  # the highest peak RSS (bytes) of all reaped children
 
     @property
     def page(self) -> SharedPage:
-        """The page of this process's site; made at first asking."""
+        """The page of this process's site, made at first access."""
         if self._page is None:
             self._page = SharedPage.private()
         return self._page
 
     def join(self, server: Server | None) -> SharedPage:
-        """Return the page that was made before the fork; else, under a server that has not loaded
-        the app before, a file that all its workers open; else a page of this process's own."""
+        """Return the page made before the fork, if there is one.
+
+        Else, under a server that did not preload the app, the page in a file that all workers of
+        the server open. Else a page of this process's own.
+        """
         if self._page is not None and self._page.made_by != os.getpid():
             return self._page
         if server is not None:
@@ -51,27 +56,31 @@ class Pages:
             self._page = None
 
     def after_fork(self) -> None:
-        """In a new child: the parent's locks are the parent's."""
+        """Forget the parent's locks in a new child process."""
         if self._page is not None:
             self._page.after_fork()
 
     # --- In the master
 
     def lay_out(self) -> None:
-        """Before the master forks: make the page, and note that the master looks after the dead.
-        Idempotent."""
+        """Make the page before the master forks, and note that the master handles deaths.
+
+        Idempotent.
+        """
         if self.page.master == os.getpid():
             return
         kills = Container().out_of_memory_kills() or 0
         self.page.change(master=os.getpid(), kills=kills)
-        self._new_peak()  # of children that were none of the workers
+        self._new_peak()  # skip children that were no workers
 
     def worker_gone(self, pid: int, *, timed_out: bool) -> bool:
-        """Log what the worker died of, and fold in what it counted. Return whether another had been
-        started in its place before it went."""
+        """Log why the worker died, and fold in its figures.
+
+        Return whether a replacement was started before the worker ended.
+        """
         page = self.page
         seen = next((seen for seen in page.workers() if seen.pid == pid), None)
-        if seen is None:  # gone before its first look
+        if seen is None:  # the worker ended before it took a place
             return False
         kills = Container().out_of_memory_kills() or 0
         why = postmortem.cause(
@@ -90,8 +99,10 @@ class Pages:
         return seen.replaced
 
     def _new_peak(self) -> int:
-        """The peak RSS (bytes) of the child that has just been reaped, where it is the largest of
-        all so far: only then does the kernel tell (RUSAGE_CHILDREN, getrusage(2)). Else 0."""
+        """Return the peak RSS (bytes) of the child just reaped, if that is the highest so far.
+
+        Else 0: the kernel reports only the highest of all children (RUSAGE_CHILDREN, getrusage(2)).
+        """
         try:
             import resource
         except ImportError:  # Windows has no such master
@@ -102,7 +113,10 @@ class Pages:
 
 
 def file_name(master: int) -> str:
-    """Of a server's page. With its start: after a container's restart the pids are the same."""
+    """Return the file name of a server's page.
+
+    The name contains the start of the master, because pids repeat after a container's restart.
+    """
     stat = read_stat(master)
     start = stat.started if stat is not None else 0 if is_alive(master) else "gone"
     return f"workers-{master}-{start}"

@@ -1,4 +1,4 @@
-"""What a worker died of, from what it left on the shared page."""
+"""Find the cause of a worker's death, from its record on the shared page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .shared_page import SharedPage
 
 OOM_KILL, TIMEOUT, CRASH = "OOM kill", "timeout", "crash, or a kill from outside"
 
-# The counter of each, in metrics.COUNTERS.
+# The counter of each cause, in metrics.COUNTERS.
 COUNTED = {OOM_KILL: "deaths_oom", TIMEOUT: "deaths_timeout", CRASH: "deaths_crash"}
 
 
 def cause(*, timed_out: bool, killed: bool, orderly: bool) -> str | None:
-    """One of the three; None for a worker that left as it was told to."""
+    """Return one of the three causes; None for a worker that ended in order."""
     causes = ((killed and not orderly, OOM_KILL), (timed_out, TIMEOUT), (not orderly, CRASH))
     return next((name for holds, name in causes if holds), None)
 
@@ -27,8 +27,11 @@ def left_in_order(seen: Seen) -> bool:
 
 
 def completed(seen: Seen, peak: int, limit: int, *, now: float | None = None) -> Seen:
-    """With what the kernel knows of the end, which comes between two looks: the worker's peak RSS,
-    and for an OOM kill the limit that the container was at. Bytes; 0 for what is not known."""
+    """Return the record with the kernel's figures of the end, which comes between two readings.
+
+    `peak`: the worker's peak RSS. `limit`: for an OOM kill, the container's limit. Both in bytes, 0
+    if not known. `now`: monotonic seconds.
+    """
     rss = max(seen.rss, peak)
     if limit:
         at = time.monotonic() if now is None else now
@@ -37,7 +40,7 @@ def completed(seen: Seen, peak: int, limit: int, *, now: float | None = None) ->
 
 
 def report(page: SharedPage, seen: Seen, why: str, *, now: float | None = None) -> dict[str, Any]:
-    """Log the death in one line, keep it for the status, and fold in what the worker counted."""
+    """Log the death in one line, keep it for the status, and fold in the worker's figures."""
     death = describe(seen, why, time.monotonic() if now is None else now)
     page.add_death({**death, "at": time.time()})
     page.history.event("death", death["rss_bytes"], why)
@@ -47,7 +50,7 @@ def report(page: SharedPage, seen: Seen, why: str, *, now: float | None = None) 
 
 
 def describe(seen: Seen, why: str, now: float) -> dict[str, Any]:
-    """The death as a document: bytes and seconds."""
+    """Return the death as a dict for JSON, in bytes and seconds."""
     first, last = (seen.points[0], seen.points[-1]) if seen.points else ((now, 0, 0),) * 2
     return {
         "pid": seen.pid,
@@ -70,7 +73,7 @@ def describe(seen: Seen, why: str, now: float) -> dict[str, Any]:
 
 
 def sentence(death: dict[str, Any]) -> str:
-    """The death for the log."""
+    """Return the death as a sentence for the log."""
     in_flight = [
         f"{log.printable(request['route'])} (for {request['seconds']:.1f} s, the worker grew "
         f"{format_size(request['grown_bytes'])} meanwhile)"

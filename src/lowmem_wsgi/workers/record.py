@@ -1,4 +1,4 @@
-"""What a worker notes of itself on the shared page, and how others read it."""
+"""The record that a worker writes about itself on the shared page, and how others read it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from .figures import Figures, RouteFigures
 if TYPE_CHECKING:
     from ..memory.attribution import Route
 
-# What a worker is doing: at work; finishing what it has; the same, and the master has started
-# another already. GONE is added to it as it ends in order. A record that nobody has is all zeros.
+# The state of a worker: serving; finishing its requests in flight; the same while the master has
+# already started a replacement. GONE is added when the worker ends in order. A free record is all
+# zeros.
 READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
 
 WORKER = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
-POINT = struct.Struct("<dQQ")  # when, the worker's RSS, what the site used
-REQUEST = struct.Struct("<dQ112s")  # begun, the worker's RSS then, what
+POINT = struct.Struct("<dQQ")  # time, the worker's RSS, the memory that the site used
+REQUEST = struct.Struct("<dQ112s")  # begun, the worker's RSS then, method and path
 PID = struct.Struct("<I")
 WHO = struct.Struct("<Id")  # pid, born
 LENGTH = struct.Struct("<Q")
@@ -33,17 +34,17 @@ POINTS_AT = WORKER.size
 REQUESTS_AT = POINTS_AT + POINTS * POINT.size
 RECORD_SIZE = REQUESTS_AT + REQUESTS * REQUEST.size
 RECORDS_AT = 1024
-# What a worker counts is kept apart from its record: whoever looks for workers touches the records
-# alone, which are a few pages.
+# A worker's counters are stored apart from its record. So code that looks for workers touches only
+# the records, which are a few pages of memory.
 SIDE_SIZE = LENGTH.size + WHO.size + FIGURES_SIZE
 SIDES_SIZE = 8 + 2 * SIDE_SIZE
 
-# Readings closer together (seconds) than this share a point: the points span some seconds.
+# Readings within so many seconds share a point, so that the points span some seconds.
 APART = 0.25
 
 
 class RequestSeen(NamedTuple):
-    """A request in flight: what, since when (monotonic seconds), the worker's RSS then."""
+    """A request in flight: method and path, begin (monotonic seconds), the worker's RSS then."""
 
     what: str
     begun: float
@@ -51,7 +52,7 @@ class RequestSeen(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A worker's record as it was read. Bytes, and seconds of the monotonic clock."""
+    """A worker's record as read from the page. Bytes, and seconds of the monotonic clock."""
 
     place: int
     pid: int
@@ -65,17 +66,17 @@ class Seen(NamedTuple):
     in_flight: list[RequestSeen]
 
     def grew(self, since: float, noise: int = 4 * MB) -> bool:
-        """Whether its RSS has grown since then (monotonic seconds)."""
+        """Return whether the RSS has grown by more than `noise` bytes since `since` (monotonic)."""
         then = [rss for at, rss, _ in self.points if at <= since] or [self.born_rss]
         return self.rss - then[-1] > noise
 
     def takes_room(self, since: float) -> bool:
-        """Whether it is at work; or ending, and what it has in flight still grows."""
+        """Return whether the worker serves, or ends and still grows with requests in flight."""
         return self.state == READY or (bool(self.in_flight) and self.grew(since))
 
     @property
     def eaten(self) -> int:
-        """By how many bytes it grew during requests that are in flight."""
+        """The bytes that the worker has grown by during requests in flight."""
         return max((self.rss - request.rss for request in self.in_flight), default=0)
 
     @property
@@ -88,9 +89,11 @@ class Seen(NamedTuple):
 
 
 class TwoSides:
-    """Bytes that one process writes at a time, and any process reads: all of one write, never half
-    of it. The writer fills the side that nobody reads, and then turns over by one byte. Killed
-    between the two it leaves what it wrote before."""
+    """Bytes that one process at a time writes and any process reads, always a whole write.
+
+    The writer fills the side that is not read, then switches sides by writing one byte. A writer
+    that is killed in between leaves its previous write.
+    """
 
     def __init__(self, page: mmap.mmap | bytearray, at: int) -> None:
         self._map = page
@@ -108,7 +111,7 @@ class TwoSides:
             at = self._side(turn)
             (length,) = LENGTH.unpack_from(self._map, at)
             data = self._map[at + LENGTH.size : at + min(SIDE_SIZE, LENGTH.size + length)]
-            if self._map[self._at] == turn:  # else the writer may have come back to this side
+            if self._map[self._at] == turn:  # else the writer may have reused this side
                 return bytes(data)
 
     def _side(self, turn: int) -> int:
@@ -116,11 +119,13 @@ class TwoSides:
 
 
 class WorkerRecord:
-    """What a worker writes of itself, at `index` of the page; -1 where it has found no place.
+    """The record that a worker writes about itself.
 
-    `at`: where its record begins in `page`; `figures_at`: where its figures do.
+    `index`: the place on the page, -1 if no place was free. `at`: the byte of `page` where the
+    record begins. `figures_at`: the byte where its figures begin. `rss`: bytes now. `inherited`:
+    the counters from before this record. `now`: a monotonic clock in seconds.
 
-    `began` and `ended` are on the path of every request.
+    `began` and `ended` run at every request.
     """
 
     def __init__(
@@ -138,7 +143,7 @@ class WorkerRecord:
         self._now = now
         self._figures = TwoSides(page, figures_at)
         self._counted = dict.fromkeys(NAMES, 0.0)
-        self._shown = dict(inherited)  # what each counter showed at the last flush
+        self._shown = dict(inherited)  # the value of each counter at the last flush
         self._free = dict.fromkeys(range(REQUESTS))  # a stack without duplicates
         self._requests_at = [at + REQUESTS_AT + place * REQUEST.size for place in range(REQUESTS)]
         self._frozen = False
@@ -150,13 +155,13 @@ class WorkerRecord:
         self.rss = rss
         self.requests = 0
         self._write(self.born)
-        self._figures.write(b"")  # where the one before it may have written late
-        self._map[at : at + PID.size] = PID.pack(self.pid)  # last: from now on it is read
+        self._figures.write(b"")  # the previous worker here may have written late
+        self._map[at : at + PID.size] = PID.pack(self.pid)  # last: now others read the record
 
     def began(self, method: str, path: str) -> int:
-        """Note a request; give the number back to `ended`. -1 where there is no room."""
+        """Note a request. Return a number for `ended`; -1 if there is no room to note it."""
         self.requests += 1
-        # Made first: a place that is taken is not lost where there is no memory for these.
+        # Make these first: if memory runs out here, no place is taken and lost.
         now, what = self._now(), f"{method} {path}".encode("latin-1", "replace")
         try:
             place = self._free.popitem()[0]
@@ -166,18 +171,18 @@ class WorkerRecord:
         return place
 
     def ended(self, place: int) -> None:
-        """The request that has this place is over. Harmless when repeated."""
+        """Remove the request at this place. Idempotent."""
         if place >= 0 and not self._frozen:
             at = self._requests_at[place]
             self._map[at : at + 8] = NOBODY
             self._free[place] = None
 
     def freeze(self) -> None:
-        """What is in flight now stays noted, whatever becomes of it."""
+        """Keep the requests in flight now on the record, also after they end."""
         self._frozen = True
 
     def note(self, rss: int, used: int) -> None:
-        """Write down a reading. The last POINTS of them are kept."""
+        """Write a reading: the worker's RSS and the site's use, in bytes. Keep the last POINTS."""
         now = self._now()
         self.rss = rss
         if now - self._pointed >= APART:
@@ -188,7 +193,7 @@ class WorkerRecord:
         self._write(now)
 
     def count(self, name: str) -> None:
-        """Count something of the worker itself. The next `flush` writes it down."""
+        """Add 1 to a counter of the worker itself. The next `flush` writes the counter."""
         self._counted[name] += 1
 
     def flush(
@@ -197,9 +202,11 @@ class WorkerRecord:
         routes: Iterable[Route] = (),
         held: Mapping[str, int] | None = None,
     ) -> None:
-        """Write down what this process has counted so far: counters by name, its routes, and what
-        each route has left in it (bytes). A counter that starts again, such as that of an app that
-        was closed, takes nothing away. For one thread at a time."""
+        """Write this process's figures: counters by name, routes, and bytes that each route holds.
+
+        A counter that starts again at 0, such as after an app was closed, lowers no figure. Only
+        one thread at a time may call this.
+        """
         for name, value in counters.items():
             self._counted[name] += max(0, value - self._shown.get(name, 0))
         self._shown.update(counters)
@@ -212,7 +219,7 @@ class WorkerRecord:
         self._figures.write(Figures(self._counted, rows).pack())
 
     def figures(self) -> Figures:
-        """What it has written down."""
+        """Return the figures that the worker has written last."""
         return Figures.unpack(self._figures.read())
 
     def enter(self, state: int) -> None:
@@ -221,7 +228,7 @@ class WorkerRecord:
 
     def _write(self, now: float) -> None:
         figures = (self.state, self.born, now, self.born_rss, self.rss, self.requests)
-        # The pid stays as it is. Who reads nobody's there would take the place.
+        # Do not write the pid again: a reader that saw 0 there would take the place.
         at, whole = self._at, WORKER.pack(self.pid, *figures)
         self._map[at + PID.size : at + WORKER.size] = whole[PID.size :]
 
@@ -231,7 +238,7 @@ def record_at(place: int) -> int:
 
 
 def read_record(page: mmap.mmap, place: int) -> Seen | None:
-    """What the worker at this place notes of itself; None where nobody has it."""
+    """Return the record of the worker at this place; None if the place is free."""
     at = record_at(place)
     pid, state, born, seen, born_rss, rss, requests = WORKER.unpack_from(page, at)
     if not pid:

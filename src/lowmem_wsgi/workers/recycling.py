@@ -1,7 +1,7 @@
-"""When a worker is to be replaced by a fresh one: the only way to unload what stays referenced.
+"""Decide when to replace a worker by a fresh one: the only way to free memory still referenced.
 
-A pure decision: a situation in, a reason to wait out, or none. Who asks the server for the
-worker, and how, is in servers.py; when it is asked, in lifecycle.py.
+No I/O: a situation in, a reason to wait or None out. lifecycle.py calls this and then the server;
+servers.py has the way to ask each server.
 """
 
 from __future__ import annotations
@@ -13,37 +13,42 @@ from ..memory.ceiling import RESERVE_SHARE
 from ..memory.levels import OK
 from ..settings import MB
 
-# What a new worker must save at least: this share of the limit. Else it is not worth the start.
+# A fresh worker must save at least this share of the limit, to be worth the start.
 WORTH = 0.05
-# A worker refuses what a fresh one could do: it holds this share of the limit, and its ceiling was
-# hit so long (seconds) ago that what was freed is given back.
+# A worker is stuck, and refuses requests that a fresh worker could serve: it holds MUCH of the
+# limit, and met its ceiling GIVEN_BACK seconds ago, so freed memory is given back by now.
 GIVEN_BACK, MUCH = 1.0, 0.2
-# At warn (seconds): it must have lasted so long, in a worker so old. At critical a worker must be
-# as old as a start takes: so starting workers takes half of the time at most.
+# At warn, the level must have lasted LASTED seconds, and the worker must be OLD seconds old. At
+# critical, a worker must be as old as a start takes. So starting workers takes at most half of the
+# time.
 LASTED, OLD = 10.0, 60.0
-# At critical, a busy worker is given so long (seconds) to come to an idle moment.
+# Seconds that a busy worker gets at critical to reach an idle moment.
 PATIENCE = 2.0
-# Memory is short where it would be in so many times as long as an old worker takes, in this
-# container, to end and release what it holds; in so long (seconds) at least and at most.
+# The lead: LowMemory replaces a worker this long before memory is short. AHEAD times as long as an
+# old worker takes in this container to end and release its memory, and at least LEAST_LEAD and at
+# most MOST_LEAD seconds.
 AHEAD, LEAST_LEAD, MOST_LEAD = 2.0, 0.25, 4.0
-# An old worker with a slow request in flight stays as long (seconds) as that, and with it what it
-# holds: then a fresh one is had when it holds half of the room there is.
+# A request in flight for SLOW seconds may keep an ending worker, and its memory, alive for about
+# SLOWLY seconds. So LowMemory replaces that worker already when it holds half of the room.
 SLOW, SLOWLY = 0.1, 10.0
-# Others come at least so often (a second), if it is they who leave something behind.
+# Requests a second: with fewer, the slow request itself causes the growth, not the other requests.
 OFTEN = 10.0
-# A new worker beside the old one needs so much (bytes) under the ceiling, besides its own size.
+# Bytes under the ceiling that a new worker beside the old one needs, besides its own size.
 ROOM = 32 * MB
-# So many in a row after which memory was not ok again: it does not help.
+# After so many replacements in a row without memory becoming ok, replacing does not help.
 IN_VAIN = 3
 
 
 def lead(release: float) -> float:
-    """Seconds before memory is short to replace a worker, where one takes `release` to end."""
+    """Return how many seconds before memory is short to replace a worker.
+
+    `release`: seconds that a worker takes to end.
+    """
     return min(max(AHEAD * release, LEAST_LEAD), MOST_LEAD)
 
 
 class Situation(NamedTuple):
-    """Sizes in bytes, spans in seconds."""
+    """The figures to decide on. Sizes are in bytes, durations in seconds."""
 
     level: str
     used: int
@@ -53,21 +58,21 @@ class Situation(NamedTuple):
     growth: float  # bytes a second, of the site
     rate: float  # requests a second, of this worker
     left: float  # seconds until this worker meets its own ceiling, at its growth
-    lasted: float  # since the level was ok; where it is pressed, since it was not
+    lasted: float  # since the level was ok; if pressed, since the worker was not pressed
     age: float
-    started_in: float  # what the start of a worker takes
+    started_in: float  # the duration of a worker's start
     rss: int
     born_rss: int
     idle: bool
-    held: int = 0  # by which it has grown since the request began that computes most
-    lead: float = LEAST_LEAD  # seconds that a replacement is to come before memory is short
-    hit: bool = False  # the ceiling was met just now, by a request or a few
-    hit_since: float | None = None  # seconds since the ceiling was met first, if it was lately
-    holes: int = 0  # mapped and given back: no room for what must be mapped anew
-    full: bool = False  # the ceiling is met by all that come
-    slow: bool = False  # a request in flight takes its time
-    others: Sequence[int] = ()  # what the other workers have grown by
-    in_vain: int = 0
+    held: int = 0  # growth since the request began that uses the processor most
+    lead: float = LEAST_LEAD  # see `lead`
+    hit: bool = False  # a request or a few met the ceiling just now
+    hit_since: float | None = None  # since requests began to meet the ceiling; None: not lately
+    holes: int = 0  # mapped and given back: not usable for new mappings
+    full: bool = False  # all requests meet the ceiling
+    slow: bool = False  # a request has been in flight for SLOW seconds
+    others: Sequence[int] = ()  # the growth of each other worker
+    in_vain: int = 0  # replacements in a row without memory becoming ok
 
     @property
     def grown(self) -> int:
@@ -75,33 +80,39 @@ class Situation(NamedTuple):
 
     @property
     def pressed(self) -> bool:
-        """At critical (by the reading: the level lags behind), or there before a fresh worker
-        could be."""
+        """Whether memory is at critical, or will be before a fresh worker could be ready.
+
+        By the reading, because the level lags behind.
+        """
         return self._soon_critical or self.full or self.stuck or (self.slow and self._half_full)
 
     @property
     def _soon_critical(self) -> bool:
-        """In less than the lead, at this growth. What grows at once in an empty container may stop
-        as soon: that says nothing before half of the way."""
+        """Whether memory reaches critical within the lead, at this growth.
+
+        Growth in an empty container may stop soon, so it counts only from half of critical on.
+        """
         soon = self.used + self.growth * self.lead >= self.critical or self.left <= self.lead
         return soon and self.used >= self.critical / 2
 
     @property
     def stuck(self) -> bool:
-        """Whether this worker refuses what a fresh one could do: its ceiling was hit while it holds
-        much."""
+        """Whether this worker refuses requests that a fresh worker could serve.
+
+        True if requests met the ceiling while the worker holds much.
+        """
         hit = self.hit_since is not None and self.hit_since >= GIVEN_BACK
         return hit and self.saved >= self.limit * MUCH
 
     @property
     def saved(self) -> int:
-        """Bytes that a fresh worker would not take."""
+        """Bytes that a fresh worker would save."""
         return max(self.grown, 0 if self.hit_since is None else self.holes)
 
     @property
     def _half_full(self) -> bool:
-        """Whether this worker, kept by a slow request, would leave a fresh one too little room."""
-        if self.rate < OFTEN:  # then it is the slow request itself that grows
+        """Whether this worker, kept alive by a slow request, leaves too little for a fresh one."""
+        if self.rate < OFTEN:  # then the slow request itself grows
             return False
         room = self.critical - (self.used - self.grown)
         return self.grown >= room / 2 and self.growth * SLOWLY >= self.critical - self.used
@@ -115,7 +126,7 @@ class Situation(NamedTuple):
 
 TOO_LARGE = "a fresh worker would be as large"
 IN_VAIN_SO_FAR = "the last fresh workers soon grew as large"
-# The first that holds is the reason to wait.
+# The first condition that holds gives the reason to wait.
 REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("memory is ok", lambda s: not s.pressed and (s.level == OK or s.used < s.warn)),
     (TOO_LARGE, lambda s: s.saved < s.limit * WORTH),
@@ -139,10 +150,13 @@ REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
 
 
 def reason_to_wait(situation: Situation) -> str | None:
-    """None: now."""
+    """Return the reason not to replace the worker now; None to replace the worker."""
     return next((reason for reason, holds in REASONS if holds(situation)), None)
 
 
 def fits(used: int, initial_uss: int, limit: int) -> bool:
-    """Whether a new worker can start while the old one is still there, with room to work in."""
+    """Return whether a new worker fits beside the old one, with room to work.
+
+    All in bytes. `initial_uss`: memory of a new worker that is not shared.
+    """
     return used + initial_uss + ROOM <= limit * (1 - RESERVE_SHARE)

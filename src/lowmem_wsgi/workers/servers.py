@@ -1,4 +1,4 @@
-"""The servers that can replace a worker, and how each is asked for it."""
+"""Find the server of this worker, and ask that server to replace the worker."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 
 class Server(NamedTuple):
-    """`master`: pid of the process that starts the workers. `size`: how many it keeps.
+    """A server that can replace its workers.
 
-    `replace(at_once)` asks for a fresh worker in place of this one, which finishes what it has in
-    flight. `at_once`: with a master that will not wait for that (see lowmem_wsgi.gunicorn).
+    `master`: pid of the process that starts the workers. `size`: the number of workers.
+    `replace(at_once)`: ask for a fresh worker; this worker then finishes its requests in flight.
+    `at_once`: start the fresh worker before this one ends, with a master that handles this (see
+    lowmem_wsgi.gunicorn). `threads`: the threads of the worker's pool.
     """
 
     name: str
@@ -23,15 +25,15 @@ class Server(NamedTuple):
     size: int
     replace: Callable[[bool], None]
     threads: int = 0
-    submit: Callable[..., Any] | None = None  # of the pool whose threads they are
+    submit: Callable[..., Any] | None = None  # the pool's method
 
 
 def find_server() -> Server | None:
-    """The server that this process is a worker of; None for one that cannot replace it."""
+    """Return the server of this worker process; None for a server that cannot replace workers."""
     for find in FINDERS:
         try:
             server = find()
-        except Exception:  # a module of the same name, another version
+        except Exception:  # another module of the same name, or another version
             continue
         if server is not None:
             return server
@@ -49,8 +51,8 @@ def _gunicorn() -> Server | None:
 
     def replace(at_once: bool) -> None:
         if at_once:
-            with contextlib.suppress(PermissionError):  # a master of root's: `gunicorn --user`
-                os.kill(worker.ppid, signal.SIGTTIN)  # one worker more, while this one ends
+            with contextlib.suppress(PermissionError):  # the master runs as root: `gunicorn --user`
+                os.kill(worker.ppid, signal.SIGTTIN)  # start one worker more
         try:
             if "gunicorn.workers.gthread" in sys.modules and hasattr(worker, "nr_conns"):
                 _empty_gthread(worker)
@@ -68,23 +70,23 @@ def _gunicorn() -> Server | None:
     )
 
 
-# On SIGTERM these two cut connections that they have told the client to keep.
+# On SIGTERM these two close connections that they have told the client to keep.
 LOSES_REQUESTS = ("TornadoWorker", "GeventPyWSGIWorker")
 
 
 def _empty_gthread(worker: Any) -> None:
-    """Have the threaded worker of Gunicorn 22 to 26 finish what it has: on SIGTERM it drops
-    connections that it has accepted (22, 23), or told the client to keep (24 to 26).
+    """Make the threaded worker of Gunicorn 22 to 26 finish its connections before SIGTERM.
 
-    It takes no more of them, and keeps none, until there are none; SIGTERM comes after that. From
-    27 on it does so by itself.
+    On SIGTERM this worker drops connections that it has accepted (22, 23), or told the client to
+    keep (24 to 26). So the worker first accepts no connection and keeps none, until none is left or
+    `graceful_timeout` has passed. From 27 on Gunicorn does so itself.
     """
     if hasattr(sys.modules["gunicorn.workers.gthread"], "STOP_KEEPALIVE_LINGER"):
         return
     worker.max_keepalived = 0  # so that answers say Connection: close
     if hasattr(worker, "set_accept_enabled"):
         worker.worker_connections = 0
-        worker.method_queue.defer(lambda: None)  # wake it up
+        worker.method_queue.defer(lambda: None)  # wake the worker
     else:
         for listener in worker.sockets:
             worker.poller.unregister(listener)
@@ -94,8 +96,8 @@ def _empty_gthread(worker: Any) -> None:
 
 
 def _uwsgi() -> Server | None:
-    uwsgi = sys.modules.get("uwsgi")  # it exists inside uWSGI alone
-    # Without a master, a worker that ends is not started again.
+    uwsgi = sys.modules.get("uwsgi")  # exists only inside uWSGI
+    # Without a master, uWSGI does not restart a worker that ends.
     if uwsgi is None or not uwsgi.worker_id() or not uwsgi.masterpid():
         return None
     return Server("uWSGI", uwsgi.masterpid(), uwsgi.numproc, lambda _: _signal("SIGHUP"))
@@ -103,7 +105,7 @@ def _uwsgi() -> Server | None:
 
 def _mod_wsgi() -> Server | None:
     mod_wsgi = sys.modules.get("mod_wsgi")
-    if mod_wsgi is None or not mod_wsgi.process_group:  # embedded: Apache's own process
+    if mod_wsgi is None or not mod_wsgi.process_group:  # embedded in Apache's own process
         return None
     return Server(
         "mod_wsgi", os.getppid(), mod_wsgi.maximum_processes, lambda _: _signal("SIGUSR1")

@@ -1,11 +1,11 @@
-"""The page that all workers of a site share, and that outlives each of them.
+"""The memory page that all workers of a site share, and that outlives each worker.
 
-A worker writes to its own record, and nobody else does: what it has in flight, its memory in the
-last seconds, what it has counted. Nothing here waits for a worker, and none can spoil another's
-figures. Readers add up the records. When the kernel kills a worker there is no time to log
-anything, but its record is still there: in the master that made the page before it forked or,
-without such a master, in a file. Who finds a dead worker folds its figures into the site's, once,
-and frees the place.
+Only a worker itself writes to its record: its requests in flight, its memory in the last seconds,
+its counters. Nothing here waits for a worker, and no worker can spoil another's figures. Readers
+add up the records. When the kernel kills a worker, the worker has no time to log, but its record
+remains: in the master that made the page before forking or, without such a master, in a file. The
+process that finds a dead worker folds its figures into the site's totals, once, and frees the
+place.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from .record import (
 
 try:
     import fcntl
-except ImportError:  # Windows: one process, nothing to keep apart
+except ImportError:  # Windows: one process, so no locks are needed
     fcntl = None  # type: ignore[assignment]
 
-HEAD = struct.Struct("<8sIQQIIQQ")  # magic; the rest as named here, `length` is that of the text:
-FIELDS = {  # where, and what
+HEAD = struct.Struct("<8sIQQIIQQ")  # the magic, then FIELDS; `length`: of the text after the head
+FIELDS = {  # name: offset in bytes, format
     "master": (8, "<I"),
     "kills": (12, "<Q"),
     "deaths": (20, "<Q"),
     "in_vain": (28, "<I"),
     "length": (32, "<I"),
     "retired": (36, "<Q"),  # when a worker was told to end, µs of the monotonic clock
-    "release": (44, "<Q"),  # what the last ones took to be gone after that, µs
+    "release": (44, "<Q"),  # how long workers took to end after that, µs (see `released`)
 }
 TEXT = 1024 - HEAD.size  # the last death, as JSON
 PLACES, NO_PID = 40, bytes(4)
@@ -63,16 +63,17 @@ TOTALS_AT = FIGURES_AT + PLACES * SIDES_SIZE
 HISTORY_AT = TOTALS_AT + SIDES_SIZE
 SIZE = HISTORY_AT + history.SIZE  # 1.4 MB, of which 0.1 MB are touched
 
-# Another layout is another version's: its page begins anew.
+# A page with another layout comes from another version: LowMemory clears that page.
 LAYOUT = (NAMES, SIZE, *(kind.format for kind in (HEAD, WORKER, POINT, REQUEST, ROUTE)))
 MAGIC = b"lowm" + crc32(repr(LAYOUT).encode()).to_bytes(4, "little")
 
-# A worker that takes longer to end (seconds) is kept by a slow request.
+# A worker that takes longer than this (seconds) to end is kept alive by a slow request.
 LONGEST_RELEASE = 2.0
 
 ALL_OF_IT = 2**63  # bytes
 
-# Bytes of the file that are locked: while the page is changed for all; by who is being replaced.
+# Bytes of the file to lock: ALL to change shared parts of the page; REPLACING by the worker that is
+# being replaced.
 ALL, REPLACING = 0, 1
 
 
@@ -81,31 +82,31 @@ def figures_at(place: int) -> int:
 
 
 class SharedPage:
-    """The page. Made before workers fork, or opened by each of them."""
+    """The page. The master makes the page before forking, or each worker opens its file."""
 
     def __init__(self, file: int) -> None:
-        """`file`: descriptor of an empty file, or of one that another worker has begun."""
+        """Map the file. `file`: the descriptor of an empty file, or of another worker's page."""
         self.made_by = os.getpid()
-        self.threads = threading.RLock()  # anew after a fork
+        self.threads = threading.RLock()  # replaced after a fork
         self._locks = 0
         self._file = file
         if os.fstat(file).st_size < SIZE:
             os.ftruncate(file, SIZE)
         self.map = mmap.mmap(file, SIZE)
-        if hasattr(mmap, "MADV_RANDOM"):  # else the kernel reads all of it ahead
+        if hasattr(mmap, "MADV_RANDOM"):  # otherwise the kernel reads the whole file ahead
             self.map.madvise(mmap.MADV_RANDOM)
         with self.locked():
             if self.map[: len(MAGIC)] != MAGIC:
-                if self.map[: len(MAGIC)] != NOBODY:  # another version's
+                if self.map[: len(MAGIC)] != NOBODY:  # a page of another version
                     self.map[:] = bytes(SIZE)
                 HEAD.pack_into(self.map, 0, MAGIC, *[0] * len(FIELDS))
         self.history = history.History(self.map, HISTORY_AT, self.locked)
         self._totals = TwoSides(self.map, TOTALS_AT)
-        self._own: list[WorkerRecord] = []  # of this process, on the page or without a place
+        self._own: list[WorkerRecord] = []  # this process's records, with or without a place
 
     @classmethod
     def private(cls) -> SharedPage:
-        """For this process and those that it will fork."""
+        """Make a page for this process and its future children."""
         if hasattr(os, "memfd_create"):
             return cls(os.memfd_create("lowmem-wsgi", os.MFD_CLOEXEC))
         with tempfile.TemporaryFile() as file:
@@ -113,7 +114,7 @@ class SharedPage:
 
     @classmethod
     def at(cls, path: str) -> SharedPage:
-        """In a file, for processes that know the same path. Raises OSError."""
+        """Open or make a page in a file, for processes that know the path. Raise OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         return cls(os.open(path, flags, 0o600))
 
@@ -123,11 +124,11 @@ class SharedPage:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else changes what belongs to all."""
+        """Exclude other processes and threads from changes to the shared parts. Re-entrant."""
         if fcntl is None:
             yield
             return
-        # The kernel's lock is the process's: it does not keep its threads apart.
+        # The kernel's lock belongs to the process and does not exclude the process's own threads.
         with self.threads:
             self._locks += 1
             try:
@@ -140,12 +141,15 @@ class SharedPage:
                     fcntl.lockf(self._file, fcntl.LOCK_UN, 1, ALL)
 
     def after_fork(self) -> None:
-        """In a new child: the parent's locks are the parent's."""
+        """Forget the parent's locks and records in a new child process."""
         self.threads, self._locks = threading.RLock(), 0
         self._own.clear()
 
     def take_turn(self) -> bool:
-        """Be the one worker that is replaced. The kernel takes the turn back from who dies."""
+        """Try to become the one worker that is being replaced. Return whether that succeeded.
+
+        Does not wait. When this worker dies, the kernel releases the lock.
+        """
         if fcntl is None:
             return True
         try:
@@ -158,16 +162,16 @@ class SharedPage:
         if fcntl is not None:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, REPLACING)
 
-    # --- For all
+    # --- Shared by all
 
     @property
     def master(self) -> int:
-        """The pid of a master that replaces who retires at once, and logs deaths; else 0."""
+        """The pid of a master that replaces retiring workers at once, and logs deaths; else 0."""
         return self._get("master")
 
     @property
     def kills(self) -> int:
-        """How many OOM kills there were when it was looked last."""
+        """How many OOM kills the kernel had counted at the last reading."""
         return self._get("kills")
 
     @property
@@ -177,21 +181,23 @@ class SharedPage:
 
     @property
     def in_vain(self) -> int:
-        """How many workers in a row were replaced and memory was not ok after it."""
+        """How many replacements in a row did not bring memory back to ok."""
         return self._get("in_vain")
 
     @property
     def release(self) -> float:
-        """Seconds that a worker takes to end when it is replaced; 0 where none has been."""
+        """Seconds that a replaced worker takes to end; 0 if none has been replaced yet."""
         return self._get("release") / 1e6
 
     def retires(self, now: float) -> None:
-        """A worker is told to end, at `now` (monotonic seconds)."""
+        """Note that a worker is told to end, at `now` (monotonic seconds)."""
         self.change(retired=int(now * 1e6))
 
     def released(self, now: float) -> None:
-        """The worker that was told to end is gone. Half of what was measured before is kept, where
-        that was more."""
+        """Note that the worker told to end is gone, at `now` (monotonic seconds).
+
+        If the earlier `release` was longer, the new one is the mean of both.
+        """
         seconds = min(max(0.0, now - self._get("retired") / 1e6), LONGEST_RELEASE)
         self.change(release=int(max(seconds, (seconds + self.release) / 2) * 1e6))
 
@@ -216,10 +222,10 @@ class SharedPage:
         self.change(deaths=self.deaths + 1, length=len(text))
 
     def change(self, **values: int) -> None:
-        """Set some of FIELDS: those alone, as another may be setting others."""
+        """Set some of FIELDS. Write no other field: another process may be writing those."""
         for field, value in values.items():
             at, kind = FIELDS[field]
-            data = struct.pack(kind, value)  # `pack_into` sets its bytes to nothing first
+            data = struct.pack(kind, value)  # not `pack_into`, which clears the bytes first
             self.map[at : at + len(data)] = data
 
     def _get(self, field: str) -> int:
@@ -229,17 +235,17 @@ class SharedPage:
     # --- The records
 
     def workers(self) -> list[Seen]:
-        """The records that somebody has."""
+        """Return the records of all taken places."""
         found = (self.read(place) for place in self.taken())
         return [seen for seen in found if seen is not None]
 
     def taken(self) -> list[int]:
-        """The places that somebody has: a glance."""
+        """Return the numbers of the taken places. Cheap."""
         starts = range(RECORDS_AT, FIGURES_AT, RECORD_SIZE)
         return [place for place, at in enumerate(starts) if self.map[at : at + 4] != NO_PID]
 
     def read(self, place: int) -> Seen | None:
-        """What the worker at this place notes of itself; None where nobody has it."""
+        """Return the record of the worker at this place; None if the place is free."""
         return read_record(self.map, place) if place >= 0 else None
 
     def claim(
@@ -249,12 +255,15 @@ class SharedPage:
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> WorkerRecord:
-        """Return a record for this process. `inherited`: what its counters showed before it was a
-        worker. Where all places are taken, the record is in the process's own memory: the site
-        hears of its counts when it is given up."""
+        """Return a record for this process.
+
+        `rss`: bytes now. `inherited`: its counters from before the process was a worker. If all
+        places are taken, the record is in the process's own memory, and other processes see its
+        counters only after `give_up`.
+        """
         with self.locked():
             for seen in self.workers():
-                if seen.pid == os.getpid():  # of a process before that had the pid
+                if seen.pid == os.getpid():  # an earlier process with the same pid
                     self.fold_in(seen)
             taken = self.taken()
             place = next((place for place in range(PLACES) if place not in taken), -1)
@@ -267,8 +276,10 @@ class SharedPage:
             return record
 
     def give_up(self, record: WorkerRecord) -> None:
-        """Keep what was counted, and free the place. The process goes on, so what it holds is no
-        growth of a worker that is gone. Idempotent."""
+        """Fold in the record's figures, and free the place. Idempotent.
+
+        The process goes on, so the memory that it holds does not count as a gone worker's growth.
+        """
         with self.locked():
             if record in self._own:
                 self._own.remove(record)
@@ -277,34 +288,34 @@ class SharedPage:
                     self.free(record.index)
 
     def fold_in(self, seen: Seen, counted: Mapping[str, float] | None = None) -> None:
-        """The worker is gone: add its figures and `counted` to the site's, once; free the place."""
+        """Add a gone worker's figures and `counted` to the site's totals, once. Free the place."""
         with self.locked():
             self._fold(seen, self._read_figures(seen.place), seen.eaten, counted)
             self.free(seen.place)
 
     def free(self, place: int) -> None:
-        """Nobody has the place any more. What its worker counted is forgotten."""
+        """Free the place, and clear the figures of its worker."""
         at = record_at(place)
         self._figures_of(place).write(b"")
         self.map[at : at + RECORD_SIZE] = bytes(RECORD_SIZE)
 
-    # --- What was counted
+    # --- Figures
 
     def figures(self) -> Figures:
-        """Return what the site has counted: its workers that are gone, and those there are."""
+        """Return the site's figures: the sum of its gone and living workers."""
         with self.locked():
             dead, living = self._totals_and_last()[0], []
             for seen in self.workers():
                 found = self._read_figures(seen.place)
                 if is_alive(seen.pid):
                     living.append(found)
-                else:  # nobody has folded it in yet
+                else:  # not folded in yet
                     dead = folded(dead, found, eaten=seen.eaten)
             living += [record.figures() for record in self._own if record.index < 0]
             return total(dead, living)
 
     def held(self, place: int) -> int:
-        """Bytes that the routes of the worker at this place have left in it."""
+        """Return the bytes that routes have left in the worker at this place."""
         return sum(row.held for row in self._read_figures(place).routes.values())
 
     def _read_figures(self, place: int) -> Figures:
@@ -314,7 +325,7 @@ class SharedPage:
         return TwoSides(self.map, figures_at(place))
 
     def _totals_and_last(self) -> tuple[Figures, bytes]:
-        """What those counted that are gone; which of them was the last."""
+        """Return the totals of the gone workers, and which of them was folded in last."""
         data = self._totals.read()
         return Figures.unpack(data[WHO.size :]), data[: WHO.size]
 
@@ -326,7 +337,7 @@ class SharedPage:
         counted: Mapping[str, float] | None = None,
     ) -> None:
         who, (dead, last) = WHO.pack(gone.pid, gone.born), self._totals_and_last()
-        if who != last:  # else somebody did who died before the place was free
+        if who != last:  # equal if a process died after folding in and before freeing the place
             after = folded(dead, its, eaten=eaten)
             for name, value in (counted or {}).items():
                 after.counters[name] += value
@@ -334,11 +345,11 @@ class SharedPage:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, that has not ended already."""
+    """Return whether the process exists and has not ended (a zombie has ended)."""
     stat = read_stat(pid)
     if stat is not None:
         return not stat.ended
-    try:  # where /proc tells nothing, or not of others' processes
+    try:  # /proc is missing, or hides the processes of others
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
