@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from tests.helpers.servers import Reply
-from tests.helpers.servers import Server as Server
-from tests.helpers.servers import serve as serve
+from helpers.servers import Reply
+from helpers.servers import Server as Server
+from helpers.servers import serve as serve
 
 APPS = Path(__file__).resolve().parent / "apps"
 MB = 1024 * 1024

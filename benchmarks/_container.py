@@ -26,8 +26,8 @@ _pytest = ModuleType("pytest")
 vars(_pytest).update(skip=sys.exit, fail=sys.exit)
 sys.modules["pytest"] = _pytest
 
-from tests.helpers.cgroup import Cgroup, memory_cgroup  # noqa: E402
-from tests.helpers.servers import serve, wait_for  # noqa: E402
+from helpers.cgroup import Cgroup, memory_cgroup  # noqa: E402
+from helpers.servers import serve, wait_for  # noqa: E402
 
 LIMIT = 512 * MB
 LOOK_EVERY = 0.005  # s, at the usage; at RSS, which takes longer to read, each tenth time

@@ -47,8 +47,9 @@ from _common import (
 )
 from _container import Container, container
 from _load import Answer, Caller, crowd, failures
-from tests.helpers.cgroup import cpu_cgroup
-from tests.helpers.servers import serve, wait_for
+
+from helpers.cgroup import cpu_cgroup
+from helpers.servers import serve, wait_for
 
 KINDS = (
     *("small_dicts", "array", "frame", "text", "bytearrays", "late_import", "body", "template"),

@@ -26,7 +26,8 @@ from _common import MB, Target, bare_parser, print_table, report, scratch
 from _container import OURS, PLAIN, Served, at_rest
 from _example import LOOK_EVERY, Member, example, warm_up, workbook
 from _load import crowd
-from tests.helpers.servers import wait_for
+
+from helpers.servers import wait_for
 
 PAGES = ("/", "/healthz", "/login")
 REQUESTS, CLIENTS = 1200, 3

@@ -31,7 +31,8 @@ def restored_interpreter() -> Iterator[None]:
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
     runtime._current.clear()
     for callback in runtime._callbacks.all():
-        runtime._callbacks.forget(callback.find())
+        if (known := callback.find()) is not None:
+            runtime._callbacks.forget(known)
     runtime.pages.page.map[RECORDS_AT:] = bytes(SIZE - RECORDS_AT)
     watching = tracker.installed()
     if watching is not None:

@@ -14,28 +14,24 @@ from lowmem_wsgi import LowMemory
 
 SECRET = "the Bottle app's own secret"
 
-bare = Bottle()
 
-
-@bare.get("/login")
-@bare.get("/account/login")
 def login() -> dict[str, Any]:
     user = request.query_string
     response.set_cookie("session", user, secret=SECRET, httponly=True, samesite="lax")
     return {"user": user, "pid": os.getpid()}
 
 
-@bare.get("/who")
-@bare.get("/account/orders/who")
 def who() -> dict[str, Any]:
     return {"user": request.get_cookie("session", secret=SECRET), "pid": os.getpid()}
 
 
-@bare.get("/logout")
-@bare.get("/account/logout")
 def logout() -> dict[str, Any]:
     response.delete_cookie("session")
     return {"user": None, "pid": os.getpid()}
 
 
+bare = Bottle()
+bare.get(["/login", "/account/login"], callback=login)
+bare.get(["/who", "/account/orders/who"], callback=who)
+bare.get(["/logout", "/account/logout"], callback=logout)
 app = LowMemory(bare)

@@ -6,11 +6,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lowmem_wsgi import offload
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import FileStorage
 
 MB = 1024 * 1024
 
@@ -127,7 +130,7 @@ def fail_of(kind: type[Exception], message: str) -> None:
 def import_pandas() -> str:
     import pandas
 
-    return pandas.__version__
+    return str(pandas.__version__)
 
 
 @offload
@@ -183,7 +186,7 @@ def oom_score() -> int:
 
 
 @offload
-def read_file(file: IO[bytes]) -> tuple[bytes, int]:
+def read_file(file: IO[bytes] | FileStorage) -> tuple[bytes, int]:
     data = file.read()
     return data[:20], len(data)
 
@@ -194,7 +197,7 @@ def write_file(file: IO[bytes], size: int) -> None:
 
 
 @offload
-def lines_of(files: list[IO[bytes]]) -> list[bytes]:
+def lines_of(files: Sequence[Iterable[bytes]]) -> list[bytes]:
     return [line for file in files for line in file]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-import heavy_tasks as tasks
 from flask import Flask, request
 
+import apps.heavy_tasks as tasks
 from lowmem_wsgi import LowMemory, offload
 
 flask = Flask(__name__)

@@ -5,16 +5,20 @@ The paths under /flask are answered by a Flask app, which makes a 500 of its err
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from flask import Flask
 
 from lowmem_wsgi import LowMemory
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
 
 MB = 1024 * 1024
 kept: list[bytes] = []
@@ -55,6 +59,10 @@ def numbers() -> object:
     return list(range(10**9))
 
 
+def run(endless: Callable[[], object], query: dict[str, str]) -> object:
+    return endless()
+
+
 RUNAWAYS = (pieces, block, dicts, steps, text, numbers)
 
 
@@ -88,7 +96,7 @@ ROUTES: dict[str, Callable[[dict[str, str]], object]] = {
     "/leak": leak,
     "/slow": slow,
     "/stuck": stuck,
-    **{f"/{endless.__name__}": lambda query, endless=endless: endless() for endless in RUNAWAYS},
+    **{f"/{endless.__name__}": functools.partial(run, endless) for endless in RUNAWAYS},
 }
 
 flask = Flask(__name__)
@@ -101,7 +109,7 @@ for endless in RUNAWAYS:
     )
 
 
-def bare(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+def bare(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
     path = environ["PATH_INFO"]
     if path.startswith("/flask/"):
         return flask(environ, start_response)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -129,7 +129,8 @@ def serve(
     options: Sequence[str] = (),
     cwd: Path = APPS,
     cgroup: Path | Sequence[Path] | None = None,
-    **env: str,
+    env: Mapping[str, str] | None = None,
+    **more: str,
 ) -> Iterator[Server]:
     """Serve `app` (module:name, looked up in tests/apps) until the block ends.
 
@@ -137,8 +138,9 @@ def serve(
     mod_wsgi; the last two are not among what the tests install, and without them the test is
     skipped. With `config`
     Gunicorn takes that config and no numbers of ours. The server joins each `cgroup` before it
-    starts.
+    starts. `env` and `more`: of its environment.
     """
+    environ = {**(env or {}), **more}
     log_path = tmp_path / f"{server}-{time.monotonic_ns()}.log"
     if server in GUNICORN:
         command = [sys.executable, "-m", "gunicorn", app, "--bind", "127.0.0.1:0"]
@@ -164,9 +166,9 @@ def serve(
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env=clean_environ(env),
+            env=clean_environ(environ),
         )
-    running = Server(process, log_path, env=env)
+    running = Server(process, log_path, env=environ)
     try:
         wait_for(lambda: process.poll() is not None or _LISTENING.search(running.log), "a port")
         found = _LISTENING.search(running.log)

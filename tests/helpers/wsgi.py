@@ -30,6 +30,11 @@ class Response:
         return {v.partition("=")[0]: v for k, v in self.headers if k.lower() == "set-cookie"}
 
 
+def unheard(*_: object) -> Callable[[bytes], object]:
+    """The start_response of a server that does not listen."""
+    return bytes
+
+
 def make_environ(path: str = "/", method: str = "GET", **extra: Any) -> dict[str, Any]:
     environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method}
     environ |= {"QUERY_STRING": "", "SCRIPT_NAME": ""}

@@ -39,7 +39,7 @@ def site(tmp_path: Path, **env: str) -> Iterator[Server]:
             config="python:lowmem_wsgi.gunicorn",
             cwd=SITE,
             cgroup=group.path,
-            **{**tuned, **env},
+            env={**tuned, **env},
         ) as server,
     ):
         yield server
@@ -55,7 +55,8 @@ def status(server: Server) -> dict[str, Any]:
 
 def grown(found: dict[str, Any], name: str) -> float:
     """MB."""
-    return sum(row["grown_bytes"] for row in found["routes"] if row["route"] == name) / MB
+    sizes: list[int] = [row["grown_bytes"] for row in found["routes"] if row["route"] == name]
+    return sum(sizes) / MB
 
 
 def test_a_leak_is_told_of_after_the_worker_that_held_it_was_replaced(tmp_path: Path) -> None:

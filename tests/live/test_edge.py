@@ -103,8 +103,8 @@ def test_a_heavy_package_is_loaded_or_refused_and_the_worker_lives_on(
 ) -> None:
     """With `filled` MB of 192 in use. Its OpenBLAS ends the process where it cannot map what it
     will not use."""
-    off = {"LOWMEM_RECYCLE": "off", "OPENBLAS_NUM_THREADS": threads}
-    with site(tmp_path, **off) as (server, group):
+    off = site(tmp_path, LOWMEM_RECYCLE="off", OPENBLAS_NUM_THREADS=threads)
+    with off as (server, group):
         worker = server.get("/").text
         missing = filled - group.working_set() // MB
         assert server.get(f"/keep?mb={missing}").status == 200

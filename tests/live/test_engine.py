@@ -63,7 +63,7 @@ MALLOC = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
 def test_memory_is_back_within_5_percent_and_a_second_of_a_spike(
     tmp_path: Path, kind: str, path: str
 ) -> None:
-    with serve("flask_upload:app", kind, tmp_path=tmp_path, **MALLOC) as server:
+    with serve("flask_upload:app", kind, tmp_path=tmp_path, env=MALLOC) as server:
         for _ in range(10):
             server.get("/rss")
         before = int(server.get("/rss").body)
@@ -92,7 +92,7 @@ def test_an_error_of_the_apps_own_is_the_servers_to_answer(server: Server) -> No
 
 def test_the_fourth_request_at_once_is_503_and_health_never(tmp_path: Path) -> None:
     env = {"LOWMEM_MAX_IN_FLIGHT": "3", "LOWMEM_ADMIN_TOKEN": "t"}
-    with serve("plain:app", tmp_path=tmp_path, threads=8, **env) as server:
+    with serve("plain:app", tmp_path=tmp_path, threads=8, env=env) as server:
 
         def in_flight() -> int:
             reply = server.get("/api/memory-status", Authorization="Bearer t")

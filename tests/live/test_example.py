@@ -57,7 +57,7 @@ def test_a_page_of_the_list_has_ten_rows_at_most(visitor: Browser) -> None:
 
 def test_the_limits_are_the_middlewares(tmp_path: Path) -> None:
     data = {"CLIENTS_DIR": str(tmp_path / "data"), "LOWMEM_HOME_ROWS": "2", "LOWMEM_MAX_ROWS": "4"}
-    with serve("app:app", tmp_path=tmp_path, config=CONFIG, cwd=EXAMPLE, **data) as site:
+    with serve("app:app", tmp_path=tmp_path, config=CONFIG, cwd=EXAMPLE, env=data) as site:
         assert rows(Browser(site).get("/")) == 2
         assert rows(Browser(site).get("/clients?per_page=1000")) == 4
 

@@ -61,7 +61,7 @@ def large() -> bytes:
 def served(tmp: Path, **env: str) -> Iterator[Server]:
     env = {"WEB_CONCURRENCY": "1", "CLIENTS_DIR": str(tmp / "data"), **env}
     env = {"XDG_RUNTIME_DIR": str(tmp), "MPLCONFIGDIR": str(tmp), **env}
-    with serve("app:app", tmp_path=tmp, config=CONFIG, cwd=EXAMPLE, **env) as server:
+    with serve("app:app", tmp_path=tmp, config=CONFIG, cwd=EXAMPLE, env=env) as server:
         yield server
 
 
@@ -468,7 +468,7 @@ def test_without_the_packages_those_pages_say_what_to_install_and_others_work(
     (tmp_path / "without.py").write_text(hide + "from app import app\n")
     path = os.pathsep.join((str(tmp_path), str(EXAMPLE)))
     env = {"CLIENTS_DIR": str(tmp_path / "data"), "PYTHONPATH": path}
-    with serve("without:app", tmp_path=tmp_path, config=CONFIG, cwd=EXAMPLE, **env) as site:
+    with serve("without:app", tmp_path=tmp_path, config=CONFIG, cwd=EXAMPLE, env=env) as site:
         member = logged_in(site)
         for page in ("/import/excel", "/clients.xlsx", "/clients/by-month.png"):
             reply = member.get(page)

@@ -36,7 +36,7 @@ def ask(server: Server, path: str) -> Any:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with serve("memory:app", tmp_path=tmp_path, **TOKEN, **MALLOC) as running:
+    with serve("memory:app", tmp_path=tmp_path, env={**TOKEN, **MALLOC}) as running:
         yield running
 
 
@@ -59,12 +59,13 @@ def test_the_status_agrees_with_the_kernel_and_page_cache_does_not_count(tmp_pat
             output.write(b"x" * MB)
     with (
         memory_cgroup(128 * MB) as group,
-        serve("memory:app", tmp_path=tmp_path, cgroup=group.path, **TOKEN) as server,
+        serve("memory:app", tmp_path=tmp_path, cgroup=group.path, env=TOKEN) as server,
     ):
 
         def agrees() -> bool:
             # Read a moment apart, and the kernel's own counters lag a little behind each other.
-            return abs(status(server)["memory"]["used_bytes"] - group.working_set()) <= 2 * MB
+            used: int = status(server)["memory"]["used_bytes"]
+            return abs(used - group.working_set()) <= 2 * MB
 
         wait_for(agrees, "status and kernel to agree", seconds=5)
         first = status(server)
@@ -87,13 +88,13 @@ def test_warn_and_critical_are_acted_on_within_50_ms_of_a_growth_of_100_mb_a_sec
     def latest() -> float:
         """Seconds from crossing to acting, of the later of the two."""
         settings = {"LOWMEM_MEMORY_LIMIT": "512MB", "LOWMEM_RECYCLE": "off"}
-        with serve("memory:app", tmp_path=tmp_path, **settings) as server:
+        with serve("memory:app", tmp_path=tmp_path, env=settings) as server:
             ask(server, "/keep?mb=60")
             moments = ask(server, "/grow?rate=100&top=480")
-            told = dict(ask(server, "/report")["told"])
+            told: dict[str, float] = dict(ask(server, "/report")["told"])
             assert "🧹 warn at" in server.log
             assert "🚨 critical at" in server.log
-            crossed = [
+            crossed: list[float] = [
                 next(moment for size, moment in moments if size >= threshold * MB)
                 for threshold in (400, 450)
             ]

@@ -366,7 +366,7 @@ def test_an_argument_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(TypeError, match=r"^argument 2 \(lock\) of apps.heavy_tasks.echo cannot be"):
         tasks.echo(1, threading.Lock())
     with pytest.raises(TypeError, match=r"^argument at= \(generator\)"):
-        tasks.echo(1, at=(i for i in ()))
+        tasks.echo(1, at=(i for i in range(0)))
 
 
 def test_what_a_child_has_started_ends_with_it(
@@ -827,6 +827,10 @@ def test_lines_of_the_list_that_are_none_are_passed_over() -> None:
     assert room._parse(f"rubbish\n{room._line(good)}1 2 x y\n\n") == [good]
 
 
+def nobody() -> Any:
+    raise AssertionError("a child was started")
+
+
 class Time:
     """Of `room`: it goes on only while somebody sleeps. `child` is what there is of another's."""
 
@@ -841,13 +845,12 @@ class Time:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def ask(self) -> Any:
+    def ask(self) -> tuple[Any, float]:
         """For room, for 10 s at most: what was found, or the error; how long it took."""
         try:
-            found = room.Gate().start(room.Request("sheet", MB, 9, 10), Any)
+            return room.Gate().start(room.Request("sheet", MB, 9, 10), nobody), self.now - 100
         except OffloadBusy as error:
-            found = error
-        return found, self.now - 100
+            return error, self.now - 100
 
 
 ALONE, BESIDE = room.Full("full", False), room.Full("full", True)
@@ -886,8 +889,8 @@ def test_who_has_ended_since_the_last_look_counts_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(room.Gate, "look", lambda _: (USAGE, 450 * MB))
     request = room.Request("sheet", 350 * MB, 9, 10)
     words = "it may come to 356 MB, and 350 MB are left below 450 MB, and no other child holds room"
-    assert room.gate().attempt(request, Any) == (words, True)
-    assert room.gate().attempt(request, Any) == (words, False)
+    assert room.gate().attempt(request, nobody) == (words, True)
+    assert room.gate().attempt(request, nobody) == (words, False)
 
 
 def test_what_can_never_fit_is_an_error_of_its_own_that_is_not_to_be_tried_again(

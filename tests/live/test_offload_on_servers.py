@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.cgroup import memory_cgroup
-from helpers.servers import Server, serve, wait_for
+from helpers.servers import APPS, Server, serve, wait_for
 from lowmem_wsgi.offload import admission as room
 
 MB = 1024 * 1024
@@ -30,9 +30,10 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def site(server: str, notes: Path, **more: Any) -> Any:
     return serve(
-        "offload_site:app",
+        "apps.offload_site:app",
         server,
         tmp_path=notes,
+        cwd=APPS.parent,
         NOTES=str(notes),
         XDG_RUNTIME_DIR=str(notes),
         **more,
@@ -151,7 +152,7 @@ def test_two_calls_that_do_not_both_fit_run_one_after_the_other_and_the_hasty_ge
         hasty = server.get("/hold/120/hasty?impatient")
         assert hasty.status == 503
         assert hasty.headers["Retry-After"] == "2"
-        assert "no room for heavy_tasks.hold: it may come to 156 MB" in server.log
+        assert "no room for apps.heavy_tasks.hold: it may come to 156 MB" in server.log
         assert "(setting: memory=, at_once= and wait= of offload)" in server.log
         assert not (notes / "hasty.told").exists()
         assert not second.done()
@@ -191,7 +192,7 @@ def test_where_no_child_can_make_room_a_call_that_does_not_fit_is_503_at_once(
     with memory_cgroup(184 * MB) as group, site("gthread", notes, cgroup=group.path) as server:
         reply = server.get("/hold/1/patient")  # it would wait 60 s
         assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
-        assert "no room for heavy_tasks.hold: it may come to 156 MB" in server.log
+        assert "no room for apps.heavy_tasks.hold: it may come to 156 MB" in server.log
         assert "and no other child holds room" in server.log
 
 

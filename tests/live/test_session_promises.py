@@ -260,7 +260,7 @@ def test_reading_never_sends_a_session_however_long_it_is_used(
 def test_whatever_slides_a_session_slides_that_one_alone(clock: Clock) -> None:
     """What came with one session does not keep another alive, an older one of its own least."""
     with site(bare) as visitor:
-        jars = []
+        jars, browser = [], visitor()
         for user in ("ana", "ana2", "ben"):
             browser = visitor()
             browser.get(f"/?session={user}")
@@ -579,6 +579,11 @@ LIVE = {
 }
 
 
+def one_waits(server: Server) -> None:
+    wait_for(lambda: server.get("/waiting").text, "an answer")
+    wait_for(lambda: json.loads(server.get("/waiting").text)["waiting"], "it to begin")
+
+
 def test_a_slow_answer_of_a_server_with_threads_brings_no_session_back(
     servers: dict[str, Server],
 ) -> None:
@@ -599,8 +604,7 @@ def test_a_slow_answer_of_a_server_with_threads_brings_no_session_back(
         slow = threading.Thread(target=browser.get, args=(story.slow,), name=f"{title} {app}")
         slow.start()
         tellers.append(slow)
-        wait_for(lambda s=server: s.get("/waiting").text, "an answer")
-        wait_for(lambda s=server: json.loads(s.get("/waiting").text)["waiting"], "it to begin")
+        one_waits(server)
         beside = Browser(browser.ask, browser.jar)  # another tab
         for path in story.meanwhile:
             beside.get(path)

@@ -176,7 +176,7 @@ class Keyless:
     def serve(self, tmp_path: Path, workers: int) -> AbstractContextManager[Server]:
         env = {"XDG_RUNTIME_DIR": str(tmp_path), "SESSION_DIR": str(tmp_path)}
         env |= {name: value.format(tmp_path) for name, value in self.env.items()}
-        return serve(self.app, "sync", tmp_path=tmp_path, workers=workers, **env)  # type: ignore[arg-type]
+        return serve(self.app, "sync", tmp_path=tmp_path, workers=workers, env=env)
 
     def check_key(self, server: Server, tmp_path: Path, processes: int) -> None:
         """The key is where it should be; each process that needed it has said so once."""

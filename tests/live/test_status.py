@@ -32,7 +32,7 @@ def status(server: Server, query: str = "") -> dict[str, Any]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with serve("routes:app", tmp_path=tmp_path, config=CONFIG, **TOKEN) as running:
+    with serve("routes:app", tmp_path=tmp_path, config=CONFIG, env=TOKEN) as running:
         yield running
 
 
@@ -62,9 +62,10 @@ def test_a_leak_that_goes_where_another_route_has_left_room_is_found(
     tmp_path: Path, clients: int, allocator: str
 ) -> None:
     env = {**TOKEN, "PYTHONMALLOC": allocator}
-    # On a loaded machine clients may come in step for a while: then a fresh site is asked.
-    for seed in range(3):
-        with serve("routes:app", tmp_path=tmp_path, config=CONFIG, **env) as server:
+
+    def found(seed: int) -> tuple[dict[str, int], str]:
+        """What each route has grown, and the diagnosis."""
+        with serve("routes:app", tmp_path=tmp_path, config=CONFIG, env=env) as server:
             # In no order: where all come in step, each window between two weighings has the same
             # routes in it, and nothing tells them apart.
             paths = ["/report/a", "/normal", "/normal", "/"] * 50
@@ -72,11 +73,15 @@ def test_a_leak_that_goes_where_another_route_has_left_room_is_found(
             with crowd(server.port, clients, *paths, most=200, keep_alive=True) as asking:
                 pass
             assert not asking.failed
-            wait_for(lambda server=server: requests(server) == 200, "all to be attributed")
-            routes = {row["route"]: row["grown_bytes"] for row in status(server)["routes"]}
-            said = status(server)["diagnosis"]
-        if routes["GET /normal"] < routes["GET /report/<item>"] / 2:
-            break
+            wait_for(lambda: requests(server) == 200, "all to be attributed")
+            rows = status(server)["routes"]
+            return {row["route"]: row["grown_bytes"] for row in rows}, status(server)["diagnosis"]
+
+    routes, said = found(0)
+    for seed in (1, 2):
+        # On a loaded machine clients may come in step for a while: then a fresh site is asked.
+        if routes["GET /normal"] >= routes["GET /report/<item>"] / 2:
+            routes, said = found(seed)
     assert next(iter(routes)) == "GET /report/<item>", routes
     assert routes["GET /report/<item>"] > 15 * MB, routes
     assert routes["GET /normal"] < routes["GET /report/<item>"] / 2, routes
@@ -87,7 +92,7 @@ def test_one_worker_tells_of_all_and_the_sum_agrees_with_the_kernel(tmp_path: Pa
     two = {**TOKEN, "WEB_CONCURRENCY": "2"}
     with (
         memory_cgroup(256 * MB) as group,
-        serve("routes:app", tmp_path=tmp_path, config=CONFIG, cgroup=group.path, **two) as server,
+        serve("routes:app", tmp_path=tmp_path, config=CONFIG, cgroup=group.path, env=two) as server,
     ):
         with crowd(server.port, 4, "/leak/a", "/good3/b", most=100) as asking:
             pass

@@ -49,7 +49,7 @@ def contained(
             tmp_path=tmp_path,
             cgroup=group.path,
             XDG_RUNTIME_DIR=str(tmp_path),
-            **MALLOC,
+            env=MALLOC,
             **how,
         ) as server,
     ):
@@ -165,7 +165,7 @@ def test_an_app_that_is_wrapped_in_one_line_has_its_worker_replaced(
     """By Gunicorn without a config of ours."""
     if kind == "gevent":
         pytest.importorskip("gevent", reason="gevent is not installed")
-    how = {"server": kind, "options": options, "LOWMEM_ADMIN_TOKEN": "t"}
+    how: dict[str, Any] = {"server": kind, "options": options, "LOWMEM_ADMIN_TOKEN": "t"}
     with contained(tmp_path, "survive:app", **how) as (server, group):
         leaks = leaking(server)
         assert not leaks.failed, server.log
@@ -182,7 +182,7 @@ def test_another_server_that_can_replaces_its_worker_too(tmp_path: Path, kind: s
         LOWMEM_MEMORY_LIMIT="192MB",
         LOWMEM_ADMIN_TOKEN="t",
         XDG_RUNTIME_DIR=str(tmp_path),
-        **MALLOC,
+        env=MALLOC,
     ) as server:
         leaks = leaking(server)
         assert not leaks.failed, server.log
@@ -194,8 +194,8 @@ def test_where_the_server_cannot_replace_a_worker_the_log_says_so_once(tmp_path:
     def it_says_so(server: Server, leaks: Crowd) -> bool:
         return "its server cannot replace it" in server.log
 
-    how = {"server": "waitress", "LOWMEM_ADMIN_TOKEN": "t"}
-    with contained(tmp_path, "survive:app", **how) as (server, group):
+    waitress = contained(tmp_path, "survive:app", server="waitress", LOWMEM_ADMIN_TOKEN="t")
+    with waitress as (server, group):
         leaks = leaking(server, it_says_so)
         assert len({answer.text for answer in leaks.answers if answer.status == 200}) == 1
         assert server.log.count("its server cannot replace it") == 1
@@ -309,7 +309,8 @@ def test_without_our_config_the_next_worker_tells_of_the_one_that_died(tmp_path:
             line = death(server)
         assert f"worker {worker} died: crash, or a kill from outside." in line
         assert "In flight: GET /slow (for " in line
-        os.kill(*server.workers(), signal.SIGTERM)  # in order: nothing to tell
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGTERM)  # in order: nothing to tell
         wait_for(lambda: boots(server) == 3, "a third worker")
         server.get("/")
         assert deaths(server) == [line]
@@ -338,22 +339,28 @@ def test_requests_sent_before_a_sigterm_are_answered(tmp_path: Path, keep_alive:
         assert all(answer.status == 200 for answer in before), server.log
 
 
+def reloaded(server: Server, times: int) -> None:
+    """Have the worker replaced, for the nth time."""
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(
+        lambda: boots(server) == 1 + times and server.log.count("Worker exiting") == times,
+        "another worker",
+    )
+
+
+def answers_more(asking: Crowd, count: int) -> None:
+    enough = len(asking.answers) + count
+    wait_for(lambda: len(asking.answers) > enough, "answers")
+
+
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["close", "keep-alive"])
 def test_no_request_is_lost_to_reloads(tmp_path: Path, keep_alive: bool) -> None:
     with served(tmp_path) as server:
         paths = ("/", "/", "/", "/slow?seconds=0.2")
         with crowd(server.port, 4, *paths, keep_alive=keep_alive) as asking:
             for reloads in (1, 2):
-                enough = len(asking.answers) + 40
-                wait_for(lambda enough=enough: len(asking.answers) > enough, "answers")
-                server.process.send_signal(signal.SIGHUP)
-                wait_for(
-                    lambda reloads=reloads: (
-                        boots(server) == 1 + reloads
-                        and server.log.count("Worker exiting") == reloads
-                    ),
-                    "another worker",
-                )
+                answers_more(asking, 40)
+                reloaded(server, reloads)
         assert not asking.failed, server.log
         assert len({answer.text for answer in asking.answers}) == 3
 
@@ -370,7 +377,11 @@ def test_a_new_worker_every_three_requests_loses_none(tmp_path: Path) -> None:
 # --- When nothing helps
 
 # Nothing that would bring memory down again.
-HELPLESS = {"LOWMEM_CEILING": "off", "LOWMEM_RECYCLE": "off", "LOWMEM_ADMIN_TOKEN": "t"}
+HELPLESS: dict[str, Any] = {
+    "LOWMEM_CEILING": "off",
+    "LOWMEM_RECYCLE": "off",
+    "LOWMEM_ADMIN_TOKEN": "t",
+}
 
 
 def test_after_five_seconds_at_critical_nothing_comes_in_until_there_is_room(

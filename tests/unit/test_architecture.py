@@ -118,15 +118,16 @@ def no_state_at_the_top(name: str, tree: ast.Module) -> Iterator[str]:
             mutable = isinstance(value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp))
             if (mutable and not constant) or (call is not None and call not in CONSTANTS):
                 yield f"{name}:{node.lineno} keeps {', '.join(words)} at the top of a module"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Global):
-            yield f"{name}:{node.lineno} changes a global"
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.Global):
+            yield f"{name}:{inner.lineno} changes a global"
 
 
 def one_place_knows_of_forks(name: str, tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        hook = isinstance(node, ast.Attribute) and node.attr == "register_at_fork"
-        if hook and name not in ("runtime.py", "offload/admission.py"):
+        if not isinstance(node, ast.Attribute) or node.attr != "register_at_fork":
+            continue
+        if name not in ("runtime.py", "offload/admission.py"):
             yield f"{name}:{node.lineno} registers a hook for forks"
 
 
@@ -156,7 +157,7 @@ RULES: dict[Rule, tuple[str, str]] = {
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_house_keeps_the_rule_and_a_planted_violation_is_found(rule: Rule) -> None:
-    wrong = []
+    wrong: list[str] = []
     for path in sorted(ROOT.rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         wrong += rule(name, ast.parse(path.read_text(encoding="utf-8")))

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class Site:
 
 
 def test_a_callback_is_called_once_for_a_crossing_with_the_level() -> None:
-    site, told = Site(), []
+    site = Site()
+    told: list[str] = []
     on_pressure(told.append)
     site.use(410)
     site.run(30)
@@ -108,7 +110,8 @@ def test_a_callback_frees_and_the_level_returns_to_ok() -> None:
 def test_a_callback_that_raises_is_logged_and_does_not_stop_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    site, told = Site(), []
+    site = Site()
+    told: list[str] = []
 
     @on_pressure
     def broken(level: str) -> None:
@@ -153,7 +156,8 @@ def test_what_cannot_be_called_is_refused() -> None:
 
 
 def test_a_callback_that_exits_does_not_end_the_monitor() -> None:
-    site, told = Site(), []
+    site = Site()
+    told: list[str] = []
 
     @on_pressure
     def leave(level: str) -> None:
@@ -442,7 +446,8 @@ def test_a_reading_over_a_threshold_is_confirmed_at_once() -> None:
 
 
 def test_pressure_that_stays_is_acted_on_each_cleanup_interval_and_tells_nobody_again() -> None:
-    site, told = Site(), []
+    site = Site()
+    told: list[str] = []
     on_pressure(told.append)
     site.use(410)
     site.run(61)
@@ -627,12 +632,11 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
     running = wrapped.runtime
-    locks = [running.gc_runner._running, running.cleanups._lock, running.monitor._lock]
-    locks += [
-        runtime._callbacks._lock,
-        runtime._lock,
-        wrapped._lock,
-        wrapped._pipeline.sessions._lock,
+    sessions = wrapped._pipeline.sessions
+    assert sessions is not None
+    locks: list[AbstractContextManager[object]] = [
+        *(running.gc_runner._running, running.cleanups._lock, running.monitor._lock),
+        *(runtime._callbacks._lock, runtime._lock, wrapped._lock, sessions._lock),
     ]
     held, go_on = threading.Event(), threading.Event()
 

@@ -80,7 +80,7 @@ def watch() -> None:
 
         got_request_exception.connect(_of_flask)  # RuntimeError in Flask < 2.3 without blinker
     if "django" in sys.modules and "django.core.signals" in sys.modules:
-        from django.core import signals  # type: ignore[import-untyped]
+        from django.core import signals
 
         signals.got_request_exception.connect(_of_django, dispatch_uid=__name__)
 

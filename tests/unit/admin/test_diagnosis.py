@@ -376,5 +376,6 @@ def test_a_larger_leak_by_a_route_is_not_hidden_by_a_thread() -> None:
 
 def test_a_figure_that_cannot_be_had_breaks_nothing() -> None:
     nothing = {"rss_bytes": None, "uss_bytes": None, "pss_bytes": None, "born_bytes": None}
-    changes = {"workers": [worker(1, **nothing), worker(1, **nothing)], "routes": []}
+    workers = [worker(1) | nothing, worker(1) | nothing]
+    changes = {"workers": workers, "routes": []}
     assert diagnose(document(**changes)) == "Nothing stands out: 61 MB of 512 MB."

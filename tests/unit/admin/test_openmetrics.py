@@ -43,7 +43,7 @@ def with_routes(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {**document, "routes": [{"route": name, **row} for name in names]}
 
 
-def samples(families: Any) -> dict[str, Any]:
+def samples(families: Any) -> dict[tuple[Any, ...], Any]:
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in families

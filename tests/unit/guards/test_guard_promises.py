@@ -19,7 +19,7 @@ import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import lowmem_wsgi
-from helpers.wsgi import Response, call, make_environ, post, validated
+from helpers.wsgi import Response, call, make_environ, post, unheard, validated
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards.admission import Admission
 from lowmem_wsgi.guards.guard import Guard
@@ -132,7 +132,7 @@ def test_a_nested_cap_counts_what_was_read_before_it() -> None:
 def test_a_request_that_was_refused_may_be_tried_again_with_the_same_environ() -> None:
     wrapped = LowMemory(plain, max_in_flight=1)
     environ = make_environ()
-    inside: Any = wrapped(make_environ(), lambda *_: None)
+    inside: Any = wrapped(make_environ(), unheard)
     assert retried(call(wrapped, environ)) == (503, "2")
     inside.close()
     assert call(wrapped, environ).code == 200
@@ -149,7 +149,7 @@ class Idle:
 
 
 @pytest.mark.parametrize("expect", [{}, {"HTTP_EXPECT": "100-continue"}])
-def test_a_refused_body_is_not_read_where_no_socket_bounds_it(expect: dict[str, str]) -> None:
+def test_a_refused_body_is_not_read_where_no_socket_bounds_it(expect: dict[str, Any]) -> None:
     wrapped = LowMemory(plain, max_in_flight=1)
     for path, code in (("/", 413), (STATUS, 405)):
         environ = post(path, b"", CONTENT_LENGTH=str(600 * KB), **expect)
@@ -180,9 +180,9 @@ def test_a_refused_upload_that_is_drained_takes_no_place() -> None:
 
     others: list[int] = []
     wrapped = LowMemory(overflows, max_in_flight=1, max_upload="1KB")
-    bounded = {"gunicorn.socket": Socket()}
-    declared = post("/", b"", CONTENT_LENGTH=str(5 * KB), **bounded)
-    assert call(wrapped, {**declared, "wsgi.input": Asking()}).code == 413
+    declared = post("/", b"", CONTENT_LENGTH=str(5 * KB))
+    declared |= {"gunicorn.socket": Socket(), "wsgi.input": Asking()}
+    assert call(wrapped, declared).code == 413
     assert others == [200]
 
 
@@ -249,7 +249,7 @@ def test_route_names_keep_their_mount() -> None:
     wrapped = mounted(plain)
     named: list[str] = []
     wrapped.runtime.gc_runner.attribution.ended = (  # type: ignore[method-assign]
-        lambda name, others: named.append(name)
+        lambda name, shared: named.append(name)
     )
     wrapped = mounted(plain)
     for path in ("/account/clients/17", "/account/x", "/y", "/static/a.css"):
@@ -342,7 +342,7 @@ def test_the_status_speaks_what_accept_likes_best(accept: str, content_type: str
 
 def test_every_refusal_in_json_is_json() -> None:
     wrapped = LowMemory(plain, admin_token="t0ken", max_upload="1KB")
-    json_please = {"HTTP_ACCEPT": "application/json"}
+    json_please: dict[str, Any] = {"HTTP_ACCEPT": "application/json"}
     asked = [
         make_environ(STATUS, **json_please),
         make_environ(STATUS, "DELETE", **json_please),
@@ -369,8 +369,8 @@ def test_a_route_without_memory_for_its_answer_is_503(
     with monkeypatch.context() as patch:
         patch.setattr(wrapped, "status", none_left)
         patch.setattr(wrapped, "cleanup", none_left)
-        patch.setitem(sys.modules, "werkzeug", None)  # type: ignore[arg-type]  # no import either
-        patch.setitem(sys.modules, "werkzeug.http", None)  # type: ignore[arg-type]
+        patch.setitem(sys.modules, "werkzeug", None)  # no import either
+        patch.setitem(sys.modules, "werkzeug.http", None)
         assert retried(call(wrapped, make_environ(path, **BEARER), strict=True)) == (503, "2")
     assert call(wrapped, make_environ(path, **BEARER)).code == 200
 
@@ -535,7 +535,7 @@ def test_a_request_struck_as_it_ends_leaves_nothing_behind(app: Any) -> None:
     struck: list[str] = []
     missed = 0  # in a row: Python 3.13 tells of a function's opcodes from its second call on
     while missed < 5:
-        result: Any = wrapped(make_environ(), lambda *_: None)
+        result: Any = wrapped(make_environ(), unheard)
         list(result)
         strike = Strike("opcode", len(struck) + 1)
         during(strike, result.close)
@@ -565,7 +565,11 @@ def test_a_request_struck_at_any_line_is_answered_200_or_503(app: Any) -> None:
         results: list[Any] = []
 
         def serve(sent: list[Any] = sent, results: list[Any] = results) -> None:
-            results.append(wrapped(make_environ(), lambda *given: sent.append(given)))
+            def start_response(*given: object) -> Callable[[bytes], object]:
+                sent.append(given)
+                return bytes
+
+            results.append(wrapped(make_environ(), start_response))
             for _ in results[0]:
                 pass
 
@@ -594,10 +598,12 @@ def test_a_request_struck_at_any_line_is_answered_200_or_503(app: Any) -> None:
 def test_a_child_forked_while_a_413_is_counted_and_a_session_ends_serves_both() -> None:
     wrapped = LowMemory(plain, secret_key="k" * 32)
     call(wrapped, make_environ())
+    sessions = wrapped._pipeline.sessions
+    assert sessions is not None
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with wrapped._pipeline.sessions._lock:
+        with sessions._lock:
             held.set()
             go_on.wait(60)
 

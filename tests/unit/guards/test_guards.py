@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.wsgi import Response, call, make_environ, post
+from helpers.wsgi import Response, call, make_environ, post, unheard
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards.static_cache import capped
 from lowmem_wsgi.guards.uploads import UploadCap
@@ -190,7 +190,8 @@ def test_a_body_reads_like_a_file() -> None:
     assert body_of(b"one\ntwo", 100).readline(2) == b"on"
     assert body_of(b"onetwo", 100).read(3) == b"one"
     assert body_of(b"onetwo", 100).read1() == b"onetwo"
-    assert list(io.TextIOWrapper(body_of("ä\nö".encode(), 100), encoding="utf-8")) == ["ä\n", "ö"]
+    text: Any = body_of("ä\nö".encode(), 100)
+    assert list(io.TextIOWrapper(text, encoding="utf-8")) == ["ä\n", "ö"]
     buffer = bytearray(4)
     assert body_of(b"onetwo", 100).readinto(buffer) == 4
     assert bytes(buffer) == b"onet"
@@ -263,7 +264,7 @@ def test_draining_ends_after_its_seconds() -> None:
 
 def test_draining_stops_after_the_declared_length() -> None:
     client = Endless()
-    environ = make_environ(**{"CONTENT_LENGTH": "1000", "wsgi.input": client, **BOUNDED})
+    environ = make_environ(CONTENT_LENGTH="1000") | {"wsgi.input": client, **BOUNDED}
     drain(environ)
     assert client.sent == 1000
 
@@ -271,7 +272,7 @@ def test_draining_stops_after_the_declared_length() -> None:
 def test_a_stream_without_an_end_is_not_drained() -> None:
     client = Endless()
     for framing in ({"HTTP_TRANSFER_ENCODING": "chunked"}, {"CONTENT_LENGTH": "nonsense"}):
-        drain(make_environ(**{**framing, "wsgi.input": client, **BOUNDED}))
+        drain(make_environ() | framing | {"wsgi.input": client, **BOUNDED})
     assert client.sent == 0
 
 
@@ -323,7 +324,7 @@ def test_every_refusal_logs_one_line_with_route_figure_and_setting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     busy = LowMemory(ok, max_in_flight=1)
-    inside = busy(make_environ(), lambda *_: None)
+    inside = busy(make_environ(), unheard)
     refused(busy, make_environ("/clients"))
     refused(LowMemory(never), post("/import", b"x" * 600 * KB))
     refused(LowMemory(never), make_environ("/api/force-cleanup"))
@@ -378,16 +379,16 @@ def test_one_line_at_the_start_says_which_limits_are_on(caplog: pytest.LogCaptur
 
 def test_one_request_too_many_is_503_with_retry_after_and_health_never() -> None:
     wrapped = LowMemory(ok, max_in_flight=2, exempt_paths="/healthz,/ready")
-    held = [wrapped(make_environ(), lambda *_: None) for _ in range(2)]
+    held = [wrapped(make_environ(), unheard) for _ in range(2)]
     response = call(wrapped, make_environ("/x"))
     assert (response.code, response.header("Retry-After")) == (503, "2")
     for path in ("/healthz", "/ready/deep"):
-        inside = wrapped(make_environ(path), lambda *_: None)
+        inside = wrapped(make_environ(path), unheard)
         assert wrapped.runtime.in_flight.count() == 3
         inside.close()  # type: ignore[attr-defined]
     assert wrapped.status()["requests"]["shed"] == 1
     held.pop().close()  # type: ignore[attr-defined]
-    wrapped(make_environ("/x"), lambda *_: None).close()  # type: ignore[attr-defined]
+    wrapped(make_environ("/x"), unheard).close()  # type: ignore[attr-defined]
     assert wrapped.status()["requests"]["shed"] == 1
     held.pop().close()  # type: ignore[attr-defined]
     assert wrapped.runtime.in_flight.count() == 0

@@ -233,7 +233,7 @@ def test_a_dead_session_is_not_revived_by_its_bare_value(
 
 def test_a_session_in_use_outlives_its_lifetime(app: WSGIApplication, clock: Clock) -> None:
     site = Site(app, clock)
-    first = login(site)
+    first = header = login(site)
     cookie = pair(first)
     name = cookie.partition("=")[0]
     for _ in range(6):  # two lifetimes
@@ -595,6 +595,7 @@ def test_an_end_that_the_app_set_beyond_the_lifetime_comes_in_spite_of_use() -> 
     sessions = rule(clock)
     (header,) = set_cookies(answered(sessions, [("Set-Cookie", "session=ana; Max-Age=1500")]))
     cookie = pair(header)
+    headers = [header]
     for _ in range(14):
         clock.now += 100
         headers = set_cookies(answered(sessions, [], cookie=cookie))

@@ -52,10 +52,13 @@ def test_the_reserve_is_open_before_anything_is_done_about_it(
     """A heap that is full to the last byte has no room for the answer."""
     wrapped, done = LowMemory(app), []
     let_go = out_of_memory.let_go
+
+    def watched(error: BaseException) -> None:
+        done.append("let go")
+        let_go(error)
+
     monkeypatch.setattr(wrapped.runtime.ceiling, "open_reserve", lambda: done.append("open"))
-    monkeypatch.setattr(
-        out_of_memory, "let_go", lambda error: (done.append("let go"), let_go(error))
-    )
+    monkeypatch.setattr(out_of_memory, "let_go", watched)
     assert call(wrapped, make_environ()).code == 503
     assert done == ["open", "let go"]
     wrapped.close()

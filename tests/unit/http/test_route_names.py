@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory
+from lowmem_wsgi.http.paths import ROUTE
 from lowmem_wsgi.http.route_names import (
     LONGEST,
     MOST,
     NOT_FOUND,
-    ROUTE,
     Names,
     folded,
     route_pattern,
@@ -81,7 +81,7 @@ def test_an_app_may_tell_it() -> None:
 
 @pytest.mark.parametrize("told", [None, 5, b"/x"])
 def test_what_is_no_text_is_not_told(told: object) -> None:
-    assert name_of(make_environ(path="/x", **{ROUTE: told})) == "GET /x"
+    assert name_of(make_environ("/x") | {ROUTE: told}) == "GET /x"
 
 
 def test_a_path_that_nobody_knows_gets_no_name_of_its_own() -> None:

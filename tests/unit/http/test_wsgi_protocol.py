@@ -6,12 +6,12 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 from wsgiref.util import FileWrapper
 
 import pytest
 
-from helpers.wsgi import Response, call, make_environ, validated
+from helpers.wsgi import Response, call, make_environ, unheard, validated
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards.static_cache import StaticFiles
 from lowmem_wsgi.memory.gc_runner import GcRunner
@@ -267,7 +267,7 @@ def test_chunks_come_one_by_one_as_the_app_makes_them() -> None:
             made.append(number)
             yield b"%d" % number
 
-    result = LowMemory(app)(make_environ(), lambda *_: None)
+    result = LowMemory(app)(make_environ(), unheard)
     for number, chunk in enumerate(result):
         assert chunk == b"%d" % number
         assert made == list(range(number + 1))
@@ -282,7 +282,12 @@ def test_empty_chunks_before_start_response_are_passed_on_one_by_one() -> None:
         yield b"x"
 
     started: list[object] = []
-    result: Any = LowMemory(app)(make_environ(), lambda *given: started.append(given))
+
+    def start_response(*given: object) -> Callable[[bytes], object]:
+        started.append(given)
+        return bytes
+
+    result: Any = LowMemory(app)(make_environ(), start_response)
     assert [(chunk, len(started)) for chunk in result] == [(b"", 0), (b"", 0), (b"x", 1)]
     result.close()
 
@@ -293,7 +298,7 @@ def test_the_length_of_a_list_is_kept(make: Callable[[list[bytes]], Any]) -> Non
         start_response("200 OK", TEXT)
         return make([b"one", b"two"])
 
-    result: Any = LowMemory(app)(make_environ(), lambda *_: None)
+    result: Any = LowMemory(app)(make_environ(), unheard)
     assert len(result) == 2
     assert list(result) == [b"one", b"two"]
     result.close()
@@ -311,14 +316,14 @@ def test_the_length_of_a_sized_response_of_the_apps_own_is_kept() -> None:
         start_response("200 OK", TEXT)
         return Sized()
 
-    result: Any = LowMemory(app)(make_environ(), lambda *_: None)
+    result: Any = LowMemory(app)(make_environ(), unheard)
     assert len(result) == 1
     assert list(result) == [b"one"]
     result.close()
 
 
 def test_a_generator_has_no_length() -> None:
-    result = LowMemory(generator)(make_environ(), lambda *_: None)
+    result = LowMemory(generator)(make_environ(), unheard)
     assert not hasattr(result, "__len__")
 
 
@@ -330,8 +335,8 @@ def test_a_wrapped_file_reaches_the_server_and_closing_it_ends_the_request() -> 
         return environ["wsgi.file_wrapper"](file)  # type: ignore[no-any-return]
 
     wrapped = LowMemory(app)
-    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
-    result: Any = wrapped(environ, lambda *_: None)
+    environ = make_environ() | {"wsgi.file_wrapper": FileWrapper}
+    result: Any = wrapped(environ, unheard)
     assert type(result) is FileWrapper
     assert wrapped.runtime.in_flight.count() == 1
     assert passes_during(result.close) >= 3
@@ -354,14 +359,14 @@ def test_a_file_wrapper_that_takes_no_attribute_still_goes_out() -> None:
         return environ["wsgi.file_wrapper"](None)  # type: ignore[no-any-return]
 
     wrapped = LowMemory(app)
-    result = wrapped(make_environ(**{"wsgi.file_wrapper": Sealed}), lambda *_: None)
+    result = wrapped(make_environ() | {"wsgi.file_wrapper": Sealed}, unheard)
     assert type(result) is Sealed
     assert wrapped.runtime.in_flight.count() == 0
 
 
 def test_a_response_dropped_without_close_does_not_stay_in_flight() -> None:
     wrapped = LowMemory(generator)
-    result = wrapped(make_environ(), lambda *_: None)
+    result = wrapped(make_environ(), unheard)
     assert wrapped.runtime.in_flight.count() == 1
     del result
     assert wrapped.runtime.in_flight.count() == 0
@@ -400,7 +405,7 @@ def test_a_failure_of_ours_that_protects_nobody_is_logged_once_and_the_request_g
 
 
 def test_asking_an_ended_response_for_more_ends_it_again() -> None:
-    result: Any = iter(LowMemory(nothing)(make_environ(), lambda *_: None))
+    result: Any = iter(LowMemory(nothing)(make_environ(), unheard))
     for _ in range(2):
         with pytest.raises(StopIteration):
             next(result)
@@ -412,7 +417,7 @@ def test_a_response_that_is_replaced_is_closed_once_though_the_server_refuses_th
         raise MemoryError
         yield b""
 
-    def refuses(*_: object) -> None:
+    def refuses(*_: object) -> NoReturn:
         raise RuntimeError("the server's")
 
     watched = Watched(app)
@@ -430,6 +435,7 @@ def test_where_the_server_refuses_the_headers_the_response_is_closed_and_passes_
     as_file: bool,
 ) -> None:
     closed = []
+    no_file: Any = None  # whose `close` would take the place of ours
 
     class File(FileWrapper):
         def close(self) -> None:
@@ -437,16 +443,16 @@ def test_where_the_server_refuses_the_headers_the_response_is_closed_and_passes_
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", TEXT)
-        return File(None) if as_file else [b"x"]
+        return File(no_file) if as_file else [b"x"]
 
-    def refuses(*_: object) -> None:
+    def refuses(*_: object) -> NoReturn:
         raise RuntimeError("the server's")
 
     wrapped = LowMemory(app)
 
     def serve() -> None:
         with pytest.raises(RuntimeError, match="the server's"):
-            wrapped(make_environ(**{"wsgi.file_wrapper": File}), refuses)
+            wrapped(make_environ() | {"wsgi.file_wrapper": File}, refuses)
 
     assert passes_during(serve) >= 3
     assert closed == ([1] if as_file else [])

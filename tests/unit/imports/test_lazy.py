@@ -169,12 +169,14 @@ def test_a_use_loads_it_and_it_is_a_module_like_any_other(use: str) -> None:
     assert sys.modules["heavyweight"] is found
     assert type(found) is ModuleType
     assert found.LOADED
-    assert found.__spec__.loader is found.__loader__
+    spec = found.__spec__
+    assert spec is not None
+    assert spec.loader is found.__loader__
     assert not type(found.__loader__).__module__.startswith("lowmem_wsgi")
     assert "SourceFileLoader" in type(found.__loader__).__name__
     assert inspect.getsource(found.lift).startswith("def lift")
     assert repr(found) == f"<module 'heavyweight' from {found.__file__!r}>"
-    assert found.__package__ == found.__spec__.parent == "heavyweight"
+    assert found.__package__ == spec.parent == "heavyweight"
     assert importlib.reload(found) is found
     del found.LOADED
     assert not hasattr(found, "LOADED")
@@ -614,7 +616,7 @@ def test_what_was_put_off_is_loaded_after_uninstall_too(tracked: str) -> None:
     assert run("import heavyweight.legs as legs")["legs"]
     assert late.LOADED
     assert late.arms.LONG
-    assert late.Thing is sys.modules["heavyweight"].Thing  # type: ignore[attr-defined]
+    assert late.Thing is sys.modules["heavyweight"].Thing
     assert lazy.installed() == ()
     lazy.uninstall()
 
@@ -644,7 +646,8 @@ def test_another_that_replaces_import_keeps_its_place(monkeypatch: pytest.Monkey
 
 def test_a_hook_of_anothers_in_front_of_ours_sees_the_module_loaded() -> None:
     """As wrapt, and with it New Relic's and Datadog's agents, hook into imports."""
-    seen, busy = [], []
+    seen: list[ModuleType] = []
+    busy: list[str] = []
 
     class Hook:
         def find_spec(self, name: str, path: object, target: object = None) -> Any:
@@ -657,20 +660,24 @@ def test_a_hook_of_anothers_in_front_of_ours_sees_the_module_loaded() -> None:
                 busy.clear()
             assert spec is not None
             loader: Any = spec.loader
+
+            def exec_module(module: ModuleType) -> None:
+                loader.exec_module(module)
+                seen.append(module)
+
             spec.loader = SimpleNamespace(  # type: ignore[assignment]
-                create_module=loader.create_module,
-                exec_module=lambda module: (loader.exec_module(module), seen.append(module)),
+                create_module=loader.create_module, exec_module=exec_module
             )
             return spec
 
     hook = Hook()
-    sys.meta_path.insert(0, hook)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, hook)
     try:
         late = run("import heavyweight")["heavyweight"]
         assert not loaded()
         assert late.LOADED
     finally:
-        sys.meta_path.remove(hook)  # type: ignore[arg-type]
+        sys.meta_path.remove(hook)
     assert seen == [late]
     assert sys.modules["heavyweight"] is late
 

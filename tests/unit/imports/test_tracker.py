@@ -285,7 +285,7 @@ def test_the_module_shows_no_trace_of_being_watched(
     spec = importlib.util.find_spec("fat")
     assert spec is not None
     assert spec.loader.get_source("fat").startswith("import sys")  # type: ignore[union-attr]
-    fat = importlib.import_module("fat")
+    fat: Any = importlib.import_module("fat")
     for loader in (fat.__loader__, fat.__spec__.loader, fat.SPEC_LOADER):
         assert type(loader).__name__ == "SourceFileLoader"
 

@@ -331,12 +331,12 @@ def test_threads_that_are_about_to_start_have_room_for_their_stacks(
 
 
 def test_the_size_of_a_stack_is_what_a_thread_would_get(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.threading, "stack_size", lambda: 0)
+    monkeypatch.setattr(threading, "stack_size", lambda: 0)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (16 * MB, INFINITY))
     assert module._stack_size() == 16 * MB
     monkeypatch.setattr(resource, "getrlimit", lambda _: (INFINITY, INFINITY))
     assert module._stack_size() == USUAL_STACK
-    monkeypatch.setattr(module.threading, "stack_size", lambda: MB)
+    monkeypatch.setattr(threading, "stack_size", lambda: MB)
     assert module._stack_size() == MB
 
 

@@ -46,7 +46,7 @@ class Threads:
         self.spent: dict[int | None, float] = {ident + 1000: 5.0 for ident in self.work.values()}
         # Idents are not what the system calls them.
         known = [_Thread(ident, ident + 1000) for ident in self.work.values()]
-        monkeypatch.setattr(module.threading, "enumerate", lambda: known)
+        monkeypatch.setattr(threading, "enumerate", lambda: known)
         monkeypatch.setattr(module, "_raise_in", self._raise_in)
         self.interrupt = Interrupt(
             lambda: self.work,
@@ -492,7 +492,7 @@ def test_a_main_thread_that_is_another_than_the_processs_first_is_told_as_any(
     busy: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where Python is embedded (mod_wsgi), it is the thread that has imported `threading`."""
-    monkeypatch.setattr(module.threading, "main_thread", lambda: busy.thread)
+    monkeypatch.setattr(threading, "main_thread", lambda: busy.thread)
     interrupt = Interrupt(lambda: {"it": ident_of(busy.thread)})
     assert interrupt._native_ids()[busy.thread.ident] == busy.thread.native_id
     assert suspected(interrupt) == "it"

@@ -346,6 +346,14 @@ def test_a_new_child_has_the_usual_interval(interval: float) -> None:
 # --- Its thread
 
 
+def has_looked(post: Post, times: int) -> None:
+    wait_for(lambda: post.looks >= times, "a look")
+
+
+def is_done(post: Post, times: int) -> None:
+    wait_for(lambda: post.forgot >= times, "it to be done")
+
+
 def test_it_sleeps_until_a_request_wakes_it_and_watches_while_any_is_in_flight(
     post: Post, interval: float
 ) -> None:
@@ -361,17 +369,18 @@ def test_it_sleeps_until_a_request_wakes_it_and_watches_while_any_is_in_flight(
         post.in_flight = True
         post.watchdog.wake()
         assert not post.watchdog.asleep
-        wait_for(lambda looks=looks: post.looks >= looks + 3, "some looks")
+        has_looked(post, looks + 3)
         assert (post.forgot, post.watchdog.asleep) == (forgot, False)
         post.in_flight = False
-        wait_for(lambda forgot=forgot: post.forgot == forgot + 1, "it to be done")
+        is_done(post, forgot + 1)
+        assert post.forgot == forgot + 1
     assert len(post.watchdog.threads) == 1
 
 
 def test_a_request_that_is_over_soon_is_never_looked_at(post: Post) -> None:
     post.watchdog.start()
     for times in (1, 2, 3):
-        wait_for(lambda times=times: post.forgot >= times, "it to be done")
+        is_done(post, times)
         wait_for(lambda: post.watchdog.asleep, "it to sleep")
         post.watchdog.wake()
     assert post.looks == 0
@@ -477,7 +486,7 @@ def test_neither_a_stop_nor_a_new_start_keeps_the_short_interval(
     for _ in range(3):
         post.watchdog.start()
         looks = post.looks
-        wait_for(lambda looks=looks: post.looks > looks, "a look")
+        has_looked(post, looks + 1)
         post.watchdog.stop()  # and the next begins while this one is still there
     post.wait(0)
     assert sys.getswitchinterval() == interval
@@ -493,7 +502,7 @@ def test_trouble_ends_it_without_a_word_and_it_can_be_started_again(
         post.trouble = None
         post.watchdog.start()
         looks = post.looks
-        wait_for(lambda looks=looks: post.looks > looks, "a look")
+        has_looked(post, looks + 1)
         post.trouble = trouble
         post.wait(0)
         assert sys.getswitchinterval() == interval

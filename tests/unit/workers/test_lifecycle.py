@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -892,14 +893,19 @@ def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
     assert postmortem.left_in_order(worker.seen) is expected
 
 
+def ignored(at_once: bool) -> None:
+    """The `replace` of a server that is not asked for a fresh worker."""
+
+
 def dies(do: Callable[[LifeCycle], object]) -> int:
     """A worker of the same server does something and is killed; its pid."""
 
-    server = Server("Fake", os.getpid(), 1, bool)
+    server = Server("Fake", os.getpid(), 1, ignored)
 
     def work() -> None:
         life = life_of(Engine(Clock()), lambda: server)
         life.start()
+        assert life.record is not None
         life.record.began("GET", "/export")
         do(life)
 
@@ -971,8 +977,12 @@ REQUEST_PLACE = 7  # the first that is given
 def test_one_that_was_killed_while_it_finished_its_requests_is_told_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def retires(life: LifeCycle) -> None:
+        assert life.record is not None
+        life.record.enter(RETIRING)
+
     Worker().gone()
-    dies(lambda life: life.record is not None and life.record.enter(RETIRING))
+    dies(retires)
     Worker()
     (line,) = lines(caplog)
     assert "GET /export" in line
@@ -1167,7 +1177,7 @@ def test_a_master_measures_how_long_a_replaced_worker_takes_to_be_gone(
             life.leave()
 
     pid = forked_worker(ends)
-    monkeypatch.setattr(pages.time, "monotonic", lambda: 5000.75)
+    monkeypatch.setattr(time, "monotonic", lambda: 5000.75)
     runtime.pages.worker_gone(pid, timed_out=False)
     assert runtime.pages.page.release == (pytest.approx(0.75, abs=1e-5) if measured else 0)
 
@@ -1214,7 +1224,7 @@ def test_a_pool_that_is_smaller_than_it_says_holds_nobody_up() -> None:
 def test_a_worker_has_its_server_start_the_others(within: bool) -> None:
     """Within: its first request is served by one of them."""
     submitted: list[object] = []
-    server = Server("Fake", os.getpid(), 1, bool, 3, submitted.append)
+    server = Server("Fake", os.getpid(), 1, ignored, 3, submitted.append)
     life = life_of(Engine(Clock()), lambda: server)
     if within:
         thread = threading.Thread(target=life.start)
@@ -1247,7 +1257,7 @@ def test_a_worker_of_uwsgi_that_has_a_master_is_reloaded(
     uwsgi = types.SimpleNamespace(
         worker_id=lambda: worker, masterpid=lambda: master, numproc=4, threads=2
     )
-    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *args: sent.append(args))
     server = find_server()
@@ -1263,7 +1273,7 @@ def test_a_daemon_process_of_mod_wsgi_is_restarted_and_apaches_own_is_not(
     monkeypatch: pytest.MonkeyPatch, group: str, found: bool
 ) -> None:
     mod_wsgi = types.SimpleNamespace(process_group=group, maximum_processes=3)
-    monkeypatch.setitem(sys.modules, "mod_wsgi", mod_wsgi)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mod_wsgi", mod_wsgi)
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *args: sent.append(args))
     server = find_server()
@@ -1292,9 +1302,13 @@ class TornadoWorker(GunicornWorker):
 @pytest.fixture
 def gunicorn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[GunicornWorker], None]]:
     base = types.SimpleNamespace(Worker=GunicornWorker)
-    monkeypatch.setitem(sys.modules, "gunicorn.workers.base", base)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "gunicorn.workers.base", base)
     before = signal.getsignal(signal.SIGTERM)
-    yield lambda worker: signal.signal(signal.SIGTERM, worker.handle_exit) and None
+
+    def runs(worker: GunicornWorker) -> None:
+        signal.signal(signal.SIGTERM, worker.handle_exit)
+
+    yield runs
     signal.signal(signal.SIGTERM, before)
 
 
@@ -1338,6 +1352,6 @@ def test_a_server_whose_finder_fails_is_skipped(monkeypatch: pytest.MonkeyPatch)
     def fails() -> Server | None:
         raise AttributeError("another version")
 
-    found = Server("Found", 1, 1, bool)
+    found = Server("Found", 1, 1, ignored)
     monkeypatch.setattr(servers, "FINDERS", (fails, lambda: None, lambda: found))
     assert find_server() is found

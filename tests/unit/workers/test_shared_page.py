@@ -493,8 +493,8 @@ def test_a_death_is_told_with_what_was_in_flight_and_how_memory_went(
         "seconds": 2.5,
         "in_flight": [{"route": "GET /export", "seconds": 2.6, "grown_bytes": 140 * MB}],
     }
-    (record,) = caplog.records
-    assert record.getMessage() == (
+    (line,) = caplog.messages
+    assert line == (
         f"💀 worker {os.getpid()} died: OOM kill. In flight: GET /export (for 2.6 s, the worker "
         "grew 140 MB meanwhile). Memory, as last seen: 300 MB → 470 MB in its last 2.5 s, the "
         "worker itself 200 MB after 11 s; requests: 1"
