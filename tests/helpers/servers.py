@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
+# How many times slower than usual a machine is (tools/cgroup2-vm.sh's): waits are longer there.
+SLOWER = float(os.environ.get("TESTS_SLOWER", "1"))
 APPS = HERE.parent / "apps"
 SERVERS = ("sync", "gthread", "waitress", "werkzeug")
 GUNICORN = ("sync", "gthread", "gevent")
@@ -75,7 +77,7 @@ class Server:
         chunked: bool = False,
     ) -> Reply:
         """One request on a connection of its own, by a client that sends all before it reads."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30 * SLOWER)
         try:
             connection.request(
                 method,
@@ -96,7 +98,7 @@ class Server:
 
     def send_raw(self, data: bytes, seconds: float = 20) -> bytes:
         """Send bytes as they are and no more; all that comes back until the server closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds * SLOWER) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             received = b""
@@ -109,7 +111,7 @@ def wait_for(
     condition: Callable[[], object], what: str | Callable[[], str], seconds: float = 30
 ) -> None:
     """Poll until `condition` holds. Fails, naming `what`, where it does not."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOWER
     while not condition():
         if time.monotonic() > end:
             named = what() if callable(what) else what
@@ -251,7 +253,7 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+            process.wait(seconds * SLOWER)
     if process.poll() is None:
         process.kill()
         process.wait(seconds)
