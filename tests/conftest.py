@@ -8,12 +8,17 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from lowmem_wsgi import log, runtime
 from lowmem_wsgi.imports import tracker
 from lowmem_wsgi.workers.record import RECORDS_AT
 from lowmem_wsgi.workers.shared_page import SIZE
+
+# How long an example takes says more of the machine than of the library.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,8 @@ class Server:
 
     def send_raw(self, data: bytes, seconds: float = 20) -> bytes:
         """Send bytes as they are and no more; all that comes back until the server closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds * SLOWER) as connection:
+        address = ("127.0.0.1", self.port)
+        with socket.create_connection(address, timeout=seconds * SLOWER) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             received = b""
