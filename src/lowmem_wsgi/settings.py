@@ -16,7 +16,7 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 ENV_PREFIX = "LOWMEM_"
-KB = 1024  # The source document, like Render and Flask's own docs, counts in powers of two.
+KB = 1024  # Powers of two, as in the source document and in the docs of Render and Flask.
 MB = 1024 * KB
 GB = 1024 * MB
 

@@ -223,7 +223,7 @@ class Exchange(ABC):
         if getattr(self, "_open", False):  # absent if __init__ was interrupted
             self.finish(False)
 
-    # --- In between
+    # --- Helpers
 
     def _other(self, error: BaseException | None) -> WSGIApplication | None:
         if self._out or self._rescued:

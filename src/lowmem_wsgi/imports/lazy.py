@@ -402,7 +402,7 @@ class LateImports:
         whether a statement says `lazy`.
         """
         mode, before = python.get_lazy_imports(), python.get_lazy_imports_filter()
-        if mode == "all":  # all imports are late already
+        if mode == "all":  # Python already delays all imports
             return
 
         def wanted(importer: str, name: str, fromlist: Sequence[str] | None) -> bool:

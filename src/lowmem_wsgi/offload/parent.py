@@ -186,7 +186,7 @@ class Process:
         if lifeline >= 0:
             os.close(lifeline)
 
-    # --- In between
+    # --- Helpers
 
     def _read(self, length: int) -> bytearray:
         data = bytearray(length)
@@ -404,7 +404,7 @@ def _loader() -> tuple[Callable[[Any], Any], type[Exception]]:
     """Return a `pickle.loads` that imports no new package, and the exception for other packages.
 
     The function loads objects of the standard library and of packages that this process has
-    imported. This keeps packages out of this process. This does not protect against the child,
+    imported. So no new package enters this process. This is no protection from the child,
     which runs the app's code as the same user and is trusted (docs/heavy.md).
     """
     import io
