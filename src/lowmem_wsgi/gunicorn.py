@@ -302,7 +302,7 @@ def _as_many_as_fit(gunicorn_log: _Any) -> int:
     from .settings import threshold_bytes
 
     usage = Memory(_settings.memory_limit).read()
-    if usage.source == "process":  # nobody enforces a limit
+    if usage.source == "process":  # no limit is enforced
         return workers
     loaded = _loaded()
     found = _fitting(threshold_bytes(_settings.warn_at, usage.limit), loaded, _cores())

@@ -1,7 +1,7 @@
-"""The library's logger, and how it keeps from flooding it.
+"""The library's logger, with a rate limit.
 
-Logging is left to the app to set up: nothing here adds a handler or sets a level. The logger has
-one filter, which drops what is repeated.
+The app sets up logging: LowMemory adds no handler and sets no level here. The logger has one
+filter, which drops repeated lines.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 
-# One line for each kind of event in this many seconds: enough to see it, too few to fill a disk.
+# Log one line for each kind of event in so many seconds: often enough to notice the event, too
+# seldom to fill a disk.
 EVERY = 10.0
 ONCE = float("inf")
 
 
 class RateLimit(logging.Filter):
-    """Lets at most one line of a kind through in the seconds that the line asks for.
+    """Let at most one line of a kind through in the seconds that the line asks for.
 
-    The next line says how many were held back. Needs no lock: where two threads race, both lines
-    come through.
+    The next line says how many were dropped. Thread-safe without a lock: if two threads race, both
+    lines are logged. `clock`: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._seen: dict[Hashable, tuple[float, int]] = {}  # kind -> (when last logged, held back)
+        self._seen: dict[Hashable, tuple[float, int]] = {}  # kind -> (when last logged, dropped)
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind, every = getattr(record, "lowmem_kind", (None, 0.0))
@@ -42,7 +43,7 @@ class RateLimit(logging.Filter):
         return True
 
     def forget(self) -> None:
-        """Log anew what was logged before."""
+        """Forget all lines so far, so that each kind is logged again."""
         self._seen.clear()
 
 
@@ -53,24 +54,23 @@ logger.addFilter(RateLimit())
 def limited(
     level: int, kind: Hashable, message: str, *args: object, exc_info: bool = False
 ) -> None:
-    """Log one line of this kind in EVERY seconds.
+    """Log at most one line of this kind in EVERY seconds.
 
-    A kind names an event ("413"), never anything that a client chose, so that there are few.
+    `kind` names an event ("413"), never a text from a client, so that there are few kinds.
     """
     logger.log(level, message, *args, exc_info=exc_info, extra={"lowmem_kind": (kind, EVERY)})
 
 
 def once(level: int, kind: Hashable, message: str, *args: object, exc_info: bool = False) -> None:
-    """Log one line of this kind in the life of the process."""
+    """Log at most one line of this kind in the life of the process."""
     logger.log(level, message, *args, exc_info=exc_info, extra={"lowmem_kind": (kind, ONCE)})
 
 
 def failure(where: str, so: str = "requests go on without it") -> None:
-    """Log the exception being handled, a fault of LowMemory's own, and what follows (`so`).
+    """Log the exception being handled, a fault of LowMemory's own. Log once for each `where`.
 
-    Logs once for each place.
-
-    Never raises MemoryError: a line that no memory is left for is dropped.
+    `so`: the consequence, for the log. Never raises MemoryError: if no memory is left for the line,
+    LowMemory drops the line.
     """
     try:
         once(logging.ERROR, ("failure", where), "%s failed; %s", where, so, exc_info=True)
@@ -79,12 +79,12 @@ def failure(where: str, so: str = "requests go on without it") -> None:
 
 
 def printable(text: str) -> str:
-    """Text that came with a request, on one line and of bounded length."""
+    """Return a request's text for the log: in ASCII, on one line, at most 200 characters of it."""
     return ascii(text[:200])[1:-1]
 
 
 def forget() -> None:
-    """Log anew what was logged before."""
+    """Forget all lines so far, so that each kind is logged again."""
     for found in logger.filters:
         if isinstance(found, RateLimit):
             found.forget()

@@ -1,7 +1,7 @@
 """Every counter that LowMemory keeps: one row each.
 
-To add a counter, add a row here and the line that counts under its name. The row gives the counter
-its place on the shared page, in the status document, among the metrics and in docs/metrics.md.
+To add a counter, add a row here, and code that counts under the row's name. The row gives the
+counter its place on the shared page, in the status document, in the metrics and in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 
 class Counter(NamedTuple):
-    """A figure that only rises, added up over all workers of a site."""
+    """A figure that only rises, summed over all workers of a site."""
 
-    name: str  # under which code counts it
-    key: str  # where the status document has it: `part.name`, or `part.name.name`
+    name: str  # the name that code counts under
+    key: str  # the place in the status document: `part.name`, or `part.name.name`
     help: str
     family: str = ""  # OpenMetrics, without `_total`; ends with the unit. Empty: not exposed
-    label: str = ""  # The last name in `key` is the value of this label.
+    label: str = ""  # the name of a label; its value is the last name in `key`
 
     @property
     def keys(self) -> list[str]:
@@ -75,7 +75,7 @@ NAMES = tuple(row.name for row in COUNTERS)
 
 
 def document(counts: Mapping[str, float]) -> dict[str, Any]:
-    """Return the counters as the status document nests them. A count that is missing is 0."""
+    """Return the counters, nested as in the status document. A missing counter is 0."""
     found: dict[str, Any] = {}
     for row in COUNTERS:
         *within, last = row.keys

@@ -1,8 +1,8 @@
 """Every setting of the library, in one table.
 
-`Settings` below *is* the table: an attribute a row. Keyword arguments, environment
-variables, presets, the CLI's help and docs/settings.md are all read from it. A keyword
-beats the environment, which beats the preset.
+`Settings` below *is* the table: each attribute is a row. Keyword arguments, environment variables,
+presets, the CLI's help and docs/settings.md all come from this table. A keyword beats the
+environment, which beats the preset.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 ENV_PREFIX = "LOWMEM_"
-KB = 1024  # The source document, like Render and Flask's own docs, counts in powers of two.
+KB = 1024  # Powers of two, as in the source document and in the docs of Render and Flask.
 MB = 1024 * KB
 GB = 1024 * MB
 
-# Render's smallest plans, and what the source document was written for. Used where the
-# system states no limit, and as the scale of the two thresholds.
+# The size of Render's smallest plans, for which the source document was written. Used if the system
+# reports no limit, and as the scale of the two thresholds.
 DEFAULT_LIMIT = 512 * MB
 
 
 class SettingsError(ValueError):
-    """Settings are wrong; raised once, with everything that is wrong.
+    """Settings are wrong. Raised once, with all wrong settings.
 
-    `problems` lists one sentence for each: the variable or keyword, the value given,
-    what was expected.
+    `problems`: one sentence for each, with the variable or keyword, the given value and the
+    expected value.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class SettingsError(ValueError):
 
 
 class Kind(Generic[T]):
-    """How one kind of setting is read, and what to tell who got it wrong."""
+    """A kind of setting: its parser, and the text that describes the expected value."""
 
     def __init__(self, expected: str, parse: Callable[[Any], T]) -> None:
         self.expected = expected
@@ -90,12 +90,12 @@ def _from(least: N, value: N) -> N:
 
 
 def parse_size(value: object) -> int:
-    """`512KB`, `4MB`, `1GiB` or a number of bytes, as bytes."""
+    """Return `512KB`, `4MB`, `1GiB` or a number of bytes in bytes."""
     return int(_quantity(value, _UNITS))
 
 
 def parse_duration(value: object) -> float:
-    """`600`, `10m`, `1h`, `500ms` or a number of seconds, as seconds."""
+    """Return `600`, `10m`, `1h`, `500ms` or a number of seconds in seconds."""
     return _quantity(value, _SPANS)
 
 
@@ -111,7 +111,7 @@ def parse_bool(value: object) -> bool:
 
 
 def parse_threshold(value: object) -> int | float:
-    """A size as `int` bytes, or `78%` as a `float` fraction of the limit."""
+    """Return a size as `int` bytes, or `78%` as a `float` fraction of the limit."""
     if isinstance(value, str) and value.strip().endswith("%"):
         fraction = _quantity(value.strip()[:-1], {"": 1}) / 100
         if not 0 < fraction <= 1:
@@ -121,7 +121,7 @@ def parse_threshold(value: object) -> int | float:
 
 
 def _items(value: object) -> list[str]:
-    """The parts of a comma-separated list, or of a ready sequence of strings."""
+    """Return the parts of a comma-separated list, or of a ready sequence of strings."""
     if isinstance(value, str):
         return [part for part in (p.strip() for p in value.split(",")) if part]
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -181,14 +181,14 @@ def _ints(value: object) -> Sequence[object]:
     return value if isinstance(value, (list, tuple)) else _items(value)
 
 
-# A secret needs as many characters as the MAC that it makes has bytes (guards/signed_cookie.py):
-# else the secret is the easier of the two to guess. (RFC 2104 §3 wants even 32.) A comma inside of
-# a secret leaves a part that is shorter.
+# A secret needs at least as many characters as its MAC has bytes (guards/signed_cookie.py):
+# otherwise the secret is easier to guess than the MAC. (RFC 2104 §3 asks even for 32.) A comma
+# inside a secret leaves shorter parts.
 SECRET_LENGTH = 16
 
 
 class _Short(ValueError):
-    """A part of a list of secrets is too short; says which, without showing it."""
+    """A secret in a list is too short. The message names its position, without the secret."""
 
 
 def _parse_secrets(value: object) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ def _parse_preset(value: object) -> str:
 
 
 def maybe(word: str, kind: Kind[T]) -> Kind[T | None]:
-    """That kind, or the word that stands for having none (then the value is None)."""
+    """Return a kind that also accepts `word`, which gives None."""
 
     def parse(value: object) -> T | None:
         if value is None or (isinstance(value, str) and value.strip().lower() == word):
@@ -238,14 +238,14 @@ SIZE = Kind("a size such as 512KB, 4MB, 1GiB or 524288", parse_size)
 LIMIT = Kind("a size from 1MB such as 512MB", lambda value: _from(MB, parse_size(value)))
 DURATION = Kind("a duration such as 600, 10m, 30s or 1h", parse_duration)
 INTERVAL = Kind("a duration above zero such as 10s or 1m", lambda v: _positive(parse_duration(v)))
-# A cookie's time is counted in whole seconds, and a thread need not look more often.
+# Whole seconds: cookies count time in seconds, and a thread need not run more often.
 SECONDS = Kind("a duration from 1s such as 10m or 1h", lambda v: _from(1.0, parse_duration(v)))
 SWITCH = Kind("1/0, true/false, on/off or yes/no", parse_bool)
 THRESHOLD = Kind("a size such as 400MB or a share of the limit such as 78%", parse_threshold)
 COUNT = Kind("a whole number from 0", _counts_from(0))
 PASSES = Kind("a whole number from 0 to 10", _counts_from(0, 10))
 AMOUNT = Kind("a whole number from 1", _counts_from(1))
-# Under about 60 frames not even a Flask request with a template completes.
+# With less than about 60 frames, not even a Flask request with a template completes.
 DEPTH = Kind("a whole number from 60", _counts_from(60))
 GC_THRESHOLD = Kind("one to three whole numbers such as 25,1,1", _parse_gc_threshold)
 PATH = Kind("a path that starts with /", _parse_path)
@@ -265,10 +265,10 @@ SECRETS = Kind(
 
 
 class Setting(Generic[T]):
-    """One row: its kind, its value in each preset (as text), and what it is for.
+    """One row: its kind, its value in each preset (as text), and its purpose.
 
-    `memory` and `ultra` are given only where the presets differ; `fallback` is a second environment
-    variable, taken whole.
+    `memory`, `ultra`: values of these presets, only where they differ. `fallback`: a second
+    environment variable, read as one value. `secret`: never show the value.
     """
 
     name: str
@@ -296,7 +296,7 @@ class Setting(Generic[T]):
         self.secret = secret
 
     def default(self, preset: str = "balanced") -> T:
-        """The value in a preset."""
+        """Return the value in a preset."""
         return self.kind.parse(self.defaults[preset])
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -308,14 +308,14 @@ class Setting(Generic[T]):
     @overload
     def __get__(self, instance: Settings, owner: type) -> T: ...
     def __get__(self, instance: Settings | None, owner: type) -> Setting[T] | T:
-        # A non-data descriptor: the value in the instance's __dict__ is found first.
+        # A non-data descriptor: Python finds the value in the instance's __dict__ first.
         return self
 
 
 class Settings:
-    """The settings in force: an attribute a row, read-only.
+    """The settings in force, read-only: one attribute for each row.
 
-    Made by `Settings.load`. Sizes are `int` bytes, durations `float` seconds.
+    `Settings.load` makes them. Sizes are `int` bytes, durations `float` seconds.
     """
 
     preset = Setting(
@@ -452,8 +452,8 @@ class Settings:
     ) -> Settings:
         """Read the settings. A keyword beats the environment, which beats the preset.
 
-        An empty environment variable counts as not set. Raises SettingsError, once, for all
-        that is wrong.
+        An empty environment variable counts as not set. Raises one SettingsError with all wrong
+        settings.
         """
         keywords = keywords or {}
         environ = os.environ if environ is None else environ
@@ -464,13 +464,13 @@ class Settings:
             if (found := _find(row, keywords, environ)) is not None
         }
         values: dict[str, Any] = {}
-        for row in table():  # the preset is the first row, so it is known to the others
+        for row in table():  # the preset is the first row: the other rows need its value
             source, value = given.get(row.name, ("", None))
             if not source:
                 value = row.defaults[values.get("preset", "balanced")]
             try:
-                # Another program's variable is one secret, commas and all, and as short as that
-                # program lets it be.
+                # A variable of another program is one secret: commas do not separate, and any
+                # length is allowed.
                 if source == row.fallback:
                     values[row.name] = (_text(value),)
                 else:
@@ -489,7 +489,7 @@ class Settings:
 
 
 def table() -> Iterator[Setting[Any]]:
-    """The rows, in the order of the documentation."""
+    """Return the rows, in the order of the documentation."""
     return (row for row in vars(Settings).values() if isinstance(row, Setting))
 
 
@@ -503,7 +503,7 @@ NUMBERS = {
 
 
 def number(name: str, default: int, environ: Mapping[str, str] | None = None) -> int:
-    """One of NUMBERS, as the environment has it. Raises SettingsError."""
+    """Return one of NUMBERS from the environment, or `default`. Raises SettingsError."""
     text = (os.environ if environ is None else environ).get(name, "").strip()
     try:
         return NUMBERS[name].parse(text) if text else default
@@ -512,12 +512,12 @@ def number(name: str, default: int, environ: Mapping[str, str] | None = None) ->
 
 
 def threshold_bytes(threshold: int | float, limit: int) -> int:
-    """A threshold (bytes, or a fraction of the limit) in bytes."""
+    """Return a threshold (bytes, or a fraction of the limit) in bytes."""
     return threshold if isinstance(threshold, int) else int(threshold * limit)
 
 
 def format_size(size: float) -> str:
-    """Bytes for people: `512 KB`, `4.2 MB`; 1024-based, as everywhere here."""
+    """Return bytes as text for people: `512 KB`, `4.2 MB`. 1024-based, as everywhere here."""
     for unit, name in ((GB, "GB"), (MB, "MB"), (KB, "KB")):
         if abs(size) >= unit:
             return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
@@ -564,7 +564,7 @@ def _shortened(value: object) -> str:
 def _contradictions(settings: Settings) -> Iterator[str]:
     warn, critical = settings.warn_at, settings.critical_at
     limit = settings.memory_limit or DEFAULT_LIMIT
-    # Without a stated limit a size and a share cannot be compared yet.
+    # Without a limit in the settings, a size and a share cannot be compared yet.
     comparable = type(warn) is type(critical) or settings.memory_limit is not None
     if comparable and threshold_bytes(warn, limit) >= threshold_bytes(critical, limit):
         yield f"warn_at={_shown(warn)}: expected less than critical_at={_shown(critical)}"

@@ -1,1 +1,1 @@
-"""What the operator sees: the status and the forced cleanup."""
+"""The operator's routes: the status and the forced cleanup."""

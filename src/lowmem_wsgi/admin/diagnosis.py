@@ -1,8 +1,8 @@
-"""What is eating it, in a sentence or two, from what was measured.
+"""Explain in a sentence or two what uses up the memory, from the measured figures.
 
-Each finding is a pure function of the status document: sentences, each with the bytes it is about,
-or none. The largest MOST are told. A sentence says what its figures show and no more: one that
-may be wrong is worse than none.
+Each finding is a pure function of the status document. A finding yields sentences, each with the
+bytes that the sentence is about, or none. LowMemory shows the MOST largest. A sentence says only
+what its figures show: a sentence that may be wrong is worse than none.
 """
 
 from __future__ import annotations
@@ -16,44 +16,45 @@ from ..settings import MB, format_size
 Document = dict[str, Any]
 MOST = 3
 
-# What a sentence needs to be true, as shares of the limit: what workers were born with; what one
-# route keeps; what a single request may add; what others in the container hold, and each of them.
+# The least a sentence needs, as shares of the limit: workers at their start; growth that one route
+# keeps; growth by a single request; memory of others in the container; a part of that memory.
 BORN_SHARE, LEAK_SHARE, WORST_SHARE, OTHERS_SHARE, PART_SHARE = 0.5, 0.05, 0.2, 0.25, 0.1
-# A leak is seen in so many requests, and it has grown so often; and by each request of it so many
-# times what is left by those of other routes.
+# A route leaks only after LEAK_REQUESTS requests and LEAK_RISES rises. The route stands out if each
+# of its requests leaves CLEARLY times as much as a request of the other routes.
 LEAK_REQUESTS, LEAK_RISES, CLEARLY = 10, 3, 3
-# A route has stopped to grow after so many requests, and as many as it had before.
+# A route has stopped growing after at least so many requests without a rise, and at least as many
+# as before.
 QUIET = 20
-# Of what one route has grown by, a second one is named from this share on; routes whose requests
-# mostly (this share) ran beside others are not told apart by less.
+# A second route is named if its growth is at least NAMED_SHARE of the first's. Growth cannot be
+# clearly attributed if at least BESIDE (a share) of a route's requests ran beside others.
 NAMED_SHARE, BESIDE = 1 / 4, 0.2
-# Of all growth, so much is seen to come while nobody asks.
+# The least share of all growth that must come without requests.
 OUTSIDE_SHARE = 1 / 4
-# What ran for less than this (seconds) was not yet weighed beside others.
+# A request in flight for less than this (seconds) has not been weighed beside others yet.
 LONG = 0.5
-# A death is news for so long (seconds).
+# Seconds for which a death is recent.
 RECENT = 3600.0
-# Giving back pays, time and again (bytes each time, times), while the passes find next to nothing
-# (objects a run).
+# Giving back frees PAYS bytes each time, for at least TIMES times, while the GC passes find at most
+# NOTHING objects a run.
 PAYS, TIMES, NOTHING = 16 * MB, 5, 20
 
 
 class Finding(NamedTuple):
-    """`about` so many bytes."""
+    """A sentence, about so many bytes."""
 
     about: float
     said: str
 
 
 def diagnose(document: Document) -> str:
-    """What applies, the largest first."""
+    """Return the sentences that apply, the largest figure first."""
     found = [finding for find in FINDINGS for finding in find(document)]
     found = sorted(found, key=lambda finding: -finding.about) or full(document)
     return " ".join(finding.said for finding in found[:MOST]) or steady(document)
 
 
 def closed(document: Document) -> Iterable[Finding]:
-    """Everything is answered 503."""
+    """LowMemory answers every request 503."""
     if document["closed"]:
         said = "Everything is answered 503: memory has been at critical for too long"
         states = [worker["state"] for worker in document["workers"] if worker["this"]]
@@ -78,7 +79,7 @@ def ran_out(document: Document) -> Iterable[Finding]:
 
 
 def died(document: Document) -> Iterable[Finding]:
-    """A worker died, in the last hour: of what, and in the middle of what."""
+    """A worker died in the last hour: the cause, and the requests in flight."""
     death = document["last_death"]
     if not death or not -60 < _ago(document, death) < RECENT:
         return
@@ -105,7 +106,7 @@ def died(document: Document) -> Iterable[Finding]:
 
 
 def eating_now(document: Document) -> Iterable[Finding]:
-    """A request in flight has most of what has grown."""
+    """A request in flight holds most of its worker's growth."""
     for worker in document["workers"]:
         in_flight = worker["in_flight"]
         grown = max((request["grown_bytes"] for request in in_flight), default=0)
@@ -129,11 +130,11 @@ def eating_now(document: Document) -> Iterable[Finding]:
 
 
 def does_not_fit(document: Document) -> Iterable[Finding]:
-    """More workers than there is room for, as large as they are without a request."""
+    """The workers do not fit, even without the memory of requests."""
     workers = [worker for worker in _workers(document) if worker["state"] == "ready"]
     grown = [request["grown_bytes"] for worker in workers for request in worker["in_flight"]]
     if len(workers) < 2 or max(grown, default=0) >= PAYS or [*outside(document)]:
-        return  # that is why
+        return  # another finding is the cause
     if any(not _is_full(row) for row in _growing(document)) and [*leaks(document)]:
         return
     each = [worker["pss_bytes"] or worker["rss_bytes"] or 0 for worker in workers]
@@ -141,7 +142,7 @@ def does_not_fit(document: Document) -> Iterable[Finding]:
     if sum(each) < warn:
         return
     own = max(worker["uss_bytes"] or size for worker, size in zip(workers, each, strict=True))
-    # What they share, and the master, is there once, however many they are.
+    # Shared memory, and the master's, counts once for any number of workers.
     shared = sum(
         size - (worker["uss_bytes"] or size) for worker, size in zip(workers, each, strict=True)
     )
@@ -177,7 +178,7 @@ def born_large(document: Document) -> Iterable[Finding]:
 
 
 def leaks(document: Document) -> Iterable[Finding]:
-    """Routes keep what they take: now, or in workers that were replaced meanwhile."""
+    """Routes keep the memory that they take: now, or in workers replaced since."""
     limit, rows, unsure = (
         _limit(document) * LEAK_SHARE,
         _growing(document),
@@ -207,14 +208,17 @@ def leaks(document: Document) -> Iterable[Finding]:
 
 
 def _stand_out(document: Document, rows: list[dict[str, Any]]) -> bool:
-    """Whether each of these clearly leaves more behind than the other routes, by request."""
+    """Return whether each route clearly leaves more behind per request than the other routes."""
     rest = [row for row in _real(document["routes"]) if row not in rows]
     others = sum(row["grown_bytes"] for row in rest) / (sum(row["requests"] for row in rest) or 1)
     return all(row["grown_bytes"] / row["requests"] >= others * CLEARLY for row in rows)
 
 
 def _growing(document: Document) -> list[dict[str, Any]]:
-    """The routes that have grown time and again: once in each worker is what a route loads."""
+    """Return the routes that have grown repeatedly.
+
+    A single rise in each worker does not count: the route then loads what it needs.
+    """
     here = len(_workers(document))
     return [
         row
@@ -225,14 +229,13 @@ def _growing(document: Document) -> list[dict[str, Any]]:
 
 
 def _is_full(row: dict[str, Any]) -> bool:
-    """Whether the route has stopped to grow."""
+    """Return whether the route has stopped growing."""
     quiet = row["quiet_requests"]
     return bool(quiet >= max(QUIET, row["requests"] - quiet))
 
 
 def _unsure(document: Document) -> int:
-    """Growth (bytes) that was seen while a request is in flight: it may be that one's, until it
-    ends."""
+    """Return the growth (bytes) during long requests in flight: it may be theirs until they end."""
     return sum(
         max((f["grown_bytes"] for f in worker["in_flight"] if f["seconds"] >= LONG), default=0)
         for worker in document["workers"]
@@ -246,7 +249,7 @@ def _leak(document: Document, row: dict[str, Any]) -> str:
             f"{row['route']} grew {size}{_where(document, [row])}, but not in its last "
             f"{row['quiet_requests']} requests: a cache that is full, it seems, and no leak."
         )
-    # Where there is never a moment without a request, what a thread takes comes during one.
+    # On a site that always serves a request, growth by a thread also comes during a request.
     beside = row["shared"] >= BESIDE
     cause = "a leak there, a cache that fills, or a thread of the app beside it"
     cause = cause if beside else "a leak there, or a cache that fills"
@@ -264,7 +267,7 @@ def _leak(document: Document, row: dict[str, Any]) -> str:
 
 
 def _where(document: Document, rows: list[dict[str, Any]]) -> str:
-    """In which workers."""
+    """Return the part of a sentence that says which workers hold the memory."""
     workers = max(row["replaced_workers"] for row in rows)
     held = sum(row["held_bytes"] for row in rows)
     if not workers:
@@ -278,12 +281,12 @@ def _now(document: Document, held: int) -> str:
 
 
 def outside(document: Document) -> Iterable[Finding]:
-    """Memory grew while nobody asked for anything."""
+    """Memory grew while no request ran."""
     row = next((row for row in document["routes"] if row["route"] == NO_REQUEST), None)
     if row is None or row["grown_bytes"] - _unsure(document) < _limit(document) * LEAK_SHARE:
         return
     if row["grown_bytes"] < sum(row["grown_bytes"] for row in document["routes"]) * OUTSIDE_SHARE:
-        return  # a share of what the routes keep may be booked here
+        return  # may be a part of the routes' growth, attributed to no request
     count, grown = document["requests"]["out_of_memory"], format_size(row["grown_bytes"])
     if count:
         said = (
@@ -302,7 +305,7 @@ def outside(document: Document) -> Iterable[Finding]:
 
 
 def fragmented(document: Document) -> Iterable[Finding]:
-    """Freed memory stays in the heap until it is given back."""
+    """Freed memory stays in the heap until LowMemory gives it back."""
     gc = document["gc"]
     if gc["gave_back"] < TIMES or not gc["runs"]:
         return
@@ -317,7 +320,7 @@ def fragmented(document: Document) -> Iterable[Finding]:
 
 
 def held_by_others(document: Document) -> Iterable[Finding]:
-    """The container holds much that is in none of our processes, by figures of one moment."""
+    """The container holds much memory in none of the site's processes, by figures of one moment."""
     found = document["memory"].get("outside")
     if not found or found["processes"] is None:
         return
@@ -344,7 +347,7 @@ def held_by_others(document: Document) -> Iterable[Finding]:
 
 
 def one_request(document: Document) -> Iterable[Finding]:
-    """A single request takes a large share, and gives it back."""
+    """A single request takes a large share of memory, and gives it back."""
     row = max(_real(document["routes"]), key=lambda row: row["worst_bytes"], default=None)
     if row is not None and row["worst_bytes"] >= _limit(document) * WORST_SHARE:
         yield Finding(
@@ -355,7 +358,7 @@ def one_request(document: Document) -> Iterable[Finding]:
 
 
 def full(document: Document) -> list[Finding]:
-    """Away from ok, and nothing above says why."""
+    """Return the figures if the level is not ok and no finding gives a cause."""
     if document["status"] == "ok":
         return []
     memory, gone = document["memory"], document["cleanups"]["last_freed_bytes"]
@@ -371,7 +374,7 @@ FINDINGS: tuple[Callable[[Document], Iterable[Finding]], ...] = (
 
 
 def steady(document: Document) -> str:
-    """Nothing stands out: how much there is, and the most that a request took."""
+    """Return a sentence for a site without findings: memory in use, and the largest request."""
     memory = document["memory"]
     used, limit = (format_size(memory[name]) for name in ("used_bytes", "limit_bytes"))
     row = max(_real(document["routes"]), key=lambda row: row["worst_bytes"], default=None)
@@ -382,7 +385,7 @@ def steady(document: Document) -> str:
 
 
 def _real(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The routes that are some."""
+    """Return the rows of real routes, without NO_REQUEST and OTHER."""
     return [row for row in rows if row["route"] not in (NO_REQUEST, OTHER)]
 
 

@@ -1,4 +1,4 @@
-"""The limits that are in force, for the log."""
+"""List the limits in force, for the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..settings import Settings, format_size
 
 
 def in_force(settings: Settings) -> str:
-    """Return the limits that are on, each with the variable that governs it."""
+    """Return the limits in force, each with the variable that sets it."""
     limits = [f"preset {settings.preset}"]
     if settings.max_upload is not None:
         limits.append(f"uploads to {format_size(settings.max_upload)} (LOWMEM_MAX_UPLOAD)")
@@ -28,7 +28,7 @@ def in_force(settings: Settings) -> str:
         limits.append(f"collector's threshold {settings.gc_threshold} (LOWMEM_GC_THRESHOLD)")
     if settings.recursion_limit is not None:
         limits.append(f"recursion to {settings.recursion_limit} (LOWMEM_RECURSION_LIMIT)")
-    lazy = sys.modules.get("lowmem_wsgi.imports.lazy")  # loaded where it is in use
+    lazy = sys.modules.get("lowmem_wsgi.imports.lazy")  # loaded only if in use
     late = lazy.installed() if lazy is not None else ()
     if late:
         limits.append(f"{', '.join(late)} imported late (LOWMEM_LAZY_HEAVY)")

@@ -1,7 +1,7 @@
-"""The status for a scraper: OpenMetrics 1.0, and the older text format (0.0.4).
+"""Write the status for a scraper: OpenMetrics 1.0, and the older text format (0.0.4).
 
-One table of families, those of the counters made from metrics.py. A value that this system does not
-tell is left out.
+One table holds the families; the families of counters come from metrics.py. A value that this
+system does not report is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Family(NamedTuple):
-    """`name` without a counter's `_total`; it ends with the unit, where there is one."""
+    """A metric family. `name`: without a counter's `_total`; ends with the unit, if any."""
 
     name: str
     kind: str
@@ -35,12 +35,12 @@ class Family(NamedTuple):
 
 
 def render(document: Document, *, classic: bool = False) -> bytes:
-    """The status (or the brief one) as text; `classic`: in the format 0.0.4."""
+    """Return the status (or the brief status) as text. `classic`: in the format 0.0.4."""
     lines: list[str] = []
     for family in FAMILIES:
         try:
             samples = [sample for sample in family.samples(document) if sample[1] is not None]
-        except KeyError:  # not in the brief one
+        except KeyError:  # not in the brief status
             continue
         if samples:
             lines += _family(family, samples, classic)
@@ -63,7 +63,7 @@ def _family(family: Family, samples: list[Sample], classic: bool) -> Iterator[st
         yield f"{full}{{{inside}}} {value}" if inside else f"{full} {value}"
 
 
-# The older format knows neither of these.
+# The older format has neither of these kinds.
 OLDER = {"info": "gauge", "stateset": "gauge"}
 
 
@@ -118,7 +118,7 @@ def _version(document: Document) -> Iterable[Sample]:
 
 
 def _counters() -> Iterator[Family]:
-    """A family for each counter; of those that share one, a sample for each."""
+    """Yield the families of the counters. Counters of one family are its samples."""
     for name in dict.fromkeys(row.family for row in COUNTERS if row.family):
         rows = [row for row in COUNTERS if row.family == name]
         yield Family(name, "counter", rows[0].help, partial(_counted, rows), (*rows[0].labels,))

@@ -1,4 +1,4 @@
-"""The two routes we mount, and who may use them."""
+"""Serve LowMemory's two admin routes, and check who may use them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from ..middleware import LowMemory
     from ..settings import Settings
 
-# A browser asks for a password on Basic; the token is the password, with any name.
+# On Basic a browser asks for a password: the token, with any user name.
 CHALLENGE = ("WWW-Authenticate", 'Basic realm="lowmem-wsgi", charset="UTF-8"')
 
 
 class Admin:
-    """GET status and GET|POST cleanup, for who has the token; a brief status for all where no
-    token is set."""
+    """The admin routes: GET status and GET|POST cleanup.
+
+    Both need the token. If no token is set, everybody gets a brief status and nobody may clean up.
+    """
 
     def __init__(self, lowmem: LowMemory) -> None:
         self._lowmem = lowmem
         self._token = lowmem.settings.admin_token
 
     def routes(self) -> dict[str, WSGIApplication]:
-        """PATH_INFO -> WSGI app."""
+        """Return the routes: PATH_INFO -> WSGI app."""
         settings = self._lowmem.settings
         return {
             wsgi_path(settings.status_path): self._route(("GET", "HEAD"), self._status),
@@ -82,10 +84,10 @@ class Admin:
 
 
 def _foreign(environ: WSGIEnvironment, token: str) -> Refusal | None:
-    """Refuse a cleanup that another site's page may have made a browser ask for.
+    """Return a refusal if another site's page may have made a browser request the cleanup.
 
-    A browser that knows the password sends Basic by itself, with other sites' images and forms
-    too. No browser sends Bearer by itself.
+    A browser that knows the password sends Basic by itself, also with images and forms of other
+    sites. No browser sends Bearer by itself.
     """
     site, basic = environ.get("HTTP_SEC_FETCH_SITE"), authorized(environ, token) == BASIC
     if site not in (None, "none", "same-origin"):
@@ -112,9 +114,9 @@ def _from_elsewhere(detail: str) -> Refusal:
 
 
 def _of_this_host(environ: WSGIEnvironment) -> bool:
-    """Whether Origin, else Referer, names the host and port of the Host header.
+    """Return whether Origin, else Referer, names the host and port of the Host header.
 
-    The scheme does not count: a proxy in front may have changed it.
+    Ignores the scheme: a proxy in front may have changed it.
     """
     from urllib.parse import urlsplit
 
@@ -126,7 +128,7 @@ def _of_this_host(environ: WSGIEnvironment) -> bool:
 
 
 def _host(text: str) -> str:
-    """`Name:port`, in lower case and without the port that a scheme implies."""
+    """Return `name:port` in lower case, without the default port of a scheme."""
     name, _, port = text.lower().rpartition(":")
     return name if port in ("80", "443") else text.lower()
 
@@ -141,7 +143,7 @@ UNAUTHORIZED = Refusal(
 
 
 class Document:
-    """A WSGI app that answers with one text, which depends on Accept."""
+    """A WSGI app that answers with one text. The text depends on Accept."""
 
     def __init__(self, body: bytes, headers: list[tuple[str, str]]) -> None:
         self._body = body
@@ -192,7 +194,7 @@ FORMATS: dict[str, Callable[[dict[str, Any], Settings], WSGIApplication]] = {
     "openmetrics": _openmetrics,
     "prometheus": _prometheus,
 }
-# What Accept calls them, the first where it does not care.
+# Media type in Accept -> format. Without a preference in Accept, the first.
 TYPES = {
     "application/json": "json",
     "text/html": "html",
@@ -202,7 +204,7 @@ TYPES = {
 
 
 def accepted(environ: WSGIEnvironment) -> str:
-    """The format that Accept likes best, whatever version of it."""
+    """Return the format that Accept prefers, of any version."""
     return TYPES[preferred(environ, tuple(TYPES))]
 
 
@@ -210,8 +212,10 @@ BEARER, BASIC = "bearer", "basic"
 
 
 def authorized(environ: WSGIEnvironment, token: str) -> str | None:
-    """The scheme by which Authorization carries the token: BEARER; BASIC, where the token is the
-    password; None where it does not."""
+    """Return the scheme by which Authorization carries the token: BEARER, or BASIC as password.
+
+    None if the header does not carry the token.
+    """
     scheme, _, rest = environ.get("HTTP_AUTHORIZATION", "").strip().partition(" ")
     scheme, offered = scheme.lower(), b""
     try:
@@ -221,7 +225,7 @@ def authorized(environ: WSGIEnvironment, token: str) -> str | None:
             offered = base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
     except ValueError:
         pass
-    # Digests, so that neither the time nor an error tells anything of the token or its length.
+    # Compare digests, so that neither the time nor an error reveals the token or its length.
     wanted = token.encode("utf-8", "surrogatepass")
     same = hmac.compare_digest(_digest(offered), _digest(wanted))
     return scheme if same and scheme in (BEARER, BASIC) else None

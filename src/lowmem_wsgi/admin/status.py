@@ -1,6 +1,7 @@
-"""The status, as one document. Bytes and seconds; None for what cannot be had.
+"""Collect the status in one document. Bytes and seconds; None for a figure that is not available.
 
-Counts are the site's, all its workers together; `gc` and `cleanups` are of the worker that answers.
+Counts are the site's, summed over all its workers. Other figures in `gc` and `cleanups` are those
+of the answering worker.
 """
 
 from __future__ import annotations
@@ -22,35 +23,35 @@ if TYPE_CHECKING:
     from ..middleware import LowMemory
     from ..workers.record import Seen
 
-# What each process holds is read at most each so many seconds; where what is used has changed by
-# such a share of the limit since, each so many.
+# LowMemory reads the processes' memory at most every KEEP seconds. If the memory in use has changed
+# by CHANGED (a share of the limit) since, at most every KEEP_CHANGED seconds.
 KEEP, CHANGED, KEEP_CHANGED = 5.0, 0.1, 1.0
-# A share of the limit: where the container uses so much more than the processes hold together, it
-# is looked at more closely, and once more after so long (seconds), in which a worker that ends is
-# gone, and what a request took is given back.
+# If the container uses MUCH (a share of the limit) more than all processes hold together, LowMemory
+# reads again after AGAIN seconds. By then an ending worker is gone, and the memory of a request is
+# given back.
 MUCH, AGAIN = 0.15, 0.1
 
 
 class Readings:
-    """What is slow to read, remembered for some seconds."""
+    """Figures that are slow to read, kept for some seconds."""
 
     def __init__(self) -> None:
-        # Python counts the frozen objects one by one.
+        # Slow, because Python counts the frozen objects one by one.
         self.frozen = Remembered[None, int](lambda _: gc.get_freeze_count())
-        # The processes -> when and at what usage they were read, what they held, what was outside.
+        # The pids -> time and usage at the reading, the memory of each process, and `outside`.
         self.processes: dict[
             frozenset[int], tuple[float, int, dict[int, Figures], dict[str, Any] | None]
         ] = {}
 
 
 def brief(lowmem: LowMemory) -> dict[str, Any]:
-    """All that is told without a token."""
+    """Return the brief status, for clients when no token is set."""
     now = _usage(lowmem)
     return {"status": _level(lowmem, now), "memory": _memory(now)}
 
 
 def _usage(lowmem: LowMemory) -> Usage:
-    """Where the monitor runs, it has found the limit not long ago."""
+    """Return the usage. A glance is enough while the monitor runs, which looks up the limit."""
     engine = lowmem.runtime
     return engine.memory.glance() if engine.monitor.running else engine.memory.read()
 
@@ -61,7 +62,7 @@ def _memory(now: Usage) -> dict[str, Any]:
 
 
 def _level(lowmem: LowMemory, now: Usage) -> str:
-    """The monitor's level; before it runs, what this one reading says."""
+    """Return the monitor's level. Before the monitor runs, the level of this one reading."""
     levels = lowmem.runtime.levels
     if lowmem.runtime.monitor.running:
         return levels.level
@@ -69,7 +70,7 @@ def _level(lowmem: LowMemory, now: Usage) -> str:
 
 
 def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
-    """All that is told with the token."""
+    """Return the whole status, for clients with the token."""
     now = _usage(lowmem)
     warn, critical = lowmem.runtime.levels.warn, lowmem.runtime.levels.critical
     counted = metrics.document(
@@ -94,7 +95,7 @@ def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
         "cleanups": _cleanups(lowmem) | counted["cleanups"],
         "requests": {
             "total": None,
-            # The page has room for eight of a worker; of our own we know all.
+            # The page has room for eight requests of a worker. This worker knows all its own.
             "in_flight": lowmem.runtime.in_flight.count()
             + sum(len(worker["in_flight"]) for worker in workers if not worker["this"]),
             **counted["requests"],
@@ -117,7 +118,7 @@ def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
 
 
 def history(lowmem: LowMemory) -> dict[str, Any]:
-    """The site's last hour, for the chart: Unix seconds, bytes."""
+    """Return the site's last hour for the chart, in Unix seconds and bytes."""
     past = lowmem.worker.history
     return {
         "interval_seconds": past.every,
@@ -132,7 +133,7 @@ def history(lowmem: LowMemory) -> dict[str, Any]:
 # --- Its parts
 
 
-# A key that is None here keeps its place for the counter of that name.
+# A None here keeps the key's position; the counter of that name replaces the value.
 def _gc(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
     collector = lowmem.runtime.gc_runner
     return {
@@ -157,8 +158,10 @@ def _cleanups(lowmem: LowMemory) -> dict[str, Any]:
 def _workers(
     lowmem: LowMemory, readings: Readings
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Each worker of the site, and its master; the one that answers in any case. And what the
-    container holds besides them."""
+    """Return the rows of the site's workers and master, and the memory outside these processes.
+
+    The rows always include the answering worker.
+    """
     now = time.monotonic()
     seen = {found.pid: found for found in lowmem.worker.alive()}
     own, server = os.getpid(), lowmem.worker.server
@@ -183,8 +186,11 @@ def _workers(
 def _weights(
     lowmem: LowMemory, pids: frozenset[int], readings: Readings
 ) -> tuple[dict[int, Figures], dict[str, Any] | None]:
-    """What each process holds, and `outside`, all of one moment. Remembered for some seconds, as
-    walking the page table of a large process takes some milliseconds."""
+    """Return the memory of each process, and `outside`, all of one moment.
+
+    Keeps the result for some seconds: walking the page table of a large process takes some
+    milliseconds.
+    """
     now, usage, found = time.monotonic(), _usage(lowmem), readings.processes.get(pids)
     changed = found is not None and abs(usage.used - found[1]) >= CHANGED * usage.limit
     if found is None or now - found[0] >= (KEEP_CHANGED if changed else KEEP):
@@ -203,7 +209,11 @@ def _weights(
 def _moment(
     lowmem: LowMemory, pids: frozenset[int]
 ) -> tuple[dict[int, Figures], dict[str, Any] | None]:
-    """Read the container before the processes, and after them. Of both the lesser counts."""
+    """Read the processes, and the container before and after. The lower container figure counts.
+
+    Return the memory of each process, and `outside`: the container's memory in no process. None
+    without a cgroup, or if the PSS of a process is not known.
+    """
     memory = lowmem.runtime.memory
     before = memory.glance()
     figures = {pid: process_figures(pid) for pid in pids}
@@ -227,8 +237,11 @@ def _moment(
 def _besides(
     lowmem: LowMemory, outside: dict[str, Any], pids: frozenset[int]
 ) -> dict[str, Any] | None:
-    """With the container's other processes. A worker that starts has no place on the page yet, and
-    is not outside all the same."""
+    """Add the container's other processes to `outside`.
+
+    A starting worker has no place on the page yet, but does not count as outside. None if a process
+    is ending.
+    """
     others = sizes_of(set(lowmem.runtime.memory.pids()) - pids)
     if others is None:
         return None
@@ -246,7 +259,7 @@ def _besides(
 
 def _worker(pid: int, seen: Seen | None, lowmem: LowMemory, now: float) -> dict[str, Any]:
     row = {"pid": pid, "role": "worker", "state": "ready", "this": pid == os.getpid()}
-    if seen is None:  # it has no place on the page
+    if seen is None:  # no place on the page
         total = lowmem.runtime.in_flight.total
         return row | {
             "age_seconds": process_age(),
@@ -295,5 +308,5 @@ def _sum(values: Any) -> int | None:
 
 
 def _number(value: float) -> float | int:
-    """A count: whole, where it is."""
+    """Return a count as int if whole, else rounded to six digits."""
     return int(value) if value == int(value) else round(value, 6)

@@ -1,4 +1,4 @@
-"""The page for a browser: one file, the status put into it, and the headers that fence it in."""
+"""Make the status page for a browser: one file with the status inside, and strict headers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from urllib.parse import quote
 from ..settings import format_size
 
 _FILE = Path(__file__).with_name("page.html")
-# In a script element nothing is escaped for HTML; what could end it, or open a comment, is
-# written as JSON may write any character.
+# A script element has no HTML escapes. So JSON escapes replace the characters that could end the
+# element or open a comment.
 _AS_JSON = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 
 
@@ -27,11 +27,11 @@ def render(
     cleanup_path: str,
     now: Callable[[], float] = time.time,
 ) -> bytes:
-    """The page with `document`, the status as JSON gives it, in UTF-8.
+    """Return the page in UTF-8 with `document`, the status as in JSON.
 
-    `nonce`: what `headers` was given; fresh for each answer. The paths are those of the settings,
-    as text; the page asks for both relative to where it is itself, so that a prefix (SCRIPT_NAME,
-    a proxy's) does not matter.
+    `nonce`: the same as for `headers`, new for each answer. `status_path`, `cleanup_path`: from the
+    settings, as text. The page requests both paths relative to its own, so that a prefix
+    (SCRIPT_NAME, a proxy's) does not matter. `now`: Unix time in seconds.
     """
     up = "../" * (status_path.count("/") - 1)
     cleanup = "./" + up + quote(cleanup_path.removeprefix("/"))
@@ -40,13 +40,13 @@ def render(
         "data": _json({"status": document, "cleanup": cleanup, "now": now()}),
         "summary": escape(_summary(document)),
     }
-    # In one go: what looks like a mark in a value stays what it is.
+    # Replace all marks in one pass, so that text in a value is never taken for a mark.
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: values[mark[1]], _FILE.read_text("utf-8"))
     return page.encode("utf-8", "replace")
 
 
 def headers(nonce: str) -> list[tuple[str, str]]:
-    """The headers of the page: it may run and show itself, and ask the site it is from."""
+    """Return the page's headers: allow its own script and style, and requests to its own site."""
     policy = {
         "default-src": "'none'",
         "script-src": f"'nonce-{nonce}'",
@@ -67,12 +67,12 @@ def headers(nonce: str) -> list[tuple[str, str]]:
 
 
 def _json(value: object) -> str:
-    # ASCII alone, so that U+2028 and lone surrogates are escaped, too.
+    # Only ASCII, so that U+2028 and lone surrogates are escaped too.
     return json.dumps(value, ensure_ascii=True).translate(_AS_JSON)
 
 
 def _summary(document: Mapping[str, Any]) -> str:
-    """What is shown where scripts are off: the level, the figures, the diagnosis."""
+    """Return the text for browsers without scripts: the level, the figures, the diagnosis."""
     memory = document["memory"]
     words = f"{document['status']}: {format_size(memory['used_bytes'])} used"
     if memory["limit_bytes"] is not None:

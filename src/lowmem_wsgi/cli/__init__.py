@@ -1,4 +1,4 @@
-"""The command `lowmem-wsgi`: finds the module of a subcommand and hands it the rest of the line."""
+"""The command `lowmem-wsgi`: import a subcommand's module, and pass it the other arguments."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from importlib import import_module
 from .._version import __version__
 from .tell import WRONG, tell
 
-# Name -> what it is for. Its module here has the same name and a `main(arguments) -> exit code`;
-# it is imported when it is called, so that no command pays for another.
+# Name -> purpose. The subcommand's module here has the same name and a `main(arguments) -> exit
+# code`. Only the called subcommand is imported.
 COMMANDS = {
     "run": "serve an app with Gunicorn, in an environment made for little memory",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """What the script and `python -m lowmem_wsgi` call. The exit code."""
+    """Run the command, for the script and `python -m lowmem_wsgi`. Return the exit code."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help"):
         print(usage())

@@ -1,8 +1,8 @@
 """`lowmem-wsgi run [Gunicorn's options] app:app`: set the environment, then become Gunicorn.
 
-Some things can only be said before Python starts: who allocates, and into how many heaps. So the
-environment is made here, and Gunicorn takes this process's place by exec: its pid, its signals, its
-exit codes, and nothing of our memory.
+Some settings must be made before Python starts: the allocator, and the number of heaps. So this
+command sets the environment, and then replaces itself by Gunicorn with exec. Gunicorn keeps the
+pid, the signals and the exit codes, and none of this process's memory.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .tell import FAILED, WRONG, tell
 
 CONFIG = "python:lowmem_wsgi.gunicorn"
 
-# As the `gunicorn` script does, and unlike a bare -m: a gunicorn.py or a logging.py among the app's
-# files is not taken for the real one. (Python 3.10 does not know the option.)
+# As with the `gunicorn` script, and unlike a bare -m: Python must not import a gunicorn.py or a
+# logging.py of the app in place of the real module. (Python 3.10 does not have the option.)
 SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 
 
 class Variable(NamedTuple):
-    """One row: set to this value, where all that it needs is so and the user has not set it."""
+    """A variable to set, if all its conditions hold and you have not set it yourself."""
 
     name: str
     value: str
-    needs: tuple[str, ...]  # of "glibc" and "trim" (LOWMEM_TRIM)
+    needs: tuple[str, ...]  # the conditions: "glibc", "trim" (LOWMEM_TRIM)
     why: str
 
 
-# Where there is no glibc the first four do nothing, or harm: no one calls malloc_trim there.
+# Without glibc the first four do nothing, or harm: nothing calls malloc_trim there.
 VARIABLES = (
     Variable(
         "PYTHONMALLOC",
@@ -54,8 +54,8 @@ VARIABLES = (
         ("glibc",),
         "free memory at the heap's end goes back from 8 MB on",
     ),
-    # Setting either one ends glibc's own adjusting of both, up to 32 and 64 MB (mallopt(3)). Not
-    # lower: below 4 MB each numpy operation would pay for new pages.
+    # Setting either threshold stops glibc from adjusting both, up to 32 and 64 MB (mallopt(3)).
+    # Below 4 MB, each numpy operation would pay for new pages.
     Variable(
         "MALLOC_MMAP_THRESHOLD_",
         str(4 * MB),
@@ -81,7 +81,7 @@ VARIABLES = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Become Gunicorn; the exit code where that cannot be."""
+    """Become Gunicorn. Return an exit code only if that is not possible or not asked for."""
     if not argv:
         print(USAGE, file=sys.stderr)
         return WRONG
@@ -108,13 +108,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def environment(given: Mapping[str, str], glibc: bool) -> dict[str, str]:
-    """The environment to serve in: the user's own, and ours where there is none.
+    """Return the environment to serve in: your variables, and the rows of VARIABLES not set yet.
 
-    One that is there but empty is taken out: that is how to leave it unset, and some of those who
-    read them take an empty text for a number. Raises SettingsError.
+    Removes a variable that is set but empty. So you can keep a variable unset, and no library reads
+    an empty text as a number. Raises SettingsError.
     """
     holds = {"glibc": glibc, "trim": Settings.load(environ=given).trim}
-    for name in NUMBERS:  # Gunicorn would end with a traceback
+    for name in NUMBERS:  # check now: otherwise Gunicorn ends with a traceback
         number(name, 0, given)
     ours = {
         row.name: row.value for row in VARIABLES if all(holds[condition] for condition in row.needs)
@@ -125,10 +125,10 @@ def environment(given: Mapping[str, str], glibc: bool) -> dict[str, str]:
 
 
 def arguments(argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """Gunicorn's command line: our config, $PORT, then the user's words, which beat both.
+    """Return Gunicorn's command line: LowMemory's config, $PORT, then your arguments, which win.
 
-    Gunicorn binds to $PORT by itself, but GUNICORN_CMD_ARGS beats that, and Render's names a port
-    there. The command line beats GUNICORN_CMD_ARGS. Raises SettingsError.
+    Gunicorn binds to $PORT by itself, but GUNICORN_CMD_ARGS overrides that, and Render sets a port
+    there. The command line overrides GUNICORN_CMD_ARGS. Raises SettingsError.
     """
     port = environ.get("PORT", "").strip()
     bind = ["--bind", f"0.0.0.0:{_port(port)}"] if port and not any(map(_binds, argv)) else []
@@ -136,22 +136,22 @@ def arguments(argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
 
 
 def on_glibc() -> bool:
-    """Whether the C library is glibc: not musl (Alpine), not macOS's."""
+    """Return whether the C library is glibc, and not musl (Alpine) or macOS's."""
     try:
         return bool(os.confstr("CS_GNU_LIBC_VERSION"))
-    except (AttributeError, OSError, ValueError):  # no confstr; no such name
+    except (AttributeError, OSError, ValueError):  # no confstr, or no such name
         return False
 
 
 def as_shell(command: Sequence[str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """The line for a shell that does the same. Of the environment only what `run` changes."""
+    """Return a shell command that does the same. Of the environment, only the changes of `run`."""
     unset = (word for name in before if name not in after for word in ("-u", name))
     new = (f"{name}={text}" for name, text in after.items() if name not in before)
     return shlex.join(["env", *unset, *new, *command])
 
 
 def _binds(word: str) -> bool:
-    """Whether a word of the command line is Gunicorn's --bind, shortened (--bin) or not."""
+    """Return whether a word of the command line is Gunicorn's --bind, also shortened (--bin)."""
     name, _, _ = word.partition("=")
     return word.startswith("-b") or (len(name) > len("--b") and "--bind".startswith(name))
 
@@ -182,7 +182,7 @@ be used, and beat the config: `python -m gunicorn --help` lists them. A config o
 
 
 def explained() -> str:
-    """The help, made from the table."""
+    """Return the help, made from VARIABLES."""
     marks = {(): "", ("glibc",): " *", ("glibc", "trim"): " **"}
     given = [(f"{row.name}={row.value}{marks[row.needs]}", row.why) for row in VARIABLES]
     width = max(len(setting) for setting, _ in given)
@@ -190,7 +190,7 @@ def explained() -> str:
 
 
 def _rows(given: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
-    """A line each; a reason that was given in the line before is not given again."""
+    """Yield one line for each variable. Do not repeat the reason of the line before."""
     last = ""
     for setting, why in given:
         yield f"  {setting:{width}}  {why if why != last else ''}".rstrip()

@@ -1,11 +1,11 @@
-"""How every command says what is wrong: one line a problem, and an exit code."""
+"""Print the problems of a command on stderr, one line each; and the exit codes."""
 
 from __future__ import annotations
 
 import sys
 
-FAILED = 1  # it cannot be done here
-WRONG = 2  # it was asked for in the wrong way; argparse and the shells use the same number
+FAILED = 1  # the command cannot run here
+WRONG = 2  # wrong usage; argparse and the shells use the same number
 
 
 def tell(*problems: str) -> None:

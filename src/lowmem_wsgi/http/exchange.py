@@ -33,7 +33,7 @@ class Exchange(ABC):
     """Call an app for one request, and stand between the app and the server until `close`.
 
     A subclass defines the steps on the way. Each time the app returns, LowMemory checks `strikes`
-    before the server goes on. One thread at a time uses an exchange.
+    before the server goes on.
     """
 
     __slots__ = (
@@ -223,7 +223,7 @@ class Exchange(ABC):
         if getattr(self, "_open", False):  # absent if __init__ was interrupted
             self.finish(False)
 
-    # --- In between
+    # --- Helpers
 
     def _other(self, error: BaseException | None) -> WSGIApplication | None:
         if self._out or self._rescued:

@@ -58,7 +58,7 @@ class Names:
         mount, door = environ.get("SCRIPT_NAME", ""), str(environ.get(PATH, path))
         known = method in METHODS
         if route is None and status is not None and status.startswith("404"):
-            route, known = NOT_FOUND, False  # do not cache: the path may exist later, and 404s vary
+            route, known = NOT_FOUND, False  # only this time, not cached: 404 paths are too many
         elif route is None and door.startswith(self._static):
             route = (mount + path).removesuffix(door) + self._static + "…"
         elif route is None:

@@ -1,8 +1,8 @@
 """The errors that an app gets when it reads a body that cannot be read.
 
-They are HTTPExceptions for Flask and other users of werkzeug, which answer with the error's status.
-They are OSErrors for frameworks that expect one from a failed upload (Django). The middleware sends
-that status to the client, whatever the app does with the error.
+The errors are HTTPExceptions for Flask and other users of werkzeug, which answer with the error's
+status. The errors are also OSErrors, for frameworks that expect one from a failed upload (Django).
+The middleware sends that status to the client, whatever the app does with the error.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ __all__ = ["install", "uninstall"]
 
 
 def __getattr__(name: str) -> object:
-    """Return a name of `__all__`. A process without late imports never loads `lazy`."""
+    """Return a name of `__all__`; raise AttributeError for others. Load `lazy` only when needed."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import lazy

@@ -1,24 +1,25 @@
-"""Late imports: `import pandas as pd` at the top of an app costs nothing until `pd` is used.
+"""Late imports: `import pandas as pd` at the top of an app costs nothing until the app uses `pd`.
 
     import lowmem_wsgi.imports
 
-    lowmem_wsgi.imports.install(["pandas", "numpy"])  # before the app; uninstall() undoes it
+    lowmem_wsgi.imports.install(["pandas", "numpy"])  # before the app; uninstall() undoes this
 
-Python 3.15 does this itself (PEP 810) when it is asked to. Before 3.15, this module does what that
-PEP describes, by the same rules:
+Python 3.15 can delay imports itself (PEP 810). For earlier versions, this module does what PEP 810
+describes, by the same rules:
 
-* LowMemory puts off statements: `import pandas`, `import matplotlib.pyplot as plt`. `from numpy
-  import array` needs the module at once, and so does import_module. (Python 3.15 puts off `from`.)
-* LowMemory puts off only modules that it can find, so that `except ImportError` works as ever.
-* The statement binds a module-to-be, which is not in sys.modules before its first use: code that
-  looks through sys.modules, or looks there to see what is in use, meets (and wakes) no half of one.
-* The first use is a plain import, with its lock: threads wait for each other, and Python sees a
-  circular wait. Whoever imports the module first, in whatever way, fills the module-to-be, so that
-  there is never a second module.
+* LowMemory delays statements: `import pandas`, `import matplotlib.pyplot as plt`. `from numpy
+  import array` needs the module at once, and so does import_module. (Python 3.15 delays `from`.)
+* LowMemory delays only modules that it can find, so that `except ImportError` works as usual.
+* The statement binds a late module, which is not in sys.modules before its first use. So code that
+  searches sys.modules finds no half-loaded module, and loads none.
+* The first use is a plain import, with the import lock: threads wait for each other, and Python
+  detects a circular wait. The first import of the module, in whatever way, fills the late module.
+  So there is never a second module.
 
-Only `builtins.__import__` sees statements, so LowMemory replaces it: 0.2 µs for each that is run. A
-finder in sys.meta_path would have to leave something unfinished in sys.modules;
-importlib.util.LazyLoader does, and its users suffered (gh-114763, numpy#22045, lazy-loader#55).
+Only `builtins.__import__` sees statements, so LowMemory replaces that function, which costs 0.2 µs
+for each statement run. A finder in sys.meta_path would have to leave an unfinished module in
+sys.modules. importlib.util.LazyLoader does so, and its users had problems (gh-114763, numpy#22045,
+lazy-loader#55).
 """
 
 from __future__ import annotations
@@ -41,22 +42,22 @@ from ..settings import Settings
 from . import tracker
 from .tracker import Tracker, behind
 
-# What the import system reads and sets before it executes a module.
+# The attributes that the import system reads and sets before it executes a module.
 _OF_IMPORT = frozenset(
     {
         *("__class__", "__name__", "__package__", "__file__", "__path__", "__loader__"),
         *("__cached__", "__spec__"),
     }
 )
-# Asked of whatever is in a module's namespace, by tools that only look round (doctest, pytest,
-# inspect, cloudpickle). A module-to-be answers these with what is known of it, and stays unloaded.
+# Attributes that tools read from every object of a namespace (doctest, pytest, inspect,
+# cloudpickle). A late module answers these with the values known so far, and stays unloaded.
 QUIET = _OF_IMPORT | {
     *("__bases__", "__reduce_ex__", "__wrapped__", "__test__", "__warningregistry__"),
     *("_mock_name", "_pytestfixturefunction"),
     "pytest_mock_example_attribute_that_shouldnt_exist",
 }
 
-# Never put off, each for its reason.
+# Packages that LowMemory never imports late, each with the reason.
 BREAKS = {
     "cv2": "it takes itself out of sys.modules while it loads",
     "ddtrace": "it must instrument other packages before they are used",
@@ -68,18 +69,18 @@ BREAKS = {
 
 
 class ImportedLate(ImportError):
-    """Names the statement that was put off: the cause of an error at the first use."""
+    """The cause of an error at the first use: names the import statement that was delayed."""
 
 
 class Late(ModuleType):
-    """A module-to-be. An ordinary module from the moment that it is loaded."""
+    """A late module: not loaded yet. Becomes an ordinary module when it is loaded."""
 
-    late_imports: ClassVar[LateImports]  # of its subclass: see LateImports
+    late_imports: ClassVar[LateImports]  # set on a subclass: see LateImports
 
     def __getattribute__(self, name: str) -> Any:
         own: str = _get(self, "__name__")
         put_off = own not in sys.modules
-        # A spec is wanted by the import system of what it loads, else by importlib.reload.
+        # The import system reads the spec of a module that it loads; importlib.reload reads it too.
         if name in QUIET and not (name == "__spec__" and put_off):
             return _get(self, name)
         late_imports = type(self).late_imports
@@ -119,19 +120,19 @@ def _used(late: Late, user: FrameType) -> ModuleType:
 
 
 def _in_a_statement(frame: FrameType) -> bool:
-    """Return whether the frame is in the middle of `import a.b as c`, which takes b from a.
+    """Return whether the frame is in the middle of `import a.b as c`, which reads b from a.
 
-    Python runs that as it runs `a.b`. There, a may have another thing by the name of its submodule:
-    a must be loaded first.
+    Python reads b in the same way for the expression `a.b`. There, a may have another attribute
+    with the submodule's name, so a must be loaded first.
     """
     return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] == _IMPORT_FROM
 
 
 def _inside(module: object) -> dict[str, Any]:
-    """Return the module's namespace, without waking the module."""
+    """Return the module's namespace, without loading the module."""
     try:
         found: dict[str, Any] = object.__getattribute__(module, "__dict__")
-    except AttributeError:  # a thing that stands for a module
+    except AttributeError:  # an object in place of a module
         return {}
     return found
 
@@ -139,14 +140,14 @@ def _inside(module: object) -> dict[str, Any]:
 class _Waiting(NamedTuple):
     late: Late
     blank: dict[str, object]  # the namespace before the module is loaded
-    where: str  # the statement's file and line
+    where: str  # file and line of the import statement
 
 
 def install(modules: Iterable[str] | None = None, *, python: Any = sys) -> None:
-    """From now on, put off the imports of these modules until their first use. Idempotent.
+    """Delay the imports of these modules until their first use, from now on. Idempotent.
 
     `modules`: names, or a text with commas; by default those of LOWMEM_HEAVY_MODULES. Modules that
-    are loaded already stay loaded. Raises SettingsError for a name that is no module's.
+    are loaded already stay loaded. Raises SettingsError for a name that is no module name.
     """
     if modules is not None and not isinstance(modules, str):
         modules = tuple(modules)
@@ -169,21 +170,20 @@ def install(modules: Iterable[str] | None = None, *, python: Any = sys) -> None:
 
 
 def uninstall() -> None:
-    """Put off no more. Modules that were put off are still loaded at their first use."""
+    """Delay no more imports. Modules delayed so far are still loaded at their first use."""
     late = _installed()
     if late is not None:
         late.stop()
 
 
 def installed() -> tuple[str, ...]:
-    """Return the modules whose imports are put off."""
+    """Return the names of the modules whose imports are delayed."""
     late = _installed()
     return late.names if late is not None and late.on else ()
 
 
 def waiting() -> dict[str, str]:
-    """Return the modules that are put off and not loaded, each with the file and line of its
-    import statement."""
+    """Return the delayed modules not loaded yet, with file and line of each import statement."""
     late = _installed()
     found = {} if late is None else late.waiting
     return {name: kept.where for name, kept in list(found.items()) if name not in sys.modules}
@@ -195,7 +195,7 @@ def _installed() -> LateImports | None:
 
 
 class LateImports:
-    """Puts off the imports of `names`, and has their modules loaded at the first use."""
+    """Delay the imports of `names`, and load the modules at their first use."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.names: tuple[str, ...] = ()
@@ -205,12 +205,12 @@ class LateImports:
         self._tracker = tracker
         self._kind = type("Late", (Late,), {"late_imports": self})
         self._real = builtins.__import__
-        self._replaced = False  # whether others may call __import__
+        self._replaced = False  # whether other code may call this object's __import__
         self._undo: list[Callable[[], object]] = []
-        self._frames: dict[int, _Frames] = {}  # by pid: a fork begins with its own
+        self._frames: dict[int, _Frames] = {}  # by pid, so that a fork begins with its own
 
     def start(self, names: tuple[str, ...], python: Any = sys) -> None:
-        """Put off the imports of these modules. Idempotent."""
+        """Delay the imports of these modules. Idempotent."""
         self.names = names
         self._tops = frozenset(name.partition(".")[0] for name in names)
         if self.on:
@@ -222,7 +222,7 @@ class LateImports:
             self._replace_import()
 
     def stop(self) -> None:
-        """Put off no more. Idempotent."""
+        """Delay no more imports. Idempotent."""
         self.on = False
         while self._undo:
             self._undo.pop()()
@@ -236,7 +236,7 @@ class LateImports:
         self._undo.append(self._put_back)
 
     def _put_back(self) -> None:
-        if builtins.__import__ == self.__import__:  # else another has replaced ours, and calls it
+        if builtins.__import__ == self.__import__:  # else a later hook calls this one
             builtins.__import__, self._replaced = self._real, False
 
     def __import__(
@@ -247,7 +247,7 @@ class LateImports:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> Any:
-        # None is what a statement without `from` says, and nobody else.
+        # Only a statement without `from` passes None.
         if fromlist is None and name.partition(".")[0] in self._tops and name not in sys.modules:
             found = self._put_off(name) if self.on and not level else None
             if found is not None:
@@ -255,7 +255,7 @@ class LateImports:
         return self._real(name, globals, locals, fromlist, level)
 
     def _put_off(self, name: str) -> ModuleType | None:
-        """Return what `import name` binds, if the import can wait."""
+        """Return the module that `import name` binds, or None if the import cannot wait."""
         try:
             specs = self._specs(name)
             if specs is None:
@@ -271,16 +271,18 @@ class LateImports:
                     setattr(sys.modules[parent], child, late)
             top = name.partition(".")[0]
             return sys.modules.get(top) or self.waiting[top].late
-        except ImportError:  # of a parent: the real import says the same
+        except ImportError:  # from a parent: the real import raises the same error
             return None
         except Exception:
             log.failure("Putting off an import")
             return None
 
     def _specs(self, name: str) -> list[ModuleSpec] | None:
-        """Return the specs of `name` and of its parents, as far as they are not loaded yet. None
-        where the import cannot wait."""
-        # A heavy package that imports its own kin may count on what that does.
+        """Return the specs of `name` and its parents that are not loaded yet.
+
+        None if the import cannot wait.
+        """
+        # A heavy package may rely on the effects of importing its own parts.
         if not self._is_late(name) or self._tracker.loading():
             return None
         found: list[ModuleSpec] = []
@@ -296,7 +298,7 @@ class LateImports:
                 continue
             parent = sys.modules.get(prefix.rpartition(".")[0])
             if parent is not None and child in _inside(parent) and prefix not in self.waiting:
-                return None  # the package has another thing by that name
+                return None  # the package has another attribute with that name
             spec = self._find(prefix, path)
             if spec is None:
                 return None
@@ -308,8 +310,10 @@ class LateImports:
         return any(name == late or name.startswith(late + ".") for late in self.names)
 
     def _find(self, name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-        """Return the spec, if the module is Python code in a file. (To make a compiled module is to
-        load it, and a namespace weighs nothing.)"""
+        """Return the spec if the module is Python code in a file, else None.
+
+        (Creating a compiled module loads it. A namespace package takes no memory.)
+        """
         if "." in name and path is None:
             return None
         spec = behind(self._tracker, name, path)
@@ -320,8 +324,11 @@ class LateImports:
     # --- The first use
 
     def load(self, name: str, user: FrameType) -> ModuleType:
-        """Import the module now, for the code in that frame. Return what sys.modules has then: the
-        package may have put another object there."""
+        """Import the module now, for the code in frame `user`. Thread-safe.
+
+        Return the object in sys.modules after the import: the package may have put another one
+        there.
+        """
         family = self._tracker.family(name)
         if family is not None and name not in sys.modules:
             self._tracker.note_first_use(family, _place(user))
@@ -329,7 +336,7 @@ class LateImports:
             with self._frames.setdefault(os.getpid(), _Frames()):
                 for _ in range(_AGAIN):
                     self._real(name)
-                    if name in sys.modules:  # else another thread's import of it has failed now
+                    if name in sys.modules:  # else another thread's import has just failed
                         break
         except Exception as error:
             self._name_statement(error, name)
@@ -340,14 +347,17 @@ class LateImports:
         return module
 
     def module(self, name: str) -> Late | None:
-        """Return the module-to-be that a load of `name` is to fill, if there is one."""
+        """Return the late module that a load of `name` must fill, or None."""
         waiting = self.waiting.get(name)
         return None if waiting is None else waiting.late
 
     @contextlib.contextmanager
     def filled(self, name: str, module: ModuleType) -> Iterator[None]:
-        """The module is executed within. Make an ordinary module of a module-to-be, or what it was
-        before where the code fails, for the next to try."""
+        """Execute a module within this context, to fill a late module.
+
+        On success, the late module becomes an ordinary module. On an error, it becomes a blank late
+        module again, for the next attempt.
+        """
         try:
             yield
         except BaseException:
@@ -363,16 +373,15 @@ class LateImports:
         self._attach(module, name)
 
     def _attach(self, module: ModuleType, name: str) -> None:
-        """Let the submodules that are still put off be found in a loaded package, as if they were
-        imported."""
+        """Set the submodules still delayed as attributes of their loaded package."""
         for below, waiting in list(self.waiting.items()):
             parent, _, child = below.rpartition(".")
             if parent == name and below not in sys.modules and child not in _inside(module):
-                with contextlib.suppress(AttributeError, TypeError):  # not of every stand-in
+                with contextlib.suppress(AttributeError, TypeError):  # an object without attributes
                     setattr(module, child, waiting.late)
 
     def _name_statement(self, error: BaseException, name: str) -> None:
-        """Put the statement at the root of the error, where a traceback begins."""
+        """Add the delayed statement as the root cause of the error, where a traceback begins."""
         waiting = self.waiting.get(name)
         root = error
         while (cause := root.__cause__ or root.__context__) is not None:
@@ -387,10 +396,13 @@ class LateImports:
     # --- Python 3.15 and later (PEP 810)
 
     def _ask_python(self, python: Any) -> None:
-        """Have Python put off the imports. A `lazy import` of another package than `names` is then
-        made at once: Python's filter does not see whether a statement asks for it."""
+        """Make Python delay the imports.
+
+        A `lazy import` of a package outside `names` then runs at once: Python's filter does not see
+        whether a statement says `lazy`.
+        """
         mode, before = python.get_lazy_imports(), python.get_lazy_imports_filter()
-        if mode == "all":  # all imports are late already
+        if mode == "all":  # Python already delays all imports
             return
 
         def wanted(importer: str, name: str, fromlist: Sequence[str] | None) -> bool:
@@ -406,16 +418,19 @@ class LateImports:
         self._undo.append(lambda: python.set_lazy_imports(mode))
 
 
-_AGAIN = 100  # failed imports of other threads, at most, before this thread's own begins
+_AGAIN = 100  # the most attempts, where imports of other threads fail
 
 
 class _Frames:
-    """Room on the stack for imports: each module within another takes seven frames, and the
-    recursion limit of `ultra`, 200, is too low for pandas in the middle of a request."""
+    """Raise the recursion limit during an import. Thread-safe.
+
+    Each nested module takes seven frames. The recursion limit of the preset `ultra`, 200, is too
+    low for an import of pandas in the middle of a request.
+    """
 
     def __init__(self, frames: int = 1000) -> None:
         self._frames = frames
-        self._inside: list[int] = []  # the limit before, for each import under way
+        self._inside: list[int] = []  # the earlier limit, once for each import in progress
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:

@@ -1,8 +1,8 @@
-"""Which heavy modules are loaded: since when, for which route, and at what cost.
+"""Track which heavy modules are loaded: since when, for which route, and at what cost.
 
-The tracker is the package's one finder. It stands at the head of sys.meta_path and is kept nowhere
-else. It finds nothing itself: it takes what the finders behind it have found for a heavy module,
-measures the process before and after the load, and has a module whose import was put off filled.
+The tracker is the package's only finder. It is stored at the head of sys.meta_path and nowhere
+else. The tracker finds nothing itself. For a heavy module, the tracker takes the result of the
+finders behind it, measures the process before and after the load, and fills a late module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def install(modules: Iterable[str]) -> Tracker:
-    """Track these modules, too, from now on. Return the installed tracker."""
+    """Also track these modules from now on. Return the installed tracker."""
     tracker = installed()
     if tracker is None:
         tracker = Tracker()
@@ -52,34 +52,35 @@ def own() -> str:
 
 
 def rss() -> int:
-    """The process's resident set in bytes. Loads are rare: nothing is kept open for them."""
+    """Return the process's RSS in bytes. Keeps no file open, because loads are rare."""
     reader = OwnRss()
     try:
         return reader()
     finally:
-        reader.reopen()  # which closes
+        reader.reopen()  # closes the file
 
 
 class Listener(Protocol):
-    """Hears of loads, each time on the thread that loads."""
+    """The tracker calls these methods at loads, in the thread that loads."""
 
     def where(self) -> str | None:
         """Return the route that this thread serves, or None."""
         ...
 
     def load_begins(self) -> None:
-        """This thread is about to load heavy modules. Raise MemoryError to forbid the load."""
+        """Called when this thread is about to load heavy modules. Raise MemoryError to forbid."""
         ...
 
     def load_ends(self) -> None:
-        """This thread has loaded the modules, or failed to. Must be idempotent."""
+        """Called when this thread has loaded the modules, or failed. Must be idempotent."""
         ...
 
 
 class Tracker:
-    """A finder for sys.meta_path, and the loads that it has seen.
+    """A finder for sys.meta_path, and the loads that the finder has seen.
 
-    Forks need no care: the records say which process made them.
+    `rss`: return the process's RSS in bytes. `now`: Unix time in seconds. `clock`: a monotonic
+    clock in seconds. A fork needs no reset: the records hold the pid that made them.
     """
 
     def __init__(
@@ -89,34 +90,34 @@ class Tracker:
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        # The heavy modules. A module below one (`pandas.io` of `pandas`) counts as it.
+        # The heavy modules. A submodule (`pandas.io` of `pandas`) counts as its heavy module.
         self.modules: tuple[str, ...] = ()
         self.late_imports: LateImports | None = None
         self._listeners: tuple[Listener, ...] = ()
-        # Modules that a first use has loaded, and its file and line, if they are known.
+        # Modules that a first use has loaded -> file and line of that use, if known.
         self._first_uses: dict[str, str | None] = {}
         self._rss = rss
         self._now = now
         self._clock = clock
         self._records: dict[str, dict[str, Any]] = {}
-        self._pids: dict[str, int] = {}  # the process that loaded the module: this one or a parent
+        self._pids: dict[str, int] = {}  # module -> pid that loaded it: this process or a parent
         self._thread = threading.local()
 
     def watch(self, modules: Iterable[str]) -> None:
-        """Track these modules, too. Idempotent."""
+        """Also track these modules. Idempotent."""
         self.modules = tuple(dict.fromkeys((*self.modules, *modules)))
 
     def attach(self, listener: Listener) -> None:
-        """Tell `listener` of loads. Idempotent."""
+        """Call `listener` at loads from now on. Idempotent."""
         if listener not in self._listeners:
             self._listeners += (listener,)
 
     def detach(self, listener: Listener) -> None:
-        """Tell `listener` nothing more. Idempotent."""
+        """Stop calling `listener`. Idempotent."""
         self._listeners = tuple(other for other in self._listeners if other is not listener)
 
     def fill_for(self, late_imports: LateImports) -> None:
-        """Have the modules whose import was put off filled when they are loaded."""
+        """Fill the late modules of `late_imports` when they are loaded."""
         self.late_imports = late_imports
 
     def stop(self) -> None:
@@ -125,7 +126,7 @@ class Tracker:
             sys.meta_path.remove(self)
 
     def family(self, name: str) -> str | None:
-        """Return the heavy module that `name` is, or is a part of."""
+        """Return the heavy module that `name` is, or belongs to; None for others."""
         for module in self.modules:
             if name == module or name.startswith(module + "."):
                 return module
@@ -139,16 +140,17 @@ class Tracker:
         return found
 
     def note_first_use(self, family: str, place: str | None) -> None:
-        """A first use, at `place` (file:line), is about to load the module. Idempotent."""
+        """Note that a first use at `place` (file:line) is about to load the module. Idempotent."""
         self._first_uses.setdefault(family, place)
 
     def loaded(self) -> list[dict[str, Any]]:
         """Return the heavy modules that are loaded, in the order of the setting.
 
-        `module`; `loaded_at` (Unix seconds), `route`, `cost_bytes` (growth of the process's RSS)
-        and `seconds`, all None where the module was loaded unseen; `late`: whether a first use
-        loaded it; `first_use`: the file and line of that, None for a module that came with another.
-        A module that another one loads (numpy for pandas) is booked to itself alone.
+        Each has `module`. `loaded_at` (Unix seconds), `route`, `cost_bytes` (growth of the
+        process's RSS) and `seconds` are None for a load that the tracker has not seen. `late`:
+        whether a first use loaded the module. `first_use`: file and line of that use, None for a
+        module loaded by another. The cost of a module that another loads (numpy for pandas) counts
+        only for that module itself.
         """
         unseen = dict.fromkeys(("loaded_at", "route", "cost_bytes", "seconds"))
         return [
@@ -161,7 +163,7 @@ class Tracker:
         ]
 
     def own(self) -> str:
-        """Return for the log what this process has loaded itself, and no parent before a fork."""
+        """Return for the log the modules that this process has loaded since its fork."""
         return ", ".join(
             f"{record['module']} ({format_size(record['cost_bytes'])})"
             for record in self.loaded()
@@ -171,7 +173,7 @@ class Tracker:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """For the import system."""
+        """Return the spec of a heavy module, with a measuring loader. Python calls this hook."""
         family = self.family(name)
         if family is None or (family in self.loading() and not self._is_put_off(name)):
             return None
@@ -185,8 +187,11 @@ class Tracker:
 
     @contextlib.contextmanager
     def measured(self, family: str) -> Iterator[None]:
-        """Book the growth and the time within to `family`, less what is booked to others
-        meanwhile."""
+        """Attribute the growth and the time within this context to `family`.
+
+        Growth and time attributed to other modules meanwhile do not count. Raises MemoryError if a
+        listener forbids the load.
+        """
         loading = self.loading()
         if family in loading:
             yield
@@ -217,8 +222,11 @@ class Tracker:
         record["seconds"] = round(record["seconds"] + max(0.0, seconds_now - seconds), 6)
 
     def _unbooked(self) -> tuple[int, float]:
-        """Return the process's size and the time, less what is booked. So nothing is booked twice,
-        neither a load within another nor the load of another thread at the same time."""
+        """Return the process's size (bytes) and the time (seconds), less all that is attributed.
+
+        So nothing counts twice: neither a load within another, nor a load by another thread at the
+        same time.
+        """
         records = list(self._records.values())
         return (
             self._rss() - sum(record["cost_bytes"] for record in records),
@@ -229,12 +237,12 @@ class Tracker:
         try:
             routes = (listener.where() for listener in self._listeners)
             return next((route for route in routes if route is not None), None)
-        except Exception:  # no reason for an import to fail
+        except Exception:  # must not make the import fail
             return None
 
 
 def _tell(method: Callable[[], None]) -> None:
-    """Call a listener. MemoryError alone is a reason for an import to fail."""
+    """Call a listener's method. Only a MemoryError makes the import fail."""
     try:
         method()
     except MemoryError:
@@ -244,7 +252,7 @@ def _tell(method: Callable[[], None]) -> None:
 
 
 class _Loader:
-    """Another's loader. It is in the spec only until the module is executed."""
+    """A wrapper around a module's loader. Stays in the spec only until the module is executed."""
 
     def __init__(self, loader: Any, tracker: Tracker, name: str, family: str) -> None:
         self.loader = loader
@@ -253,17 +261,17 @@ class _Loader:
         self._tracker = tracker
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)  # for those who only want to know
+        return getattr(self.loader, name)  # for code that reads the loader's attributes
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        compiled = isinstance(self.loader, ExtensionFileLoader)  # which is loaded here
+        compiled = isinstance(self.loader, ExtensionFileLoader)  # creating such a module loads it
         with self._tracker.measured(self._family) if compiled else contextlib.nullcontext():
             created: ModuleType | None = self.loader.create_module(spec)
         late = self._tracker.late_imports
         return late.module(self._name) if created is None and late is not None else created
 
     def exec_module(self, module: ModuleType) -> None:
-        # Leave no trace in the module: the other's loader has loaded it.
+        # Leave no trace in the module: show the module's own loader.
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         module.__loader__ = self.loader
@@ -276,12 +284,12 @@ class _Loader:
 def behind(
     finder: object, name: str, path: Sequence[str] | None, target: ModuleType | None = None
 ) -> ModuleSpec | None:
-    """Return what the finders behind this one find."""
+    """Return the spec that the finders behind `finder` find, or None."""
     others = list(sys.meta_path)
     if finder in others:
         del others[: others.index(finder) + 1]
     for other in others:
-        find = getattr(other, "find_spec", None)  # a very old one has none
+        find = getattr(other, "find_spec", None)  # very old finders have none
         spec: ModuleSpec | None = find(name, path, target) if find is not None else None
         if spec is not None:
             return spec

@@ -223,7 +223,7 @@ class Attribution:
         left = min(most, sum(size for _, size in grown))
         return scaled({name: size for name, size in grown if size > 0}, left)
 
-    # --- In between
+    # --- Helpers
 
     def _rest(self, began: float, growth: int) -> None:
         """Set the time of the next weighing, by the cost of this one."""

@@ -41,7 +41,7 @@ RESERVE_SHARE = 1 / 12
 LAST_SHARE = 1 / 24
 # Seconds for which the reserve stays open.
 OPEN = 1.0
-# Bytes of the room that may be mapped anew between two looks, however many holes there are.
+# Bytes that new mappings may take of the room between two looks, however many holes there are.
 SLACK = 64 * MB
 # Bytes that a process may map above its first size, however full the container is. Without them, a
 # new worker beside a large old worker could not even read a request.
@@ -69,7 +69,7 @@ def room_for(usage: Usage, workers: int, reserve: float = RESERVE_SHARE) -> int:
 
 
 def new_mappings(room: int, holes: int) -> int:
-    """Return the bytes that a process may map anew.
+    """Return the bytes that new mappings of a process may take.
 
     `room`: bytes free in the container. `holes`: bytes of holes in the process's heap.
     """

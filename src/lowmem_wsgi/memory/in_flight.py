@@ -7,7 +7,7 @@ import threading
 
 
 class InFlight:
-    """The requests in flight. Thread-safe without a lock: the GIL makes each step atomic."""
+    """The requests in flight. Thread-safe without a lock: the interpreter makes steps atomic."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)

@@ -30,8 +30,8 @@ from ..system.native import original
 # (A share of wall-clock time means nothing in a container with a tenth of a CPU.)
 LEAST, SHARE = 0.005, 0.15
 # If a younger request has used NEARLY as much as another (a share), the younger is suspected. After
-# FORGET seconds LowMemory measures a request anew, so that a long stream is not blamed for all the
-# growth since the stream began.
+# FORGET seconds LowMemory measures a request from zero again, so that a long stream is not blamed
+# for all the growth since the stream began.
 NEARLY, FORGET = 0.8, 10.0
 # A thread that leaves an app waits at most this long (seconds) for a strike to be over.
 SETTLED = 1.0
@@ -260,7 +260,7 @@ def _raise_in(ident: int, kind: type[BaseException] | None) -> bool:
     Return whether the interpreter found the thread.
     """
     try:
-        import ctypes  # loaded already, by malloc_trim
+        import ctypes  # loaded already by malloc_trim
 
         set_async = ctypes.pythonapi.PyThreadState_SetAsyncExc
         raised = None if kind is None else ctypes.py_object(kind)

@@ -194,7 +194,7 @@ class Monitor:
             log.logger.info("🔍 %s, %s", self._figures(usage), level)
         return min(self._pause(usage.used), latest)
 
-    # --- In between
+    # --- Helpers
 
     def _do_duties(self, usage: Usage, level: str) -> float:
         """Run the duties. Return the most seconds that may pass until the next reading."""

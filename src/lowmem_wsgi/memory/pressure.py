@@ -25,7 +25,7 @@ class Registered(NamedTuple):
 
     name: str
     find: Callable[[], Callback | None]
-    running: dict[int, float]  # the ident of the thread that runs it, and since when (monotonic)
+    running: dict[int, float]  # ident of a thread that runs the callback -> start (monotonic)
 
 
 class Callbacks:
@@ -95,7 +95,7 @@ def tell(one: Registered, level: str, left: list[float]) -> str | None:
                 failed(f"callback {one.name}")
                 raised.clear()  # the traceback holds the callback's objects
         finally:
-            one.running.pop(ident, None)  # a fork may have forgotten it
+            one.running.pop(ident, None)  # absent if a fork has cleared `running`
             done.set()
 
     try:

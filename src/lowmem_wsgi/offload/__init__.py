@@ -1,1 +1,1 @@
-"""Calls of a function in short-lived child processes, whose memory all goes back."""
+"""Call a function in a short-lived child process, whose memory all goes back to the system."""

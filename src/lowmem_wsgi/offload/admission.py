@@ -1,8 +1,8 @@
-"""Admission of child processes: whether there is room for one more.
+"""Decide whether there is room for one more child process.
 
-Two things decide: a list of the children that run, which all workers of this machine share, and the
-memory that the container has left. The list is a file in the private directory, locked while a
-process looks at it. Each look takes the children off that have ended.
+The decision depends on the list of running children, which all workers of this machine share, and
+on the memory left in the container. The list is a file in the private directory. A process locks
+the file while it reads the list, and removes the children that have ended.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from ..system.procfs import read_stat, read_statm
 from ..system.usage import Usage
 from .errors import OffloadBusy, OffloadTooLarge
 
-# The interpreter's own use before it does anything (measured: 3 to 5 MB of its own on Python 3.10
-# to 3.13, beside pages of files that all share).
+# Memory of a bare interpreter (measured: 3 to 5 MB of its own on Python 3.10 to 3.13, besides pages
+# of files that all processes share).
 INTERPRETER = 6 * MB
-# Without `memory`: this much, or half of the limit where that is less.
+# Without `memory`: so many bytes, or half of the limit if that is less.
 MEMORY = 256 * MB
-# Without at_once: as many as fit into all the memory there is, and no more than this.
+# Without `at_once`: as many children as fit into the whole memory, but at most so many.
 MOST = 4
-# Seconds between two looks, growing from the first to the second.
+# Seconds between two attempts, growing from SOON to LATER.
 SOON, LATER = 0.005, 0.05
 # Seconds after a child's end until its memory is back.
 SETTLED = 0.5
-# Seconds to wait for the list at most. A process that starts a child holds it that long.
+# The most seconds to wait for the list. A process holds the list while it starts a child.
 PATIENCE = 5.0
 
 
 class Request(NamedTuple):
-    """A wish for room: one more of `at_once` children that run `name`, each of which may grow by
-    `memory` bytes. `wait`: seconds."""
+    """A request for room for one child that runs function `name`.
+
+    `memory`: bytes that the child may grow by. `at_once`: the most children that may run the
+    function. `wait`: seconds.
+    """
 
     name: str
     memory: int
@@ -48,7 +51,7 @@ class Request(NamedTuple):
 
 
 class Child(NamedTuple):
-    """A child that runs. `born` tells it from a later process of the same pid."""
+    """A running child. `born` distinguishes the child from a later process with the same pid."""
 
     pid: int
     born: str
@@ -78,8 +81,8 @@ def reason_to_wait(
 ) -> str | None:
     """Return why the child may not be started now, or None if it may.
 
-    `top`: bytes that the site may use, None where nobody enforces a limit. `held(pid)`: bytes that
-    a child uses already, and `usage` includes.
+    `top`: bytes that the site may use, None if no limit is enforced. `held(pid)`: bytes that a
+    child already uses, which `usage` includes.
     """
     at_once = request.at_once or max(1, min(MOST, usage.limit // size(request.memory)))
     same = sum(child.name == request.name for child in running)
@@ -98,33 +101,33 @@ def reason_to_wait(
 
 
 def size(memory: int) -> int:
-    """Return the bytes that a child may come to use in all."""
+    """Return the most bytes that a child may use in all."""
     return INTERPRETER + memory
 
 
 class Full(NamedTuple):
-    """There is no room now. `others`: whether another child holds some, or has just ended."""
+    """No room now. `others`: whether another child holds room, or has just ended."""
 
     reason: str
     others: bool
 
 
 class Gate:
-    """Lets children of this process start when there is room. For all threads. See `gate`."""
+    """Start children of this process when there is room. Thread-safe. See `gate`."""
 
     def __init__(self) -> None:
         self._started: weakref.WeakSet[Started] = weakref.WeakSet()
-        # The request of each process that waits for room.
+        # pid of a process -> its request that waits for room.
         self._waiting: dict[int, object] = {}
-        # The list where there is no private directory: this process's own children.
+        # Without a private directory, the list of this process's own children.
         self._own: list[Child] = []
         self._without_app: tuple[Memory, Settings] | None = None
 
     def start(self, request: Request, begin: Callable[[], S]) -> S:
-        """Call `begin` as soon as there is room for the child.
+        """Call `begin` as soon as there is room for the child. Return its result.
 
-        Raises OffloadTooLarge where there never will be. Raises OffloadBusy after `wait` seconds;
-        at once where no other child holds room, or another request waits already.
+        Raises OffloadTooLarge if the child can never fit. Raises OffloadBusy after `wait` seconds,
+        or at once if no other child holds room or another request already waits.
         """
         until = time.monotonic() + request.wait
         found = self.attempt(request, begin)
@@ -145,7 +148,10 @@ class Gate:
         return found
 
     def attempt(self, request: Request, begin: Callable[[], S]) -> S | Full:
-        """Call `begin` if there is room for the child now. Raises OffloadTooLarge."""
+        """Call `begin` if there is room for the child now, else return Full.
+
+        Raises OffloadTooLarge if the child can never fit.
+        """
         with self.children() as (running, ended):
             usage, top = self.look()
             if top is not None and size(request.memory) > top:
@@ -165,11 +171,11 @@ class Gate:
 
     @contextlib.contextmanager
     def _wait(self, request: Request, reason: str) -> Iterator[None]:
-        """Wait within. Raises OffloadBusy where another request of this process waits: a server
-        has few threads, and each that waits is one less for the rest of the site.
+        """Let only one request of this process wait at a time. Raise OffloadBusy for another.
 
-        A thread of the app's own (`submit`) may always wait, and so may any thread under gevent,
-        where a wait holds no thread.
+        A server has few threads, and a waiting thread serves no other request. A thread of the
+        app's own (`submit`) may always wait. So may any thread under gevent, where a wait holds no
+        thread.
         """
         from ..runtime import current
 
@@ -188,12 +194,14 @@ class Gate:
             del self._waiting[pid]
 
     def default_memory(self) -> int:
-        """Return the bytes that a child may grow by where `memory` is not given."""
+        """Return the bytes that a child may grow by if `memory` is not given."""
         return min(MEMORY, self.look()[0].limit // 2)
 
     def look(self) -> tuple[Usage, int | None]:
-        """Return the site's usage, and the bytes at which it turns critical: None where nobody
-        enforces a limit. The app's settings hold, else the environment's."""
+        """Return the site's usage, and the critical threshold in bytes (None without a limit).
+
+        The limit and the threshold come from the app's settings, else from the environment.
+        """
         from ..runtime import current
 
         engine = current()
@@ -206,8 +214,10 @@ class Gate:
         return usage, None if usage.source == "process" else top
 
     def kills(self) -> int | None:
-        """Return how many processes of the container the OOM killer has taken; None where the
-        system does not say."""
+        """Return how many processes of the container the OOM killer has ended.
+
+        None where the system reports no count.
+        """
         from ..runtime import current
 
         engine = current()
@@ -222,8 +232,10 @@ class Gate:
 
     @contextlib.contextmanager
     def children(self) -> Iterator[tuple[list[Child], bool]]:
-        """Yield the children that run, and whether one has ended since the last look. A child that
-        is appended is on the list from then on."""
+        """Yield the running children, and whether one has ended since the last look.
+
+        The list is locked meanwhile. A child that you append stays on the list.
+        """
         file = _locked()
         try:
             before = self._own if file is None else _parse(_text(file))
@@ -239,19 +251,21 @@ class Gate:
                 _unlock(file)
 
     def add(self, child: Started) -> None:
-        """Let go of the child in forks of this process."""
+        """Register a child, so that forks of this process close its lifeline."""
         self._started.add(child)
 
     def after_fork(self) -> None:
-        """In a fork that the app has made: the children stay the parent's. They end with the
-        parent, even while the fork lives on."""
+        """Close the children's lifelines in a fork that the app has made.
+
+        The children belong to the parent, and end with the parent even if the fork lives on.
+        """
         for child in list(self._started):
             child.let_go()
 
 
 @functools.cache
 def gate() -> Gate:
-    """Return the process's gate. Nothing else makes one."""
+    """Return the process's only gate."""
     found = Gate()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=found.after_fork)
@@ -262,7 +276,7 @@ def gate() -> Gate:
 
 
 def _locked() -> int | None:
-    """Return the open file of the list, locked, or None where it cannot be had."""
+    """Return the open and locked file of the list, or None if it cannot be opened."""
     from ..system.private_dir import Refused, private_directory, runtime_directory
 
     try:
@@ -280,7 +294,7 @@ def _locked() -> int | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
         except OSError:
-            if time.monotonic() > until:  # a process hangs: rather a child too many than none
+            if time.monotonic() > until:  # a process hangs: better one child too many than none
                 return file
         time.sleep(SOON)
 
@@ -289,7 +303,7 @@ def _unlock(file: int) -> None:
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_UN)  # also for a fork that has the file open
+        fcntl.flock(file, fcntl.LOCK_UN)  # explicitly: a fork may have the file open too
     finally:
         os.close(file)
 
@@ -303,7 +317,7 @@ def _line(child: Child) -> str:
 
 
 def _parse(text: str) -> list[Child]:
-    """Leave out lines that name no child."""
+    """Return the children on the list. Skip malformed lines."""
     found = []
     for line in text.splitlines():
         words = line.split(" ")
@@ -316,7 +330,7 @@ def _parse(text: str) -> list[Child]:
 
 
 def born(pid: int) -> str:
-    """Return when the process was started, in the system's own unit; "" where it does not run."""
+    """Return the start of the process, in the system's own unit; "" if it does not run."""
     if os.path.exists("/proc/self/stat"):
         stat = read_stat(pid)
         return "" if stat is None or stat.ended else str(stat.started)
@@ -329,6 +343,6 @@ def born(pid: int) -> str:
 
 
 def anonymous(pid: int) -> int:
-    """Return the bytes of its own that the process uses; 0 where the system does not say."""
+    """Return the process's own (anonymous) memory in bytes; 0 where the system reports none."""
     statm = read_statm(pid)
     return 0 if statm is None else statm.anonymous

@@ -1,6 +1,6 @@
-"""`offload`: each call of a function in a short-lived child process, whose memory all goes back.
+"""`offload`: run each call of a function in a short-lived child process, to free all its memory.
 
-    # reports.py, a module of its own: the child imports it, and not the app
+    # reports.py, a module of its own: the child imports this module, not the app
     from lowmem_wsgi import offload
 
     @offload(memory="300MB", timeout="1m")
@@ -13,7 +13,7 @@
     reports.totals(request.files["sheet"])         # the result, or the function's exception
     reports.totals.submit("clients.xlsx")          # a concurrent.futures.Future
 
-The process that calls never imports what the function imports.
+The calling process never imports the modules that the function imports.
 """
 
 from __future__ import annotations
@@ -60,20 +60,22 @@ def offload(
     at_once: int | None = None,
     executor: Executor | Callable[[], Executor] | None = None,
 ) -> Any:
-    """Have each call of `function` made in a child process of its own.
+    """Run each call of `function` in a child process of its own.
 
-    memory    bytes the child may grow by, its imports included; more is OffloadMemoryError; None:
-              256 MB, or half of the container's limit where that is less
-    timeout   seconds a call may take, its imports included; more is OffloadTimeout; None: any time
-    wait      seconds to wait for other children to end where there is no room; then OffloadBusy,
-              which becomes a 503 if it is let out
-    at_once   how many children may run the function at a time, on this machine; None: as many as
-              fit into its memory, up to four
+    memory    bytes that the child may grow by, with its imports; more raises OffloadMemoryError.
+              None: 256 MB, or half of the container's limit if that is less
+    timeout   seconds that a call may take, with its imports; more raises OffloadTimeout.
+              None: any time
+    wait      seconds to wait for other children to end if there is no room. Then the call raises
+              OffloadBusy; if the app lets that error out, LowMemory answers 503
+    at_once   children that may run the function at the same time on this machine. None: as many
+              as fit into its memory, up to four
     executor  a concurrent.futures.Executor, or a function that returns one, to make the calls
-              instead; `memory`, `wait` and `at_once` are then the executor's business
+              instead. LowMemory then ignores `memory`, `wait` and `at_once`
 
-    Sizes and durations are written as in settings. Raises SettingsError for wrong ones, TypeError
-    for a function that no child could import.
+    Write sizes and durations as in settings. Returns the function as an `Offloaded`; without
+    `function`, a decorator. Raises SettingsError for wrong values, TypeError for a function that a
+    child could not import.
     """
     if function is None:
         return lambda function: offload(

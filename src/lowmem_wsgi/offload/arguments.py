@@ -1,8 +1,8 @@
-"""The arguments of a call, packed for a child: pickled, but for files.
+"""Pack the arguments of a call for a child: files as descriptors, all others pickled.
 
-A file on disk is passed as its descriptor and its position. Any other file (a stream of a request,
-a BytesIO) is first copied to a temporary file without a name, piece by piece. So no file is ever
-whole in memory, and none is left behind.
+LowMemory passes a file on disk as its descriptor and its position. LowMemory first copies any other
+file (a stream of a request, a BytesIO) to a temporary file without a name, piece by piece. So no
+file is ever whole in memory, and no file is left behind.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .child import OpenFile
 
 PIECE = 256 * 1024
 
-# Wrappers around a file, and where they keep it. (Others are read: they may show another text than
-# the file beneath holds, as GzipFile does.)
+# Wrappers around a file, and the attribute with the file. (LowMemory reads from any other wrapper:
+# it may return other data than the file beneath, as GzipFile does.)
 _WRAPPERS = {
     ("tempfile", "_TemporaryFileWrapper"): "file",
     ("tempfile", "SpooledTemporaryFile"): "_file",
@@ -26,25 +26,28 @@ _WRAPPERS = {
 
 
 class Arguments:
-    """Packed arguments, and the descriptors that go with them. To be closed."""
+    """Packed arguments and the descriptors of their files. The owner must call `close`."""
 
     def __init__(self) -> None:
         self.data = b""
         self.descriptors: list[int] = []
 
     def sent(self) -> None:
-        """The child has them."""
+        """Drop the data: the child has received it."""
         self.data = b""
 
     def close(self) -> None:
         while self.descriptors:
             os.close(self.descriptors.pop())
 
-    __del__ = close  # of a call that never began
+    __del__ = close  # for a call that never began
 
 
 def pack(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-    """Pack the arguments of `name`. Raises TypeError for one that cannot be sent, and names it."""
+    """Pack the arguments of function `name`.
+
+    Raises TypeError, with the argument's name, for an argument that cannot be sent.
+    """
     arguments = Arguments()
     try:
         arguments.data = _dumps((args, dict(kwargs)), arguments)
@@ -75,7 +78,7 @@ def _dumps(value: object, arguments: Arguments) -> bytes:
 
 
 def _culprit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return in words which argument cannot be sent."""
+    """Return for the error message which argument cannot be sent."""
     named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
     named += [(f"argument {name}=", value) for name, value in kwargs.items()]
     for words, value in named:
@@ -93,7 +96,7 @@ def _culprit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def is_file(value: Any) -> bool:
-    """Return whether the value is a file, or like one: it can `read` and `readline`."""
+    """Return whether the value is a file or file-like: has `read` and `readline`."""
     kind = type(value)
     if kind in _PLAIN or isinstance(value, type):
         return False
@@ -118,7 +121,7 @@ def _passed(file: Any, arguments: Arguments) -> OpenFile:
 
 
 def _beneath(file: Any) -> Any:
-    """Return the file itself, from inside the usual wrappers."""
+    """Return the file inside the usual wrappers."""
     for _ in range(4):
         kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(file).__mro__}
         inner = next((at for kind, at in _WRAPPERS.items() if kind in kinds), None)
@@ -131,7 +134,7 @@ def _beneath(file: Any) -> Any:
 
 
 def _spooled(file: Any, arguments: Arguments) -> OpenFile:
-    """Copy the rest of the file. The file then goes back to its position, if it can."""
+    """Copy the rest of the file to a temporary file. Restore the file's position, if possible."""
     import tempfile
 
     position = file.tell() if _can(file, "seekable") else None

@@ -1,4 +1,4 @@
-"""A call of an offloaded function, from the arguments to the result."""
+"""Make a call of an offloaded function, from the arguments to the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Limits:
-    """The parsed keywords of `offload`, in bytes and seconds."""
+    """The parsed keywords of `offload`, in bytes and seconds. Raises SettingsError."""
 
     def __init__(self, *, memory: object, timeout: object, wait: object, at_once: object) -> None:
         problems: list[str] = []
@@ -44,10 +44,11 @@ class Limits:
 
 
 class Offloaded(Generic[P, R]):
-    """A function that runs elsewhere: call it, `submit` it or `stream` it. Made by `offload`.
+    """A function that runs in a child process. `offload` makes it. Any thread may call it.
 
-    Arguments and result are pickled. A file among the arguments is passed as a file (see
-    arguments.py). Inside a child, calls go to the function itself.
+    Call the object, or its methods `submit` or `stream`. LowMemory pickles the arguments and the
+    result, and passes a file among the arguments as a file (see arguments.py). Inside a child, a
+    call runs the function directly.
     """
 
     def __init__(
@@ -63,14 +64,17 @@ class Offloaded(Generic[P, R]):
         self.executor = executor
 
     def __reduce__(self) -> str:
-        return self.offloaded.__qualname__  # by its name, as a function is pickled
+        return self.offloaded.__qualname__  # pickled by name, as functions are
 
     def __repr__(self) -> str:
         return f"<offloaded {self.offloaded.__module__}.{self.offloaded.__qualname__}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return the function's result, or raise its exception, with the traceback in the child as
-        the cause. Raises OffloadError, or TypeError for a value that cannot be sent."""
+        """Return the function's result, or raise its exception.
+
+        The cause of the exception is the traceback in the child. Raises OffloadError if the call
+        fails, TypeError for an argument or a result that cannot be sent.
+        """
         if _child.inside:
             return self.offloaded(*args, **kwargs)
         if self.executor is not None:
@@ -78,9 +82,10 @@ class Offloaded(Generic[P, R]):
         return self._result(self._packed(args, kwargs))
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Make the call in a thread of its own. The Future can be cancelled until there is room.
+        """Make the call in a thread of its own. Return a Future.
 
-        Packs the arguments at once: raises TypeError for one that cannot be sent.
+        You can cancel the Future until there is room for the child. Packs the arguments at once,
+        and raises TypeError for an argument that cannot be sent.
         """
         if self.executor is not None and not _child.inside:
             executor: Any = self.executor
@@ -104,8 +109,11 @@ class Offloaded(Generic[P, R]):
         return future
 
     def stream(self, *args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, Any]:
-        """Yield the function's values as the function yields them. The function waits while nobody
-        asks for more. The first `next` begins the call; closing the iterator ends the child."""
+        """Yield the values as the function yields them.
+
+        The first `next` begins the call. The function waits until you ask for more. Closing the
+        iterator ends the child. Raises TypeError with an executor.
+        """
         if _child.inside:
             return _each(self.offloaded(*args, **kwargs))
         if self.executor is not None:
@@ -125,7 +133,7 @@ class Offloaded(Generic[P, R]):
     def _begin(
         self, arguments: Arguments, streaming: bool, begins: Callable[[], bool] = lambda: True
     ) -> Process:
-        """Start the child when there is room for it, and send its task."""
+        """Start the child when there is room, and send its task and arguments."""
         import pickle
 
         from .admission import Request, gate
@@ -233,8 +241,11 @@ def _check(function: Any) -> None:
 
 
 def _task(function: Any) -> _child.Task:
-    """Return how a child finds the function. Raises TypeError for a function of the main program:
-    importing that program anew might start it a second time."""
+    """Return the module and name by which a child finds the function.
+
+    Raises TypeError for a function of the main program: an import in the child might start that
+    program a second time.
+    """
     module = function.__module__
     if module == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)

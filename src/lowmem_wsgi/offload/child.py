@@ -1,9 +1,9 @@
-"""The child's side of `offload`: a fresh interpreter that makes one call, and ends.
+"""Run one offloaded call in the child process: a fresh interpreter that makes one call, and ends.
 
-The child writes frames to its channel: a letter, a length, a pickle (see `KINDS`). Its stdout and
-stderr are the parent's, and carry no frames.
+The child writes frames to its channel: a letter, a length, a pickle (see `KINDS`). The child shares
+stdout and stderr with the parent, and writes no frames there.
 
-Every import stands where it is used, because each call pays for each import.
+Functions import modules where they use them, because each call pays for each import.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 # The kinds of frames, and their contents.
-VALUE = b"v"  # the function's result, or a value that it yielded
-END = b"r"  # there are no more; the return value of a generator
+VALUE = b"v"  # the function's result, or a value that the function yielded
+END = b"r"  # no more values; the return value of a generator
 ERROR = b"e"  # a Failure
-MEMORY = b"m"  # the text of the traceback
-REFUSED = b"t"  # why the result cannot be sent, in words
-EXIT = b"x"  # nothing: the function has asked to exit
+MEMORY = b"m"  # out of memory: the text of the traceback
+REFUSED = b"t"  # why the result cannot be sent, as text
+EXIT = b"x"  # empty: the function has asked to exit
 KINDS = (VALUE, END, ERROR, MEMORY, REFUSED, EXIT)
 HEAD = "<cQ"
-# The exit code of a child that has no memory even to report that it has none.
+# The exit code of a child that lacks the memory even to report the shortage.
 SPEECHLESS = 239
 
-# Whether this process is such a child: offloaded functions are then called as they are.
+# Whether this process is such a child. If so, calls of offloaded functions run directly.
 inside = False
 
 
 class Task(NamedTuple):
-    """The call that a child is to make."""
+    """The call that a child must make."""
 
     module: str
     qualname: str
@@ -42,20 +42,20 @@ class Task(NamedTuple):
 
 
 class HungUp(Exception):
-    """The parent wants no more."""
+    """The parent has closed the channel."""
 
 
 class Failure(NamedTuple):
-    """An exception of the function's: pickled, if possible, and in words."""
+    """An exception of the function: pickled, if possible, and as text."""
 
     pickled: bytes | None
-    kinds: list[tuple[str, str]]  # its class and the bases of it: module, qualified name
+    kinds: list[tuple[str, str]]  # its class and base classes: module, qualified name
     message: str
     traceback: str
 
 
 class OpenFile(NamedTuple):
-    """A file of the parent's: its descriptor in both processes, how to open it, its position."""
+    """A file of the parent: its descriptor in both processes, flags of open(2), position."""
 
     descriptor: int
     flags: int
@@ -63,7 +63,7 @@ class OpenFile(NamedTuple):
 
 
 def find(task: Task) -> Callable[..., Any]:
-    """Import the function that was offloaded."""
+    """Import the offloaded function."""
     import importlib
 
     found: Any = importlib.import_module(task.module)
@@ -74,14 +74,15 @@ def find(task: Task) -> Callable[..., Any]:
 
 
 def call(task: Task, args: Any, kwargs: Any) -> Any:
-    """Make the call in this process, which belongs to an executor."""
+    """Make the call in this process, a worker of an executor."""
     return find(task)(*args, **kwargs)
 
 
 def main(channel: int, lifeline: int, memory: int) -> None:
-    """Read a task from the channel, do it, answer.
+    """Read a task from the channel, run it, and answer.
 
-    This process ends when `lifeline` ends, with the parent. `memory`: bytes it may grow by.
+    `channel`, `lifeline`: file descriptors. The kernel ends this process when the parent closes the
+    lifeline or ends. `memory`: bytes that this process may grow by.
     """
     global inside  # noqa: PLW0603
     inside = True
@@ -89,20 +90,22 @@ def main(channel: int, lifeline: int, memory: int) -> None:
     be_first_to_go()
     limit_memory(memory)
     os.set_inheritable(channel, False)
-    os.set_blocking(channel, True)  # gevent's sockets are not
+    os.set_blocking(channel, True)  # gevent's sockets do not block
     try:
         with open(channel, "rb", closefd=False) as job:
             work(Answer(channel), job)
     except HungUp:
         pass
-    except MemoryError:  # another, while the first was reported
+    except MemoryError:  # again, while reporting the first MemoryError
         os._exit(SPEECHLESS)
     leave()
 
 
 def work(answer: Answer, job: Any) -> None:
-    """Make the call that `job`, a file, describes. A SystemExit is reported and let out: the
-    process exits with its code."""
+    """Make the call that the file `job` describes, and send the answer.
+
+    Reports a SystemExit and raises it again: the process then exits with its code.
+    """
     import pickle
 
     name, files = "the task", list[Any]()
@@ -124,14 +127,14 @@ def work(answer: Answer, job: Any) -> None:
     except HungUp:
         raise
     except Exception as error:
-        limit_memory(None)  # to have memory to report it
+        limit_memory(None)  # reporting the error needs memory
         from ..system.shortage import ran_out
 
         if ran_out(error):
             answer.send(MEMORY, pickle.dumps(text_of(error)))
         else:
             answer.send(ERROR, pickle.dumps(failure(error)))
-    except BaseException:  # SystemExit and its like
+    except BaseException:  # SystemExit, KeyboardInterrupt
         answer.send(EXIT, b"")
         raise
 
@@ -139,7 +142,7 @@ def work(answer: Answer, job: Any) -> None:
 def stream(answer: Answer, name: str, result: Any) -> Any:
     """Send each value as the function yields it. Return the generator's return value.
 
-    The channel takes little more than the parent has read: then this function waits.
+    Waits until the parent reads: the channel buffers little.
     """
     values = iter(result)
     while True:
@@ -151,13 +154,16 @@ def stream(answer: Answer, name: str, result: Any) -> Any:
 
 
 class Answer:
-    """The frames that go back to the parent."""
+    """Send frames to the parent."""
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
 
     def value(self, kind: bytes, name: str, value: object) -> None:
-        """Send a value. Raises MemoryError where there is no memory to pickle it."""
+        """Send a value. Raise MemoryError if memory is too short to pickle the value.
+
+        For a value that cannot be pickled, send the reason and end the process.
+        """
         import pickle
 
         try:
@@ -173,7 +179,7 @@ class Answer:
         self.send(kind, data)
 
     def send(self, kind: bytes, data: bytes) -> None:
-        """Send a frame. Raises HungUp."""
+        """Send a frame. Raise HungUp if the parent has closed the channel."""
         import struct
 
         try:
@@ -186,14 +192,14 @@ class Answer:
 
 
 def leave() -> NoReturn:
-    """End the process, without the interpreter's clearing up, object by object."""
+    """End the process without the interpreter's own shutdown, which frees object by object."""
     import atexit
 
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
+    except (AttributeError, OSError, ValueError):  # no such stream, or closed
         pass
     os._exit(0)
 
@@ -224,11 +230,11 @@ def text_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, begin or error.__traceback__))
 
 
-# --- A file of the parent's
+# --- Files of the parent
 
 
 def arguments(job: Any, files: list[Any]) -> Any:
-    """Read the arguments of the call. Open the files among them, and add them to `files`."""
+    """Return the arguments of the call. Open the files among them, and append these to `files`."""
     import pickle
 
     class Unpickler(pickle.Unpickler):
@@ -240,11 +246,11 @@ def arguments(job: Any, files: list[Any]) -> Any:
 
 
 def opened(file: OpenFile) -> Any:
-    """Open the file anew, as a binary file: reading it does not move the parent's."""
+    """Open the file again, as a binary file. Reading then does not move the parent's position."""
     descriptor = file.descriptor
     try:
         descriptor = os.open(f"/dev/fd/{file.descriptor}", file.flags | os.O_CLOEXEC)
-    except OSError:  # not by its name: then as it is
+    except OSError:  # cannot be opened by name: use the parent's own descriptor
         os.set_inheritable(descriptor, False)
     else:
         os.close(file.descriptor)
@@ -258,23 +264,23 @@ def opened(file: OpenFile) -> Any:
 
 
 def end_with(lifeline: int) -> None:
-    """Have this process killed, with its children, when no process holds the lifeline's other end.
+    """Kill this process and its children when no process holds the lifeline's other end.
 
-    The kernel does so where it can (Linux: fcntl(2), F_SETSIG): C code which never lets go of the
-    interpreter is no obstacle then. (PR_SET_PDEATHSIG would come when the *thread* ends that
-    started this process.) Elsewhere a thread does.
+    On Linux the kernel does so (fcntl(2), F_SETSIG), also while C code holds the GIL. (The signal
+    of PR_SET_PDEATHSIG would come already when the *thread* ends that started this process.)
+    Elsewhere a thread does so.
     """
     os.set_inheritable(lifeline, False)
     import fcntl
     import signal
 
     if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())  # the group, which this one leads
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())  # the group that this process leads
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         flags = fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK
         fcntl.fcntl(lifeline, fcntl.F_SETFL, flags)
         try:
-            gone = os.read(lifeline, 1) == b""  # it has ended before
+            gone = os.read(lifeline, 1) == b""  # the parent has ended already
         except BlockingIOError:
             return
         if gone:
@@ -290,20 +296,19 @@ def end_with(lifeline: int) -> None:
 
 
 def be_first_to_go() -> None:
-    """Have the kernel kill this process first, and not the site, when the container runs out of
-    memory."""
+    """Make the kernel kill this process before the site when the container runs out of memory."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-    except OSError:  # no Linux, or not allowed
+    except OSError:  # not Linux, or not allowed
         pass
 
 
 def limit_memory(memory: int | None) -> None:
-    """Let this process map at most so many bytes of data more than it has; None: any number.
+    """Let this process map at most `memory` more bytes of data than now; None: no limit.
 
-    Sets RLIMIT_DATA (setrlimit(2)); the soft limit so far is the parent's ceiling. Does nothing off
-    Linux, where the limit does not count `mmap`.
+    Sets RLIMIT_DATA (setrlimit(2)). The soft limit before is the parent's ceiling. Does nothing
+    outside Linux, where the limit does not count `mmap`.
     """
     if sys.platform != "linux":
         return

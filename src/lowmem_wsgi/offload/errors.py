@@ -1,46 +1,48 @@
-"""The errors of an offloaded call, beside those that the function itself raises."""
+"""The errors of an offloaded call, besides those that the function itself raises."""
 
 from __future__ import annotations
 
 
 class OffloadError(Exception):
-    """The call came to nothing: no result, and no exception of the function's own."""
+    """The call failed: no result, and no exception of the function's own."""
 
 
 class OffloadMemoryError(OffloadError, MemoryError):
     """The function needed more than its `memory`, or the container's OOM killer took the child.
 
-    Also where a library ended the child with exit code 1, as OpenBLAS does that finds no memory.
+    Also raised if a library ended the child with exit code 1, as OpenBLAS does when it finds no
+    memory.
     """
 
     # The setting for the log line, when the app lets the error out and LowMemory answers 503 (see
-    # guards/out_of_memory.py). The message says why.
+    # guards/out_of_memory.py). The error's message gives the reason.
     lowmem_setting = "memory= of offload"
 
 
 class OffloadTooLarge(OffloadError):
-    """The function's `memory` is more than there is even for a child alone: it was not started.
+    """The function's `memory` is more than even a single child may use. No child was started.
 
-    No MemoryError, which LowMemory would answer 503, and clients would try again: the settings are
-    wrong.
+    This is no MemoryError, because the settings are wrong. LowMemory answers a MemoryError with
+    503, and clients would try again.
     """
 
 
 class OffloadBusy(OffloadError, MemoryError):
-    """There was no room for one more child within `wait` seconds, or no child to wait for."""
+    """No room for one more child came within `wait` seconds, or no other child could free room."""
 
     lowmem_setting = "memory=, at_once= and wait= of offload"
 
 
 class OffloadTimeout(OffloadError, TimeoutError):
-    """The function took longer than its `timeout`. Its child was killed."""
+    """The function took longer than its `timeout`. LowMemory killed its child."""
 
 
 class OffloadDied(OffloadError):
-    """The child ended in the middle: killed by a signal, `sys.exit`, `os._exit`, a crash.
+    """The child ended before its result: by a signal, `sys.exit`, `os._exit` or a crash.
 
-    (Not `os._exit(1)`, on Linux: LowMemory takes that for a library's, see OffloadMemoryError.)
-    `exitcode` is the child's exit code; negative, the number of the signal that killed it.
+    (Not by `os._exit(1)` on Linux, which LowMemory takes for a library's exit: see
+    OffloadMemoryError.) `exitcode`: the child's exit code; if negative, the number of the signal
+    that killed the child.
     """
 
     def __init__(self, message: str, exitcode: int | None = None) -> None:
@@ -49,7 +51,7 @@ class OffloadDied(OffloadError):
 
 
 class RemoteTraceback(Exception):
-    """The traceback in the child, as text: the `__cause__` of the exception here."""
+    """The traceback in the child, as text: the `__cause__` of the exception in this process."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

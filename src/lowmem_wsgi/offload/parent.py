@@ -1,8 +1,9 @@
-"""One child process, from the parent's side: start it, receive its frames, end it.
+"""Manage one child process in the parent: start the child, receive its frames, end it.
 
 The child is a fresh interpreter, not a fork. A fork of a process with threads may inherit a lock
-that no thread will ever release, and would begin with all of the parent's memory. `subprocess`,
-`socket` and `time` are looked up when they are used: gevent replaces them, and lets others run.
+that no thread will ever release, and would begin with all of the parent's memory. The code looks up
+`subprocess`, `socket` and `time` at each use, because gevent replaces them to let other greenlets
+run.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from .errors import (
 if TYPE_CHECKING:
     import subprocess
 
-# Seconds between two looks at a child that sends nothing.
+# Seconds between two checks of a child that sends nothing.
 LOOK = 0.5
-# Seconds that a child has to end by itself after its last frame (its atexit functions).
+# Seconds for a child to end by itself after its last frame (its atexit functions).
 GRACE = 5.0
-# A child this near to its limit (bytes) at two looks is stuck there: Python 3.11 and later may spin
-# for ever where there is no memory even for the error. (Measured: 3 loops of 10 that make dicts,
-# with 128 KB left by this count.)
+# A child this near to its limit (bytes) at two checks is stuck: Python 3.11 and later may spin for
+# ever if there is no memory even for the error. (Measured: 3 of 10 loops that make dicts, with
+# 128 KB left by this count.)
 AT_LIMIT = 256 * KB
 
-# For libraries that would start a thread, and set memory aside for it, for each processor.
+# For libraries that would otherwise start a thread for each processor, and reserve memory for each.
 ENVIRON = {
     "MALLOC_ARENA_MAX": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -59,9 +60,10 @@ main({channel}, {lifeline}, {memory})
 
 
 class Process:
-    """A child at work on a task. `receive` until END, and `end` the child in any case.
+    """A child that runs a task. Call `receive` until END, and `end` in any case.
 
-    `memory`: bytes it may grow by; `timeout`: seconds it may take in all (None: any time).
+    `memory`: bytes that the child may grow by. `timeout`: seconds for the whole call (None: any
+    time). Raises OffloadBusy if no process can be started. Not thread-safe.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class Process:
         self.pid = self._popen.pid
 
     def _start(self, arguments: Arguments) -> None:
-        """Raises OffloadBusy where the system has no process, descriptor or memory left."""
+        """Start the child. Raise OffloadBusy if processes, descriptors or memory have run out."""
         try:
             with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
                 self._open(arguments, ours, theirs)
-                ours.pop_all()  # they stay open: `end` closes them
+                ours.pop_all()  # keep the parent's ends open: `end` closes them
         except OSError as error:
             if error.errno in _NO_MORE:
                 raise OffloadBusy(f"no process can be started for {self.name}: {error}") from error
@@ -100,7 +102,10 @@ class Process:
     def _open(
         self, arguments: Arguments, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
     ) -> None:
-        """Open the channel, the lifeline, the process. The stacks close the ends of either side."""
+        """Open the channel and the lifeline, and start the process.
+
+        The stacks close the parent's (`ours`) and the child's (`theirs`) ends.
+        """
         import socket
         import subprocess
 
@@ -123,11 +128,14 @@ class Process:
             stdin=subprocess.DEVNULL,
             pass_fds=given,
             env={**ENVIRON, **os.environ},
-            start_new_session=True,  # a group of its own, which can be killed as one
+            start_new_session=True,  # a process group of its own, which can be killed as one
         )
 
     def send(self, data: bytes) -> None:
-        """Send data. Raises OffloadTimeout. Ignores a child that has ended: `receive` says why."""
+        """Send data. Raise OffloadTimeout.
+
+        Ignores that a child has ended: `receive` then raises the cause.
+        """
         view = memoryview(data)
         while view:
             self._wait_at_most(LOOK)
@@ -141,26 +149,28 @@ class Process:
                 return
 
     def receive(self) -> tuple[bytes, bytearray]:
-        """Return the next frame: the kind, the pickle. Raises OffloadError for a dead child."""
+        """Return the kind and the pickle of the next frame. Raise OffloadError for a dead child."""
         import struct
 
         kind, length = struct.unpack(_child.HEAD, self._read(struct.calcsize(_child.HEAD)))
         return kind, self._read(length)
 
     def end(self, *, patiently: bool = False) -> int | None:
-        """End the child, with all of its group; `patiently` after its last frame. Return its exit
-        code, as `subprocess` has it. Idempotent."""
+        """Kill the child and its process group. Return its exit code, as in `subprocess`.
+
+        `patiently`: first let the child end by itself, for at most GRACE seconds. Idempotent.
+        """
         import signal
         import subprocess
 
         if patiently:
             self._hang_on()
-        if self._popen.returncode is None and self._parent == os.getpid():  # and not a fork of it
+        if self._popen.returncode is None and self._parent == os.getpid():  # not in a fork
             try:
-                # Not waited for yet, so that the pid is still its own. A code that it exits with is
-                # set by the time its channel is closed.
+                # The child is not waited for yet, so the pid is still its own. If the child exits
+                # by itself, its exit code is set before its channel closes.
                 os.killpg(self.pid, signal.SIGKILL)
-            except OSError:  # there is none left
+            except OSError:  # the group is gone
                 pass
             try:
                 self._popen.wait(GRACE)
@@ -176,14 +186,14 @@ class Process:
         if lifeline >= 0:
             os.close(lifeline)
 
-    # --- In between
+    # --- Helpers
 
     def _read(self, length: int) -> bytearray:
         data = bytearray(length)
         view, got = memoryview(data), 0
         while got < length:
-            # Of a child that has ended, all that it sent is here already. (A process that it
-            # started may still hold the channel open.)
+            # After the child has ended, all its data has arrived. (A process that the child started
+            # may still hold the channel open.)
             ended = self._has_ended()
             self._wait_at_most(0 if ended else LOOK)
             try:
@@ -201,15 +211,14 @@ class Process:
         return data
 
     def _wait_at_most(self, seconds: float) -> None:
-        """Let the channel wait that long, but not beyond the timeout. Raises OffloadTimeout."""
+        """Set how long the channel waits, within the call's timeout. Raise OffloadTimeout."""
         left = float("inf") if self._deadline is None else self._deadline - time.monotonic()
         if left <= 0:
             raise self._too_slow()
         self._channel.settimeout(min(seconds, left))
 
     def _look(self) -> None:
-        """Look at a child that has been silent. Raises OffloadMemoryError for one stuck at its
-        limit."""
+        """Check a silent child. Raise OffloadMemoryError if the child is stuck at its limit."""
         if self._popen.poll() is not None:
             return
         full = self._is_full()
@@ -218,12 +227,12 @@ class Process:
         self._was_full = full
 
     def _has_ended(self) -> bool:
-        """Whether the child had ended at the last look."""
+        """Return whether the child had ended at the last check."""
         return self._popen.returncode is not None
 
     def _is_full(self) -> bool:
-        """Return whether the child has come to its limit."""
-        if sys.platform != "linux":  # where no limit of the system's stops it
+        """Return whether the child has reached its limit."""
+        if sys.platform != "linux":  # no system limit stops the child there
             import psutil
 
             try:
@@ -236,7 +245,7 @@ class Process:
         statm = read_statm(self.pid)
         try:
             soft, hard = resource.prlimit(self.pid, resource.RLIMIT_DATA)
-        except OSError:  # it is gone
+        except OSError:  # the child is gone
             return False
         if statm is None:
             return False
@@ -258,14 +267,17 @@ class Process:
     # --- Its end
 
     def _death(self, *, asked: bool = False) -> OffloadError:
-        """End the child, and return why it sent no result; `asked`: it said that it would exit."""
+        """End the child, and return the error for the missing result.
+
+        `asked`: the child has announced that it exits.
+        """
         import signal
 
         code = self.end(patiently=asked)
         if code == _child.SPEECHLESS:
             return self._ran_out()
         if code == 1 and not asked and sys.platform == "linux":
-            # Some C code has called exit(), as OpenBLAS does where it gets no memory.
+            # C code has called exit(), as OpenBLAS does when it gets no memory.
             return OffloadMemoryError(
                 f"{self.name} ended with exit code 1, as libraries do that find no memory: it may "
                 f"need more than {format_size(self._memory)} (they say why on stderr)"
@@ -296,7 +308,7 @@ class Process:
         return error
 
     def error(self, kind: bytes, data: bytearray) -> BaseException:
-        """Return the exception that a frame stands for which holds no value."""
+        """Return the exception for a frame that holds no value."""
         import pickle
 
         if kind == _child.EXIT:
@@ -319,7 +331,10 @@ _NO_MORE = _no_more()
 
 
 def python() -> str:
-    """Return the interpreter to start. (Inside uWSGI, `sys.executable` is uWSGI.)"""
+    """Return the path of the interpreter to start. (Inside uWSGI, `sys.executable` is uWSGI.)
+
+    Raises OffloadError if none is found.
+    """
     if "python" in os.path.basename(sys.executable or "").lower():
         return sys.executable
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -337,8 +352,11 @@ def python() -> str:
 
 
 def value(name: str, data: bytearray) -> Any:
-    """Unpickle a value. Raises TypeError where this process would have to import a package for it:
-    offload is there to do without."""
+    """Unpickle a value.
+
+    Raises TypeError if this process would have to import a package for the value: `offload` exists
+    to avoid such imports.
+    """
     loads, foreign = _loader()
     try:
         return loads(data)
@@ -350,14 +368,16 @@ def value(name: str, data: bytearray) -> Any:
 
 
 def raised(failure: _child.Failure) -> BaseException:
-    """Return the exception that the child raised, or else one of its base classes, with the
-    traceback as the cause."""
+    """Return the exception that the child raised, with the child's traceback as the cause.
+
+    If the exception cannot be unpickled here, return one of a built-in base class.
+    """
     loads, _ = _loader()
     error = None
     if failure.pickled is not None:
         try:
             error = loads(failure.pickled)
-        except Exception:  # of a package that is not loaded here, or one that does not pickle well
+        except Exception:  # from a package not loaded here, or with a faulty pickle
             pass
     if not isinstance(error, Exception):
         error = _like(failure)
@@ -375,16 +395,18 @@ def _like(failure: _child.Failure) -> Exception:
         if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
             try:
                 return kind(words)
-            except TypeError:  # one that wants more
+            except TypeError:  # the class needs more arguments
                 continue
     return OffloadError(words)
 
 
 def _loader() -> tuple[Callable[[Any], Any], type[Exception]]:
-    """Return a `pickle.loads` for the standard library and for packages that this process has
-    imported, and the exception that it raises for others. This keeps packages out of this process.
-    It does not protect from the child, which runs the app's code as the same user and is trusted
-    (docs/heavy.md)."""
+    """Return a `pickle.loads` that imports no new package, and the exception for other packages.
+
+    The function loads objects of the standard library and of packages that this process has
+    imported. So no new package enters this process. This is no protection from the child,
+    which runs the app's code as the same user and is trusted (docs/heavy.md).
+    """
     import io
     import pickle
 

@@ -1,1 +1,1 @@
-"""The operating system: one parser for each of the kernel's files, and no policy."""
+"""Read the operating system: one parser for each kernel file, and no policy."""

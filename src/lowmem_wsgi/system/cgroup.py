@@ -1,11 +1,11 @@
-"""The memory cgroup that this process is in: its usage, its limit, its parts. Versions 1 and 2.
+"""Read the memory cgroup of this process: usage, limit and parts. Versions 1 and 2.
 
-A container dies when its own usage meets its limit, not when one process looks large. So: the
-cgroup's usage less the file cache that the kernel drops first (`inactive_file`), against the least
-limit among the cgroup and its ancestors.
+A container dies when its own usage meets its limit, not when one process looks large. So LowMemory
+compares the cgroup's usage, less the file cache that the kernel drops first (`inactive_file`), with
+the least limit of the cgroup and its ancestors.
 
-Roots are arguments. No reader here raises for what a system lacks, or says in words nobody has
-heard of.
+Roots are arguments. No reader here raises for a file or a key that a system lacks, or for a text
+that it does not know.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from .usage import Usage
 
 
 def processors(root: str = "") -> float:
-    """How many processors this process may use: those it may run on, or the share of them that
-    its container has (`cpu.max`, `cpu.cfs_quota_us`)."""
+    """Return how many processors this process may use, often a fraction.
+
+    The processors of its affinity, or the container's share of them if less (`cpu.max`,
+    `cpu.cfs_quota_us`).
+    """
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     base = f"{root}/sys/fs/cgroup"
     quota, _, period = read_text(f"{base}/cpu.max").strip().partition(" ")
@@ -32,9 +35,9 @@ def processors(root: str = "") -> float:
 
 
 class Container:
-    """Usage and limit of the cgroup that would be out of memory first.
+    """Usage and limit of the cgroup that would run out of memory first.
 
-    Finds the cgroup once (a process is seldom moved), reads its files anew each time.
+    Finds the cgroups once (a process is seldom moved), and reads their files each time.
     """
 
     def __init__(self, root: str = "") -> None:
@@ -49,16 +52,16 @@ class Container:
         self._last: tuple[int, int, Kept, Kept] | None = None
 
     def read(self) -> Usage | None:
-        """The reading with the least limit, own cgroup and ancestors; None where none is limited.
+        """Return the reading of the cgroup with the least limit, own or ancestor; None without one.
 
-        "No limit" is `max` in v2, 9223372036854771712 in v1, and in both anything that the machine
-        does not have.
+        "No limit" is `max` in v2, 9223372036854771712 in v1, and in both any figure above the
+        machine's memory.
         """
         least: Usage | None = None
         found: tuple[int, str] | None = None
         for version, directory in self._cgroups:
             limit = _LIMITS[version](directory)
-            # Of equal limits the outer one counts: it holds what the inner one uses, and more.
+            # Of equal limits the outer cgroup counts: its usage includes the inner one's.
             if limit is None or limit > self._machine or (least and limit > least.limit):
                 continue
             used = _used(version, *(read_text(f"{directory}/{name}") for name in _FILES[version]))
@@ -72,7 +75,7 @@ class Container:
         return least
 
     def _keep(self, found: tuple[int, str], limit: int) -> None:
-        """For the next glance."""
+        """Keep the files of this cgroup for the next glance."""
         version, directory = found
         if self._kept != found:
             self._kept = found
@@ -80,9 +83,11 @@ class Container:
         self._last = (version, limit, self._files[0], self._files[1])
 
     def glance(self) -> Usage | None:
-        """As `read` was, by two system calls: of the cgroup that had the least limit, and with
-        that limit; None where none had. Each call waits for the interpreter's lock where others
-        compute."""
+        """Return the usage of the cgroup that `read` found, with the same limit; None without one.
+
+        Takes two system calls. After each call, this thread waits for the GIL while other threads
+        compute.
+        """
         if self._last is None:
             return None
         version, limit, usage_file, stat_file = self._last
@@ -93,7 +98,10 @@ class Container:
         return Usage(used, limit, f"cgroup v{version}")
 
     def out_of_memory_kills(self) -> int | None:
-        """How many processes of the own cgroup the kernel's OOM killer has taken."""
+        """Return how many processes of the own cgroup the kernel's OOM killer has ended.
+
+        None where the kernel reports no count.
+        """
         for version, directory in self._cgroups[:1]:
             name = "memory.events" if version == 2 else "memory.oom_control"
             if os.path.exists(f"{directory}/{name}"):
@@ -101,10 +109,12 @@ class Container:
         return None
 
     def parts(self) -> dict[str, int]:
-        """Of what `read` has last counted as used, what is no process's, in bytes: `shmem_bytes`
-        (files in a tmpfs, and shared memory, some of which a process may have mapped),
-        `cache_bytes` (files in the page cache that are in active use), `kernel_bytes`. Nothing
-        where that is not told."""
+        """Return the memory that belongs to no process, in bytes, of the cgroup that `read` found.
+
+        `shmem_bytes`: files in a tmpfs and shared memory, some of which a process may have mapped.
+        `cache_bytes`: files in the page cache in active use. `kernel_bytes`: the kernel's own, not
+        in version 1. An empty dict if `read` has found no limit.
+        """
         if self._last is None:
             return {}
         version, text = self._last[0], self._last[3].read()
@@ -113,7 +123,7 @@ class Container:
         }
 
     def pids(self) -> list[int]:
-        """The processes in the cgroup that was read last, without those of cgroups below it."""
+        """Return the pids in the cgroup read last, without the pids of cgroups below."""
         if self._kept is None:
             return []
         text = read_text(f"{self._kept[1]}/cgroup.procs")
@@ -121,21 +131,24 @@ class Container:
 
 
 def _limit_v2(directory: str) -> int | None:
-    """memory.max kills; memory.high, where lower, stalls the container instead."""
+    """Return the lesser of memory.max and memory.high, in bytes; None without a limit.
+
+    At memory.max the kernel kills. At memory.high, if lower, the kernel stalls the container.
+    """
     found = [number_in(f"{directory}/{name}") for name in ("memory.max", "memory.high")]
     return min((limit for limit in found if limit), default=None)
 
 
 def _limit_v1(directory: str) -> int | None:
-    # The second tells of ancestors, too, that a container does not see.
+    # hierarchical_memory_limit also includes ancestors that a container does not see.
     own = number_in(f"{directory}/memory.limit_in_bytes")
     above = stat_value(f"{directory}/memory.stat", "hierarchical_memory_limit")
     return min((limit for limit in (own, above) if limit), default=None)
 
 
 _LIMITS = {1: _limit_v1, 2: _limit_v2}
-# What is used, with the file cache, and the rest; in the rest, the cache that the kernel drops
-# first.
+# The files with the usage, file cache included, and with the details. The key in the details of the
+# cache that the kernel drops first.
 _FILES = {1: ("memory.usage_in_bytes", "memory.stat"), 2: ("memory.current", "memory.stat")}
 _CACHE = {1: "total_inactive_file", 2: "inactive_file"}
 _PARTS: dict[int, dict[str, tuple[str, ...]]] = {
@@ -143,20 +156,20 @@ _PARTS: dict[int, dict[str, tuple[str, ...]]] = {
     2: {
         "shmem_bytes": ("shmem",),
         "cache_bytes": ("active_file",),
-        # `kernel`, their sum, came with Linux 5.18.
+        # `kernel`, the sum of these, exists since Linux 5.18.
         "kernel_bytes": ("slab_unreclaimable", "kernel_stack", "pagetables", "percpu", "sock"),
     },
 }
 
 
 def _used(version: int, usage: str, stat: str) -> int | None:
-    """Bytes, from the texts of the two files."""
+    """Return the bytes used, from the texts of the two files; None if unreadable."""
     found = as_number(usage)
     return None if found is None else max(0, found - value_of(stat, _CACHE[version]))
 
 
 def _upwards(directory: str, top: str) -> Iterator[str]:
-    """A cgroup's directory and those above it, as far as the mount."""
+    """Yield a cgroup's directory and the directories above, up to the mount."""
     while True:
         yield directory
         if len(directory) <= len(top):
@@ -165,7 +178,7 @@ def _upwards(directory: str, top: str) -> Iterator[str]:
 
 
 def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
-    """(cgroup version, own directory, the mount's directory) where memory may be limited."""
+    """Yield (cgroup version, own directory, mount directory) where memory may be limited."""
     own: dict[int, str] = {}
     for line in read_text(f"{root}/proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -192,17 +205,17 @@ def _mounts(root: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _unescaped(field: str) -> str:
-    """A path as mountinfo writes it: space, tab, newline and backslash in octal (proc(5))."""
+    """Decode a path of mountinfo: space, tab, newline and backslash are in octal (proc(5))."""
     for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
         field = field.replace("\\" + code, character)
     return field
 
 
 def _inside(top: str, mounted: str, path: str) -> str:
-    """The directory of cgroup `path` where the hierarchy is mounted from `mounted` at `top`.
+    """Return the directory of cgroup `path`, in a hierarchy mounted from `mounted` at `top`.
 
-    In a container the mount often begins at the container's own cgroup, while the path may be the
-    host's, or climb out of the namespace (`/../other`): then the mount itself is ours.
+    In a container the mount often begins at the container's own cgroup. Then the path may be the
+    host's, or lead out of the namespace (`/../other`), and the directory is the mount itself.
     """
     parts = [part for part in path.split("/") if part]
     base = [part for part in mounted.split("/") if part]

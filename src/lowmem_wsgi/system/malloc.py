@@ -1,7 +1,7 @@
-"""Bytes that this process has allocated and not freed: they tell a leak from a hole that is filled.
+"""Measure the bytes in use by malloc, and give free heap memory back to the system (glibc).
 
-RSS does not: a route that frees what it made leaves room in the heap, the next one's leak goes in
-there, and RSS grows with the one after it, which is innocent.
+The bytes in use show a leak where RSS does not. A route that frees memory leaves holes in the heap.
+The leak of the next route fills the holes, and RSS grows only with a later, innocent route.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import functools
 import sys
 from collections.abc import Callable
 
-# An object of the interpreter's own allocator, which tells how many there are and not how large:
-# from 16 to 512 bytes each, a string or a small dictionary in the middle (bytes).
+# The assumed size (bytes) of an object of Python's own allocator, which reports the number of
+# objects and not their sizes: 16 to 512 bytes each, a string or a small dictionary in the middle.
 OBJECT = 96
 
-# Fields of struct mallinfo2 and mallinfo (mallinfo(3)). What is mapped by itself (the fifth), and
-# what is in use of the heaps (the eighth).
+# Fields of struct mallinfo2 and mallinfo (mallinfo(3)): bytes mapped singly (the fifth), and bytes
+# in use in the heaps (the eighth).
 FIELDS = 10
 MAPPED, USED = 4, 7
 
 
 def find_in_use() -> Callable[[], int] | None:
-    """A function that tells it, in 3 to 30 µs where the heap is not in many pieces; None off glibc.
+    """Return a function that returns the bytes in use; None without glibc.
 
-    It keeps the interpreter's lock, so that it need not wait to get it back.
+    A call takes 3 to 30 µs if the heap is not in many pieces. The function keeps the GIL, so that
+    the call does not wait to get the GIL back.
     """
     try:
         import ctypes  # loaded already, by malloc_trim
 
         library = ctypes.PyDLL(None)
-        # Before glibc 2.33 there was only the one that counts in ints: up to 4 GB.
+        # Before glibc 2.33 there is only mallinfo, which counts in ints: up to 4 GB.
         new = hasattr(library, "mallinfo2")
         number = ctypes.c_size_t if new else ctypes.c_uint
 
@@ -51,14 +52,14 @@ def find_in_use() -> Callable[[], int] | None:
 
 
 def malloc_trim() -> bool:
-    """Give free heap pages back to the system; whether there were any. False off glibc."""
+    """Give free heap pages back to the system. Return whether there were any (False off glibc)."""
     return bool(_find_malloc_trim()(0))
 
 
 @functools.cache
 def _find_malloc_trim() -> Callable[[int], int]:
     try:
-        import ctypes  # 0.4 MB, so only when there is something to give back
+        import ctypes  # takes 0.4 MB, so load only when there is memory to give back
 
         trim = ctypes.CDLL(None).malloc_trim
         trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int

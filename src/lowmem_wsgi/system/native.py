@@ -1,7 +1,7 @@
-"""Threads and locks of the system's own, also where gevent or eventlet has replaced Python's.
+"""Get Python's native threads and locks, also after gevent or eventlet has replaced them.
 
 A greenlet runs only while all others wait. A thread that must run while another computes cannot be
-one, and must not touch a lock that is one.
+a greenlet, and must not use a greenlet's lock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def original(module: str, name: str) -> Any:
-    """Return a function as Python has it, before any monkey-patching."""
+    """Return Python's own function, from before any monkey-patching."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None:
         return monkey.get_original(module, name)

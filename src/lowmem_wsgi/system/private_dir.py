@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 
 class Refused(Exception):
-    """The directory, or a file in it, cannot be trusted; says why."""
+    """The directory, or a file inside, cannot be trusted. The message gives the reason."""
 
 
 def runtime_directory(environ: Mapping[str, str] | None = None) -> str:
-    """The private directory's path: in XDG_RUNTIME_DIR, else in the temporary directory."""
+    """Return the private directory's path: in XDG_RUNTIME_DIR, else in the temporary directory."""
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_RUNTIME_DIR")
     if base and os.path.isabs(base) and os.path.isdir(base):
@@ -23,7 +23,10 @@ def runtime_directory(environ: Mapping[str, str] | None = None) -> str:
 
 
 def private_directory(path: str) -> str:
-    """Make or check the directory: ours alone, 0700, no link. Raises Refused or OSError."""
+    """Make or check the directory: of this user alone, mode 0700, no link. Return the path.
+
+    Raises Refused or OSError.
+    """
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -38,6 +41,6 @@ def private_directory(path: str) -> str:
 
 
 def check_owner(path: str, found: os.stat_result) -> None:
-    """Raises Refused where it is another user's."""
+    """Raise Refused if the file belongs to another user."""
     if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
         raise Refused(f"{path} belongs to user {found.st_uid}")

@@ -1,5 +1,4 @@
-"""What single processes hold, by psutil: slow beside a reading of the container, and in more
-detail."""
+"""Read the memory of single processes with psutil: more detail than the container's, but slower."""
 
 from __future__ import annotations
 
@@ -15,8 +14,10 @@ Figures = dict[str, "int | None"]
 
 
 def process_age(pid: int | None = None) -> float | None:
-    """Seconds since the process was started (a forked one: since the fork); None for one that is
-    gone, or another user's where those are hidden."""
+    """Return the seconds since the process was started, or forked.
+
+    None for a process that is gone, or that belongs to another user and is hidden.
+    """
     import psutil
 
     try:
@@ -26,8 +27,10 @@ def process_age(pid: int | None = None) -> float | None:
 
 
 def process_figures(pid: int | None = None) -> Figures:
-    """RSS, USS, PSS and peak RSS of a process (this one) in bytes; None for what this system does
-    not tell."""
+    """Return RSS, USS, PSS and peak RSS of a process in bytes. `pid`: None for this process.
+
+    None for a figure that this system does not report.
+    """
     import psutil
 
     figures: Figures = dict.fromkeys(("rss_bytes", "uss_bytes", "pss_bytes", "peak_bytes"))
@@ -46,8 +49,10 @@ def process_figures(pid: int | None = None) -> Figures:
 
 
 def sizes_of(pids: Collection[int]) -> dict[int, tuple[int, int]] | None:
-    """The parent of each of these processes, and what it holds: its PSS, or RSS where that of
-    others is not told. None where one is ending: what it held is being given back."""
+    """Return the parent and the memory of each process: PSS in bytes, or RSS if PSS is hidden.
+
+    None if a process is ending: the kernel is then taking its memory back.
+    """
     found = {}
     for pid in pids:
         stat, rss = read_stat(pid), status_bytes("VmRSS:", str(pid))
@@ -58,8 +63,11 @@ def sizes_of(pids: Collection[int]) -> dict[int, tuple[int, int]] | None:
 
 
 class Remembered(Generic[K, V]):
-    """`read(key)`, remembered for `keep` seconds: for what is slow to read, where who polls need
-    not have it anew each time. A page table of 500 MB takes some milliseconds to walk."""
+    """Cache the results of `read(key)` for `keep` seconds, for figures that are slow to read.
+
+    The page table of 500 MB takes some milliseconds to walk, and clients poll the status. `now`: a
+    monotonic clock in seconds.
+    """
 
     def __init__(
         self,
@@ -74,7 +82,7 @@ class Remembered(Generic[K, V]):
         self._known: dict[K, tuple[float, V]] = {}
 
     def get(self, keys: Collection[K]) -> dict[K, V]:
-        """What was read of each; others are forgotten."""
+        """Return the value of each key. Forget all other keys."""
         now, before, known = self._now(), self._known, {}
         for key in keys:
             found = before.get(key)

@@ -1,7 +1,7 @@
-"""Files of the kernel under /proc: one parser each. Bytes and seconds.
+"""Read the kernel's files under /proc: one parser each. Bytes and seconds.
 
-No reader here raises for what a system lacks: it returns 0, or None, or an empty text. Roots are
-arguments.
+No reader here raises for a file that a system lacks: the reader returns 0, None or an empty text.
+Roots are arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Stat(NamedTuple):
-    """What /proc/PID/stat says (proc(5))."""
+    """Fields of /proc/PID/stat (proc(5))."""
 
     state: str
     parent: int
@@ -27,13 +27,13 @@ class Stat(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended and nobody has waited for it yet."""
+        """Whether the process has ended and its parent has not waited for it yet."""
         return self.state in "ZX"
 
 
 def read_stat(process: int | str = "self", proc: str = "/proc") -> Stat | None:
-    """Return what the kernel says of a process; None where it says nothing."""
-    # The second field, in brackets, may hold anything. Then come the third and the rest.
+    """Return the stat of a process; None if the kernel reports none."""
+    # The second field, in brackets, may contain any text. The third field and the rest follow.
     fields = read_text(f"{proc}/{process}/stat").rpartition(")")[2].split()
     try:
         return Stat(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
@@ -42,20 +42,20 @@ def read_stat(process: int | str = "self", proc: str = "/proc") -> Stat | None:
 
 
 class Statm(NamedTuple):
-    """What /proc/PID/statm says (proc(5)), in bytes."""
+    """Fields of /proc/PID/statm (proc(5)), in bytes."""
 
     resident: int
-    shared: int  # of that, with files and other processes
-    data: int  # mapped for data and stacks: what RLIMIT_DATA bounds
+    shared: int  # the part of `resident` shared with files and other processes
+    data: int  # mapped for data and stacks: RLIMIT_DATA bounds this figure
 
     @property
     def anonymous(self) -> int:
-        """What is in use and no file's."""
+        """Memory in use that belongs to no file."""
         return self.resident - self.shared
 
 
 def parse_statm(text: str) -> Statm | None:
-    """Return what the text says; None where it is none of the kernel's."""
+    """Parse the text of a statm file; None for any other text."""
     fields = text.split()
     try:
         return Statm(int(fields[1]) * _PAGE, int(fields[2]) * _PAGE, int(fields[5]) * _PAGE)
@@ -68,10 +68,10 @@ def read_statm(process: int | str = "self", proc: str = "/proc") -> Statm | None
 
 
 class OwnRss:
-    """The process's own resident set in bytes, fast enough for every request.
+    """Read this process's RSS in bytes, fast enough for every request.
 
-    One pread of an open /proc/self/statm, 1.5 µs; psutil where there is none. `reopen` after a
-    fork: the open file is the parent's.
+    A call makes one pread of an open /proc/self/statm, 1.5 µs; without that file, LowMemory uses
+    psutil. Call `reopen` after a fork: the open file is the parent's.
     """
 
     def __init__(self, proc: str = "/proc") -> None:
@@ -89,7 +89,7 @@ class OwnRss:
         self._read = self._open
 
     def _is_ours(self) -> bool:
-        """Whether the number is still that of our file: who closes all files closes it, too."""
+        """Return whether the descriptor still is this file: other code may close all files."""
         try:
             return os.readlink(f"/proc/self/fd/{self._file}").endswith("/statm")
         except OSError:
@@ -108,7 +108,7 @@ class OwnRss:
         try:
             return int(os.pread(self._file, 64, 0).split(None, 2)[1]) * _PAGE  # type: ignore[arg-type]
         except (OSError, ValueError, IndexError):
-            # Somebody who closes all files has closed this one; its number may be another's now.
+            # Code that closes all files has closed this one. Its number may be another file's now.
             self._file = None
             self._read = _psutil_rss
             return _psutil_rss()
@@ -119,20 +119,22 @@ def _psutil_rss() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().rss)
-    except Exception:  # psutil raises its own where /proc is hidden
+    except Exception:  # psutil raises its own errors if /proc is hidden
         return 0
 
 
 def own_uss(proc: str = "/proc") -> int:
-    """What would be free without this process (USS), in bytes; 0 where it is not told. As psutil
-    tells it, but without psutil, which is 0.9 MB."""
+    """Return the bytes that would be free without this process (USS); 0 if not reported.
+
+    The same figure as psutil's, without loading psutil, which takes 0.9 MB.
+    """
     text = read_text(f"{proc}/self/smaps_rollup")
     keys = ("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")
     return 1024 * sum(value_of(text, key) for key in keys)
 
 
 def process_seconds(proc: str = "/proc") -> float:
-    """Seconds since this process was started, or forked; 0 where that is not told."""
+    """Return the seconds since this process was started, or forked; 0 if not reported."""
     stat = read_stat(proc=proc)
     if stat is None:
         return 0.0
@@ -144,18 +146,18 @@ def process_seconds(proc: str = "/proc") -> float:
 
 
 def shared_bytes(proc: str = "/proc") -> int:
-    """What it shares with others, of its RSS, in bytes; 0 where that is not told."""
+    """Return the bytes of this process's RSS that others share; 0 if not reported."""
     text = read_text(f"{proc}/self/smaps_rollup")
     return 1024 * (value_of(text, "Shared_Clean:") + value_of(text, "Shared_Dirty:"))
 
 
 def status_bytes(key: str, process: str = "self") -> int:
-    """What a process's status (proc(5)) says in kB, in bytes; 0 where it says nothing."""
+    """Return a figure of a process's status file (proc(5)) in bytes; 0 if not reported."""
     return stat_value(f"/proc/{process}/status", key) * 1024
 
 
 def read_machine(root: str = "") -> Usage | None:
-    """The machine's memory: /proc/meminfo, else psutil."""
+    """Return the machine's memory, from /proc/meminfo, else psutil; None if neither reports it."""
     path = f"{root}/proc/meminfo"
     text = read_text(path)
     total, available = (value_of(text, key) * 1024 for key in ("MemTotal:", "MemAvailable:"))
@@ -175,7 +177,7 @@ def memory_total(root: str) -> float:
 
 
 def number_in(path: str) -> int | None:
-    """The number in a file; None for `max`, garbage, or no file."""
+    """Return the number in a file; None for `max`, other text or no file."""
     return as_number(read_text(path))
 
 
@@ -185,7 +187,7 @@ def as_number(text: str) -> int | None:
 
 
 def stat_value(path: str, key: str) -> int:
-    """The number behind `key` in a file of lines such as `key 123 kB`; 0 where there is none."""
+    """Return the number after `key` in a file of lines such as `key 123 kB`; 0 if none."""
     return value_of(read_text(path), key)
 
 
@@ -199,7 +201,7 @@ def value_of(text: str, key: str) -> int:
 
 
 class Kept:
-    """A small file of the kernel's, kept open: read anew by one system call."""
+    """A small kernel file that stays open: each read is one system call."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -207,7 +209,7 @@ class Kept:
         self._close: Callable[[], object] = _nothing
 
     def read(self) -> str:
-        """Its text; nothing where it cannot be had: the next time it is opened anew."""
+        """Return the file's text. If unreadable, return "" and open the file again next time."""
         try:
             file = self._file
             if file is None:
@@ -221,13 +223,13 @@ class Kept:
         return text
 
     def forget(self) -> None:
-        """Open it anew the next time."""
+        """Close the file. The next `read` opens the file again."""
         self._close()
         self._file, self._close = None, _nothing
 
 
 def _nothing() -> None:
-    """There is nothing to close."""
+    """Do nothing: no file is open."""
 
 
 def _identity(file: int) -> tuple[int, int]:
@@ -236,7 +238,7 @@ def _identity(file: int) -> tuple[int, int]:
 
 
 def _close(file: int, identity: tuple[int, int]) -> None:
-    # Somebody who closes all files may have closed this one; its number may be another's now.
+    # Code that closes all files may have closed this one. Its number may be another file's now.
     try:
         if _identity(file) == identity:
             os.close(file)
@@ -245,8 +247,10 @@ def _close(file: int, identity: tuple[int, int]) -> None:
 
 
 def read_text(path: str) -> str:
-    """The text of a file; nothing where there is none. In small pieces: it must work with next to
-    no memory left."""
+    """Return the text of a file; "" if there is none.
+
+    Reads in small pieces, to work with next to no memory left.
+    """
     try:
         file = os.open(path, os.O_RDONLY | _FLAGS)
     except (OSError, ValueError):  # ValueError: a path with a NUL in it

@@ -1,4 +1,4 @@
-"""What is used of what there is."""
+"""Memory used and the limit, as one value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Usage(NamedTuple):
-    """Bytes used of the bytes there are, and who says so."""
+    """Bytes used, the limit in bytes, and the source of both figures."""
 
     used: int
     limit: int

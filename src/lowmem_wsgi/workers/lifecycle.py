@@ -275,7 +275,7 @@ class Worker:
 
     @property
     def history(self) -> History:
-        """The site's last hour."""
+        """The history of the site's last hour."""
         return self._pages.page.history
 
     def alive(self) -> list[Seen]:
@@ -286,7 +286,7 @@ class Worker:
         """Return the last death of a worker of this site (see postmortem.describe), or None."""
         return self._pages.page.last_death
 
-    # --- In between
+    # --- Helpers
 
     def note_cleanup(self, result: dict[str, Any], why: str) -> None:
         """Mark a cleanup in the site's history of the last hour."""
