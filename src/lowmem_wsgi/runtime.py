@@ -8,6 +8,7 @@ was.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import logging
@@ -299,6 +300,22 @@ def on_pressure(callback: C) -> C:
 def current() -> Runtime | None:
     """Return the runtime of this process, if an app has joined it and not left."""
     return _current[0] if _current and _current[0].users else None
+
+
+def forget() -> None:
+    """Be as before the first app, for the next test: apps and callbacks are forgotten, what watches
+    ends, and the ceiling is lifted."""
+    global _apps  # noqa: PLW0603
+    with _lock:
+        for engine in _current:
+            with contextlib.suppress(ValueError):  # its page is closed already
+                engine.worker.give_up()  # its thread may be in the middle of a look
+            engine.monitor.stop()
+            engine.watchdog.stop()
+            engine.ceiling.lift()
+        _current.clear()
+        _callbacks.clear()
+        _apps = ()
 
 
 @functools.cache  # once a process: it cannot be undone

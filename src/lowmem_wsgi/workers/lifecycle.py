@@ -100,6 +100,8 @@ class Worker:
         counts: Callable[[], Mapping[str, float]],
         kills: Callable[[], int | None],
         heavy: Callable[[], str] = str,
+        rss: Callable[[], int] | None = None,
+        uss: Callable[[], int] = own_uss,
         now: Callable[[], float] = time.monotonic,
         find: Callable[[], Server | None] = find_server,
     ) -> None:
@@ -115,7 +117,8 @@ class Worker:
         self._find = find
         self._pages = pages
         self._heavy = heavy  # the heavy modules it has loaded, for the log
-        self._rss = OwnRss()
+        self._rss = OwnRss() if rss is None else rss
+        self._uss = uss
         self._forget()
 
     def _forget(self) -> None:
@@ -144,7 +147,7 @@ class Worker:
         page = self._pages.join(self.server)
         # What came before the fork is not counted a second time.
         self.record = page.claim(self._rss(), self._counts(), now=self._now)
-        self._initial_uss = own_uss()
+        self._initial_uss = self._uss()
         # Later, the age is what the start has taken at the most.
         age = process_seconds() or LONGEST_START  # where the system does not tell
         self._started_in = age if fresh else min(age, LONGEST_START)
@@ -187,7 +190,8 @@ class Worker:
     def after_fork(self) -> None:
         """In a new child: the place is the parent's."""
         self._pages.after_fork()
-        self._rss.reopen()
+        if isinstance(self._rss, OwnRss):
+            self._rss.reopen()
         self._forget()
 
     def count(self) -> int:
