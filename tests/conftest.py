@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -34,10 +33,7 @@ def restored_interpreter() -> Iterator[None]:
     """Each test leaves the collector, the recursion limit, the ceiling and the logs as it found
     them, the site's counts at nothing, and imports unwatched."""
     threshold, depth = gc.get_threshold(), sys.getrecursionlimit()
-    runtime._current.clear()
-    for callback in runtime._callbacks.all():
-        if (known := callback.find()) is not None:
-            runtime._callbacks.forget(known)
+    runtime.forget()
     runtime.pages.page.map[RECORDS_AT:] = bytes(SIZE - RECORDS_AT)
     watching = tracker.installed()
     if watching is not None:
@@ -47,10 +43,4 @@ def restored_interpreter() -> Iterator[None]:
     gc.set_threshold(*threshold)
     sys.setrecursionlimit(depth)
     gc.unfreeze()
-    for running in runtime._current:
-        with contextlib.suppress(ValueError):  # the test has closed the page
-            running.worker.give_up()  # its thread may be in the middle of a look
-        running.monitor.stop()
-        running.watchdog.stop()
-        running.ceiling.lift()
-    runtime._current.clear()
+    runtime.forget()

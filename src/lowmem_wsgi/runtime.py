@@ -8,6 +8,7 @@ the interpreter's settings.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import logging
@@ -300,6 +301,24 @@ def on_pressure(callback: C) -> C:
 def current() -> Runtime | None:
     """Return the runtime of this process; None while no app uses it."""
     return _current[0] if _current and _current[0].users else None
+
+
+def forget() -> None:
+    """Return to the state before the first app, for the next test.
+
+    Forgets apps and callbacks, ends the threads, and lifts the ceiling.
+    """
+    global _apps  # noqa: PLW0603
+    with _lock:
+        for engine in _current:
+            with contextlib.suppress(ValueError):  # its page is closed already
+                engine.worker.give_up()  # its thread may be in the middle of a look
+            engine.monitor.stop()
+            engine.watchdog.stop()
+            engine.ceiling.lift()
+        _current.clear()
+        _callbacks.clear()
+        _apps = ()
 
 
 @functools.cache  # once a process: these hooks cannot be removed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import lowmem_wsgi
 
 ROOT = Path(lowmem_wsgi.__file__).parent
+TESTS = Path(__file__).parents[1]
 Rule = Callable[[str, ast.Module], Iterator[str]]
 
 # A room imports from rooms of a higher number, and from its own.
@@ -61,6 +63,14 @@ OTHERS = {
     *("server", "worker", "builtins", "mallinfo", "trim", "timer", "record", "error", "root"),
     *("module", "spec", "result", "__spec__", "app", "_leave", "_thread"),
 }
+# What sets an attribute by its name, or an item, and what changes a collection.
+BY_NAME = {"setattr", "delattr"}
+OF_MAPPINGS = {"setitem", "delitem"}
+OF_COLLECTIONS = {
+    *("append", "appendleft", "add", "insert", "extend", "update", "setdefault"),
+    *("pop", "popleft", "popitem", "remove", "discard", "clear"),
+}
+PRIVATE = re.compile(r"\._(?!_)")
 
 
 # --- The rules: each yields what is wrong in a module
@@ -143,6 +153,37 @@ def memory_knows_no_web_and_guards_no_levers(name: str, tree: ast.Module) -> Ite
                 yield f"{name}:{node.lineno} knows a lever of memory"
 
 
+def no_test_sets_what_is_private(name: str, tree: ast.Module) -> Iterator[str]:
+    """Of no object but `self`: not by a statement, nor by monkeypatch, nor by what changes a
+    collection."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            path = ast.unparse(node)
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            path = ast.unparse(node.value)
+        elif isinstance(node, ast.Call):
+            path = set_by(node)
+        else:
+            continue
+        if PRIVATE.search(path.removeprefix("self._").removeprefix("cls._")):
+            yield f"{name}:{node.lineno} sets {path}"
+
+
+def set_by(call: ast.Call) -> str:
+    """What a call sets, or changes: `owner.attribute`; nothing where it does neither."""
+    owner, _, function = ast.unparse(call.func).rpartition(".")
+    if function in OF_COLLECTIONS:
+        return owner
+    if function in BY_NAME and call.args:
+        # An object and a name, or both in one text.
+        words = [x.value if isinstance(x, ast.Constant) else ast.unparse(x) for x in call.args]
+        dotted = isinstance(call.args[0], ast.Constant)
+        return str(words[0]) if dotted else ".".join(map(str, words[:2]))
+    if function in OF_MAPPINGS and call.args:
+        return ast.unparse(call.args[0])
+    return ""
+
+
 RULES: dict[Rule, tuple[str, str]] = {
     imports_go_down: ("memory/levels.py", "from ..runtime import current"),
     nothing_sets_anothers_attributes: (
@@ -153,17 +194,54 @@ RULES: dict[Rule, tuple[str, str]] = {
     one_place_knows_of_forks: ("memory/levels.py", "import os\nos.register_at_fork"),
     memory_knows_no_web_and_guards_no_levers: ("memory/levels.py", "from werkzeug import http"),
 }
+OF_TESTS: dict[Rule, tuple[str, str]] = {
+    no_test_sets_what_is_private: ("unit/test_runtime.py", "monitor._retry_at = 0.0"),
+}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", [*RULES, *OF_TESTS], ids=lambda rule: rule.__name__)
 def test_the_house_keeps_the_rule_and_a_planted_violation_is_found(rule: Rule) -> None:
+    root = TESTS if rule in OF_TESTS else ROOT
     wrong: list[str] = []
-    for path in sorted(ROOT.rglob("*.py")):
-        name = path.relative_to(ROOT).as_posix()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
         wrong += rule(name, ast.parse(path.read_text(encoding="utf-8")))
     assert wrong == []
-    name, planted = RULES[rule]
+    name, planted = {**RULES, **OF_TESTS}[rule]
     assert len(list(rule(name, ast.parse(planted)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("worker._rss = 1", 1),
+        ("self.worker._rss = 1", 1),
+        ("self._worker._rss = 1", 1),
+        ("worker._started += 1", 1),
+        ("del worker._rss", 1),
+        ("app._pipeline.keys = 1", 1),
+        ("page._map[0] = 1", 1),
+        ("runtime._current.clear()", 1),
+        ("runtime._current[0].undo.append(1)", 1),
+        ("setattr(worker, '_rss', 1)", 1),
+        ("monkeypatch.setattr(worker, '_rss', 1)", 1),
+        ("monkeypatch.setattr(app._pipeline, 'keys', 1)", 1),
+        ("monkeypatch.setattr('lowmem_wsgi.runtime._apps', ())", 1),
+        ("monkeypatch.delattr(worker, '_rss')", 1),
+        ("monkeypatch.setitem(app._known, 'a', 1)", 1),
+        ("self._rss = 1", 0),
+        ("self._files[worker._place] = self._rss", 0),
+        ("self._files.append(worker._rss)", 0),
+        ("worker.rss = worker._rss", 0),
+        ("worker.__class__ = Other", 0),
+        ("_began.clear()", 0),
+        ("monkeypatch.setattr(_thread, 'start_new_thread', worker._run)", 0),
+        ("monkeypatch.setattr('_thread.start_new_thread', worker._run)", 0),
+        ("monkeypatch.setitem(sys.modules, '_thread', worker._run)", 0),
+    ],
+)
+def test_what_sets_something_private(planted: str, found: int) -> None:
+    assert len(list(no_test_sets_what_is_private("unit/test_x.py", ast.parse(planted)))) == found
 
 
 @pytest.mark.parametrize("package", ["lowmem_wsgi", "lowmem_wsgi.imports"])

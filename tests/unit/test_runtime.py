@@ -24,11 +24,31 @@ from lowmem_wsgi import LowMemory, log, on_pressure, runtime
 from lowmem_wsgi.memory.cleanup import Cleanup, clear_caches
 from lowmem_wsgi.memory.gc_runner import GcRunner
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Levels
-from lowmem_wsgi.memory.monitor import CONFIRM, REST, SHORTEST, Monitor, next_look, thresholds_for
+from lowmem_wsgi.memory.monitor import (
+    CONFIRM,
+    REST,
+    RETRY,
+    SHORTEST,
+    Monitor,
+    next_look,
+    thresholds_for,
+)
 from lowmem_wsgi.memory.purge import purge
 from lowmem_wsgi.memory.reading import Memory
 from lowmem_wsgi.settings import Settings
 from lowmem_wsgi.system.usage import Usage
+
+
+class Limited(Memory):
+    """The memory of a process whose limit a test sets."""
+
+    limit = 512 * MB
+
+    def read(self) -> Usage:
+        return super().read()._replace(limit=self.limit)
+
+    def glance(self) -> Usage:
+        return super().glance()._replace(limit=self.limit)
 
 
 class Site:
@@ -52,7 +72,7 @@ class Site:
             now=self.clock,
         )
         # A root without anything: so the figures are the process's own.
-        self.memory = Memory(512 * MB, root="/nonexistent", rss=self.process.read)
+        self.memory = Limited(root="/nonexistent", rss=self.process.read)
         self.levels = Levels(*thresholds_for(self.rules, 512 * MB))
         self.monitor = Monitor(
             self.rules,
@@ -199,8 +219,7 @@ def test_a_request_after_close_starts_nothing_again() -> None:
     assert not wrapped.runtime.monitor.running
 
 
-def test_an_app_that_is_thrown_away_leaves_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_apps", ())  # the only one of its process
+def test_an_app_that_is_thrown_away_leaves_the_engine() -> None:
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
     monitor = wrapped.runtime.monitor
@@ -483,7 +502,7 @@ def test_growth_that_no_request_gave_back_is_given_back_by_the_next_cleanup() ->
 
 def test_a_limit_that_changes_moves_the_thresholds() -> None:
     site = Site()
-    site.memory._limit = 256 * MB
+    site.memory.limit = 256 * MB
     site.monitor.tick()
     assert (site.levels.warn, site.levels.critical) == (200 * MB, 225 * MB)
 
@@ -492,7 +511,7 @@ def test_a_limit_that_changes_leaves_the_level_as_it_is() -> None:
     site = Site()
     site.use(410)
     site.run(1)
-    site.memory._limit = 500 * MB
+    site.memory.limit = 500 * MB
     site.monitor.tick()
     assert site.levels.level == WARN
 
@@ -502,7 +521,7 @@ def test_thresholds_that_do_not_fit_the_limit_found_give_way_with_a_warning(
 ) -> None:
     site = Site(warn_at="400MB", critical_at="450MB")
     assert not caplog.records
-    site.memory._limit = 256 * MB
+    site.memory.limit = 256 * MB
     site.monitor.tick()
     assert (site.levels.warn, site.levels.critical) == (200 * MB, 225 * MB)
     assert "LOWMEM_CRITICAL_AT (450 MB) do not fit the limit of 256 MB" in caplog.text
@@ -678,13 +697,36 @@ def test_a_thread_that_cannot_be_started_is_logged_and_requests_go_on(
 
     wrapped = LowMemory(ok)
     monkeypatch.setattr(threading.Thread, "start", cannot)
+    monkeypatch.setattr("lowmem_wsgi.memory.monitor.RETRY", 0.2)
     for _ in range(3):
         assert call(wrapped, make_environ()).body == b"ok"
     assert len(caplog.records) == 1
     monkeypatch.undo()
-    wrapped.runtime.monitor._retry_at = 0.0  # ten seconds later
-    call(wrapped, make_environ())
-    assert wrapped.runtime.monitor.running
+
+    def started() -> bool:
+        assert call(wrapped, make_environ()).body == b"ok"
+        return wrapped.runtime.monitor.running
+
+    wait_for(started, "the thread")
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[threading.Thread] = []
+
+    def cannot(self: threading.Thread) -> None:
+        tries.append(self)
+        raise RuntimeError("can't start new thread")
+
+    site = Site()
+    monkeypatch.setattr(threading.Thread, "start", cannot)
+    for moments in (1, 2):
+        with pytest.raises(RuntimeError):
+            site.monitor.start()
+        site.monitor.start()  # not yet again
+        assert len(tries) == moments
+        site.clock.now += RETRY
 
 
 @pytest.mark.parametrize("gevent", [False, True])
@@ -719,7 +761,9 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Li
 
 
 @on_linux
-def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_ends_it() -> None:
+def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[bool] = []
     go_on = threading.Event()
 
@@ -742,13 +786,13 @@ def test_the_first_request_starts_the_watchdog_each_wakes_it_and_the_last_close_
     thread = threading.Thread(target=call, args=(wrapped, make_environ()))
     thread.start()
     looks: list[int] = []
-    look = watchdog._look
+    keep = wrapped.runtime.ceiling.keep
 
-    def counted() -> float | None:
+    def counted() -> None:
         looks.append(1)
-        return look()
+        keep()
 
-    watchdog._look = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(wrapped.runtime.ceiling, "keep", counted)
     wait_for(lambda: len(looks) >= 3, "some looks")
     assert not watchdog.asleep
     go_on.set()

@@ -73,6 +73,7 @@ class Interrupt:
         now: Callable[[], float] = time.monotonic,
         spent: Callable[[int | None], float | None] | None = None,
         spent_by_all: Callable[[], float] = time.process_time,
+        raise_in: Callable[[int, type[BaseException] | None], bool] | None = None,
     ) -> None:
         self.work = work
         self._inside = frozenset(inside)
@@ -81,6 +82,7 @@ class Interrupt:
         self._now = now
         self._spent = processor_seconds if spent is None else spent
         self._spent_by_all = spent_by_all
+        self._raise_in = _raise_in if raise_in is None else raise_in
         self._first: dict[object, Sight] = {}
         self._struck: dict[object, tuple[float, int]] = {}  # when, and bytes in use then
         self._size = 0
@@ -204,9 +206,9 @@ class Interrupt:
             if not self._may_raise_in(ident, spare_imports):
                 del self._struck[key]
                 return False
-            if _raise_in(ident, MemoryError) and self._at_work().get(key) == ident:
+            if self._raise_in(ident, MemoryError) and self._at_work().get(key) == ident:
                 return True
-            _raise_in(ident, None)  # the request has ended meanwhile
+            self._raise_in(ident, None)  # the request has ended meanwhile
             return False
         finally:
             self.striking = False

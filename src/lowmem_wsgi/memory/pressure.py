@@ -56,6 +56,11 @@ class Callbacks:
         with self._lock:
             self._registered = tuple(one for one in self.all() if one.find() != callback)
 
+    def clear(self) -> None:
+        """Call none of them any more."""
+        with self._lock:
+            self._registered = ()
+
     def all(self) -> tuple[Registered, ...]:
         """Return the callbacks whose objects still exist, in the order of registration."""
         return tuple(one for one in self._registered if one.find() is not None)

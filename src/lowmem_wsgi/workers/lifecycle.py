@@ -106,6 +106,8 @@ class Worker:
         counts: Callable[[], Mapping[str, float]],
         kills: Callable[[], int | None],
         heavy: Callable[[], str] = str,
+        rss: Callable[[], int] | None = None,
+        uss: Callable[[], int] = own_uss,
         now: Callable[[], float] = time.monotonic,
         find: Callable[[], Server | None] = find_server,
     ) -> None:
@@ -121,7 +123,8 @@ class Worker:
         self._find = find
         self._pages = pages
         self._heavy = heavy
-        self._rss = OwnRss()
+        self._rss = OwnRss() if rss is None else rss
+        self._uss = uss
         self._forget()
 
     def _forget(self) -> None:
@@ -150,7 +153,7 @@ class Worker:
         page = self._pages.join(self.server)
         # Do not count again what the process had counted before the fork.
         self.record = page.claim(self._rss(), self._counts(), now=self._now)
-        self._initial_uss = own_uss()
+        self._initial_uss = self._uss()
         # If the process is not fresh, its start took at most its age.
         age = process_seconds() or LONGEST_START  # the system may not report the age
         self._started_in = age if fresh else min(age, LONGEST_START)
@@ -193,7 +196,8 @@ class Worker:
     def after_fork(self) -> None:
         """Forget the place in a new child process: the place is the parent's."""
         self._pages.after_fork()
-        self._rss.reopen()
+        if isinstance(self._rss, OwnRss):
+            self._rss.reopen()
         self._forget()
 
     def count(self) -> int:

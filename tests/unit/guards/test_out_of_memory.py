@@ -14,11 +14,11 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 from flask import Flask
 
-from helpers.fakes import MB, Clock
+from helpers.fakes import MB
 from helpers.wsgi import Response, call, make_environ, post, validated
 from lowmem_wsgi import LowMemory, OffloadBusy, OffloadError, OffloadMemoryError, OffloadTooLarge
 from lowmem_wsgi.guards import out_of_memory
-from lowmem_wsgi.memory.admission import PATIENCE, SMALL
+from lowmem_wsgi.memory.admission import SMALL
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN
 from lowmem_wsgi.system.shortage import is_shortage
 from lowmem_wsgi.system.usage import Usage
@@ -464,7 +464,6 @@ class Site:
         self.wrapped = LowMemory(self._app, **{"max_upload": "10MB", "ceiling": "off", **settings})
         self.runtime = self.wrapped.runtime
         self.runtime.monitor.running = True
-        self.clock = self.runtime.admission._now = Clock()
 
     def _app(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         self.served.append(environ["PATH_INFO"])
@@ -479,9 +478,10 @@ class Site:
         )
 
     def close(self) -> None:
-        self.use(1.01, CRITICAL)
-        self.clock.now += PATIENCE
-        self.use(1.01, CRITICAL)
+        """It is at critical, and has been for long."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lowmem_wsgi.memory.admission.PATIENCE", 0)
+            self.use(1.01, CRITICAL)
 
 
 def test_when_critical_lasts_everything_is_turned_away_until_it_ends(

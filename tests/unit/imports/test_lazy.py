@@ -25,6 +25,7 @@ import pytest
 
 from helpers import forks
 from lowmem_wsgi.imports import lazy, tracker
+from lowmem_wsgi.imports.tracker import Tracker
 from lowmem_wsgi.settings import SettingsError
 
 Write = Callable[..., None]
@@ -714,7 +715,14 @@ def test_the_modules_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) 
 def test_a_failure_of_ours_costs_lateness_and_no_import(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lazy, "_blank", lambda spec: 1 / 0)
+    loading, troubles = Tracker.loading, [ZeroDivisionError("ours")]
+
+    def failing_once(self: Tracker) -> list[str]:
+        if troubles:
+            raise troubles.pop()
+        return loading(self)
+
+    monkeypatch.setattr(Tracker, "loading", failing_once)
     assert run("import heavyweight")["heavyweight"].LOADED
     assert "Putting off an import failed" in caplog.text
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,24 +69,43 @@ def test_nothing_is_frozen_where_freezing_is_off() -> None:
     assert gc.get_freeze_count() < before + 1000
 
 
-def slow(collector: GcRunner, clock: Clock, seconds: float, monkeypatch: Any) -> None:
-    def collect() -> int:
-        clock.now += seconds
-        return 0
+def each_pass(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """What a pass does besides, as a finalizer would."""
+    collect = gc.collect
 
-    monkeypatch.setattr(collector, "_collect", collect)
+    def and_more() -> int:
+        do()
+        return collect()
+
+    monkeypatch.setattr(gc, "collect", and_more)
 
 
-def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(monkeypatch: Any) -> None:
+class Slow:
+    """Passes that take so many seconds each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+        self.seconds = 0.0
+        self._clock = clock
+        gc.freeze()  # so that they are quick in truth
+        each_pass(monkeypatch, self._take)
+
+    def _take(self) -> None:
+        self._clock.now += self.seconds
+
+
+def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock()
-    collector = make(clock)
+    slow = Slow(monkeypatch, clock)
+    collector = make(clock, passes=1)
     collector.runs = 100  # warmed up
     freezes = []
     monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
-    slow(collector, clock, module.SLOW_RUN / 2, monkeypatch)
+    slow.seconds = module.SLOW_RUN / 2
     collector.after_request()
     assert freezes == []
-    slow(collector, clock, module.SLOW_RUN * 2, monkeypatch)
+    slow.seconds = module.SLOW_RUN * 2
     clock.now += 1.01 * module.SHARED_WITHIN
     collector.after_request(lambda: 1)
     assert freezes == []
@@ -93,13 +113,16 @@ def test_survivors_that_make_a_run_slow_are_frozen_at_an_idle_moment(monkeypatch
     assert freezes == [103]
 
 
-def test_under_steady_load_slow_runs_are_not_paid_for_without_end(monkeypatch: Any) -> None:
+def test_under_steady_load_slow_runs_are_not_paid_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock()
-    collector = make(clock)
+    slow = Slow(monkeypatch, clock)
+    collector = make(clock, passes=1)
     collector.runs = 100
     freezes = []
     monkeypatch.setattr(gc, "freeze", lambda: freezes.append(collector.runs))
-    slow(collector, clock, module.SLOW_BUDGET / 3.5, monkeypatch)
+    slow.seconds = module.SLOW_BUDGET / 3.5
     for _ in range(8):
         clock.now += 1.01 * module.SHARED_WITHIN
         collector.after_request(lambda: 1)
@@ -238,14 +261,13 @@ def test_growth_that_stays_is_not_given_back_again_and_again() -> None:
 
 
 def test_small_growth_waits_while_giving_back_would_take_too_much_of_the_time() -> None:
-    clock, memory = Clock(), Process()
+    class Costly(Process):
+        def give_back(self) -> None:
+            clock.now += 0.010
+            super().give_back()
+
+    clock, memory = Clock(), Costly()
     collector = make(clock, memory, freeze=False, passes=0)
-
-    def costly() -> None:
-        clock.now += 0.010
-        memory.give_back()
-
-    collector.trimmer._give_back = costly
     calls = 0
     for _ in range(100):
         clock.now += 0.010
@@ -305,20 +327,20 @@ def test_nothing_is_given_back_where_trimming_is_off() -> None:
     assert memory.given_back == 0
 
 
-def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later() -> None:
-    collector = make(freeze=False)
+def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collector = make(freeze=False, passes=1)
     running, go_on = threading.Event(), threading.Event()
     runs: list[str] = []
-    real = collector._collect
 
-    def collect() -> None:
+    def begin() -> None:
         runs.append(threading.current_thread().name)
         if len(runs) == 1:
             running.set()
             assert go_on.wait(10)
-        real()
 
-    collector._collect = collect  # type: ignore[method-assign]
+    each_pass(monkeypatch, begin)
     first = threading.Thread(target=collector.after_request, name="first")
     first.start()
     assert running.wait(10)
@@ -330,23 +352,13 @@ def test_a_request_that_ends_during_a_run_is_followed_by_a_run_that_began_later(
     assert runs == ["first", "first"]
 
 
-def runs_of(collector: GcRunner) -> list[float]:
-    """The moments of all runs from now on."""
-    moments: list[float] = []
-    real = collector._collect
-
-    def collect() -> None:
-        moments.append(collector._now())
-        real()
-
-    collector._collect = collect  # type: ignore[method-assign]
-    return moments
-
-
-def test_requests_that_overlap_share_a_run_and_the_last_one_makes_its_own() -> None:
+def test_requests_that_overlap_share_a_run_and_the_last_one_makes_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock()
-    collector = make(clock, freeze=False)
-    moments = runs_of(collector)
+    collector = make(clock, freeze=False, passes=1)
+    moments: list[float] = []  # of all runs
+    each_pass(monkeypatch, lambda: moments.append(clock.now))
     for _ in range(20):
         clock.now += 0.0011
         collector.after_request(lambda: 2)
@@ -382,66 +394,63 @@ def test_a_run_left_to_a_request_that_does_not_come_is_caught_up_with() -> None:
     assert owed == [1, 1]
 
 
-def test_a_request_that_ends_during_a_run_beside_others_leaves_the_next_to_be_shared() -> None:
+def test_a_request_that_ends_during_a_run_beside_others_leaves_the_next_to_be_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     owed: list[int] = []
-    collector = make(freeze=False, owes=lambda: owed.append(1))
-    real = collector._collect
+    collector = make(freeze=False, passes=1, owes=lambda: owed.append(1))
 
-    def collect() -> None:
-        real()
+    def another_ends() -> None:
         if not owed:
             other = threading.Thread(target=collector.after_request, args=(lambda: 1,))
             other.start()
             other.join(10)
 
-    collector._collect = collect  # type: ignore[method-assign]
+    each_pass(monkeypatch, another_ends)
     collector.after_request(lambda: 1)
     assert (collector.runs, owed, collector.owing) == (1, [1], True)
 
 
-def test_a_thread_is_not_kept_for_ever_running_the_passes_of_others() -> None:
-    collector = make(freeze=False, passes=0)
-    runs: list[int] = []
-
-    def collect() -> None:
-        runs.append(1)
-        collector._wanted = True  # others never cease to end
-
-    collector._collect = collect  # type: ignore[method-assign]
-    collector.after_request()
-    assert len(runs) == module.MOST_RUNS
-    collector._collect = lambda: runs.append(2)  # type: ignore[method-assign]
-    collector.maintain()  # and what is left is done
-    assert runs[-1] == 2
-
-
-def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run() -> None:
-    collector = make(freeze=False)
-    real = collector._full_collect
-
-    def full_collect() -> None:
+def test_a_thread_is_not_kept_for_ever_running_the_passes_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collector = make(freeze=False, passes=1)
+    with monkeypatch.context() as patch:
+        each_pass(patch, collector.after_request)  # others never cease to end
         collector.after_request()
-        real()
+    assert collector.runs == module.MOST_RUNS
+    collector.maintain()  # and what is left is done
+    assert collector.runs == module.MOST_RUNS + 1
 
-    collector._full_collect = full_collect  # type: ignore[method-assign]
+
+def test_a_request_that_ends_during_a_thaw_is_followed_by_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collector = make(freeze=False, passes=1)
+    ended: list[int] = []
+
+    def one_ends() -> None:
+        if not ended:
+            ended.append(1)
+            collector.after_request()
+
+    each_pass(monkeypatch, one_ends)
     collector.full_collect()
     assert collector.runs == 1
 
 
-def test_many_threads_lose_no_run() -> None:
+def test_many_threads_lose_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each end of a request is followed by a run begun after it, whatever the interleaving."""
     gc.freeze()  # so that the passes are quick
     collector = make(freeze=False, passes=1)
     began = 0
     ended: list[int] = []
-    real = collector._collect
 
-    def collect() -> None:
+    def begin() -> None:
         nonlocal began
         began += 1
-        real()
 
-    collector._collect = collect  # type: ignore[method-assign]
+    each_pass(monkeypatch, begin)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
@@ -461,18 +470,18 @@ def test_many_threads_lose_no_run() -> None:
     assert began > max(ended)
 
 
-def test_cleaning_up_from_within_a_run_does_not_wait_for_itself() -> None:
+def test_cleaning_up_from_within_a_run_does_not_wait_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As a finalizer or a signal handler may."""
-    collector = make(freeze=False)
-    real = collector._collect
+    collector = make(freeze=False, passes=1)
 
-    def collect() -> None:
-        real()
+    def clean_up() -> None:
         collector.full_collect()
         collector.give_back()
         collector.maintain()
 
-    collector._collect = collect  # type: ignore[method-assign]
+    each_pass(monkeypatch, clean_up)
     thread = threading.Thread(target=collector.after_request, daemon=True)
     thread.start()
     thread.join(10)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 
 import pytest
 
@@ -47,12 +47,17 @@ class Threads:
         # Idents are not what the system calls them.
         known = [_Thread(ident, ident + 1000) for ident in self.work.values()]
         monkeypatch.setattr(threading, "enumerate", lambda: known)
-        monkeypatch.setattr(module, "_raise_in", self._raise_in)
-        self.interrupt = Interrupt(
+        self.interrupt = self.over()
+
+    def over(self, *inside: CodeType) -> Interrupt:
+        """An interrupt over them. `inside`: code of which one runs as long as an app does."""
+        return Interrupt(
             lambda: self.work,
+            inside,
             now=self.clock,
             spent=self.spent.get,
             spent_by_all=lambda: self.of_all,
+            raise_in=self._raise_in,
         )
 
     def look(self) -> bool:
@@ -541,17 +546,14 @@ def test_the_main_thread_of_a_forked_worker_is_suspected_as_any() -> None:
 
 @pytest.fixture
 def greenlets(monkeypatch: pytest.MonkeyPatch) -> Threads:
-    monkeypatch.setattr(module, "_has_greenlets", lambda: True)
+    patched = SimpleNamespace(
+        is_module_patched=lambda name: name == "threading",
+        get_original=lambda module, name: getattr(importlib.import_module(module), name),
+    )
+    monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
     site = Threads(monkeypatch)
     site.spent[threading.get_native_id()] = 5.0
-    inside = [inside_the_app.__code__]
-    site.interrupt = Interrupt(
-        lambda: site.work,
-        inside,
-        now=site.clock,
-        spent=site.spent.get,
-        spent_by_all=lambda: site.of_all,
-    )
+    site.interrupt = site.over(inside_the_app.__code__)
     site.interrupt.begin()
     return site
 

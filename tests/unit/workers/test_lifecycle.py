@@ -65,21 +65,10 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A page, and a runtime directory, of the test's own."""
     found = Pages()
     monkeypatch.setattr(runtime, "pages", found)
-    monkeypatch.setattr(runtime, "_current", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     yield tmp_path / "lowmem-wsgi"
+    runtime.forget()  # who is on the page
     found.close()
-
-
-class Rss:
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    def __call__(self) -> int:
-        return self._process.rss
-
-    def reopen(self) -> None:
-        pass
 
 
 class Flying(dict[object, int]):
@@ -126,6 +115,8 @@ def life_of(
     *,
     levels: Levels | None = None,
     kills: int | None = None,
+    rss: Callable[[], int] | None = None,
+    uss: int = 20,
     **settings: Any,
 ) -> LifeCycle:
     return LifeCycle(
@@ -138,6 +129,8 @@ def life_of(
         gc_runner=engine,  # type: ignore[arg-type]
         counts=engine.counts,
         kills=lambda: kills,
+        rss=rss,
+        uss=lambda: uss * MB,
         now=engine.clock,
         find=find,
     )
@@ -151,6 +144,7 @@ class Worker:
         clock: Clock | None = None,
         *,
         rss: int = 50,
+        uss: int = 20,
         rest: int = 0,
         size: int = 1,
         served: bool = True,
@@ -170,12 +164,16 @@ class Worker:
         self.replaced: list[bool] = []
         self.server = Server("Fake", os.getpid(), size, self.replaced.append) if served else None
         self.worker = life_of(
-            self.runtime, lambda: self.server, levels=self.levels, kills=kills, **settings
+            self.runtime,
+            lambda: self.server,
+            levels=self.levels,
+            kills=kills,
+            rss=self.process.read,
+            uss=uss,
+            **settings,
         )
-        self.worker._rss = Rss(self.process)  # type: ignore[assignment]
         if started:
             self.worker.start()
-        self.worker._initial_uss = 20 * MB
         self.page.change(release=int(release * 1e6))
 
     @property
@@ -383,14 +381,12 @@ def test_a_worker_is_not_replaced_before_it_is_so_old_that_it_was_worth_its_star
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_busy_worker_is_replaced_when_it_comes_to_rest_or_when_it_lasts(
-    ends: bool, monkeypatch: pytest.MonkeyPatch
+    ends: bool,
 ) -> None:
     worker = Worker()
     worker.in_flight.update(request=0)
     worker.live(5)
-    # It stands at critical, where it has got at once.
-    monkeypatch.setattr(worker.worker, "_lately", lambda now: module.Rates(0.0, 0.0, 0.0))
-    worker.process.rss = 460 * MB
+    worker.process.rss = 460 * MB  # it stands at critical, where it has got at once
     worker.live(PATIENCE - 0.2)
     assert worker.level == CRITICAL
     assert worker.replaced == []
@@ -535,15 +531,14 @@ def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("master", "initial_uss", "at_once"),
+    ("master", "uss", "at_once"),
     [(True, 20, True), (False, 20, False), (True, 150, False)],
     ids=["it waits for nobody", "no such master", "no room"],
 )
 def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
-    master: bool, initial_uss: int, at_once: bool
+    master: bool, uss: int, at_once: bool
 ) -> None:
-    worker = Worker()
-    worker.worker._initial_uss = initial_uss * MB
+    worker = Worker(uss=uss)
     worker.page.change(master=os.getpid() if master else 0)
     worker.live(5)
     worker.live(2, grow=600, until=lambda: worker.replaced)
@@ -802,7 +797,6 @@ def test_a_child_takes_a_place_of_its_own_and_leaves_its_parents_alone() -> None
         worker.worker.after_fork()
         assert worker.worker.record is None
         worker.worker.start()
-        worker.worker._rss = Rss(worker.process)  # type: ignore[assignment]
         worker.began("/child")
 
     with child(fork) as pid:
