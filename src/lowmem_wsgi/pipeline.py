@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .runtime import Runtime
+    from .workers.record import WorkerRecord
 
 # Keys of the environ, for apps: the level when the request begins, and the limits. If the limits
 # are set already, another LowMemory serves the request.
@@ -161,13 +162,14 @@ class Pipeline:
 class Request(Exchange):
     """A request for the app."""
 
-    __slots__ = ("_alone", "_number", "_place", "_route", "pipeline")
+    __slots__ = ("_alone", "_number", "_place", "_record", "_route", "pipeline")
 
     def __init__(
         self, environ: WSGIEnvironment, start_response: StartResponse, pipeline: Pipeline
     ) -> None:
         self.pipeline = pipeline
         self._number = 0  # among all requests of the process
+        self._record: WorkerRecord | None = None
         self._place = -1  # on the shared page
         self._alone: bool | None = None  # None: attribute nothing to the route
         self._route: str | None = None
@@ -203,7 +205,7 @@ class Request(Exchange):
             self._alone = pipeline.in_flight.count() < 2
             if pipeline.attribution.closely:
                 pipeline.before_request()
-            record = pipeline.worker.record
+            self._record = record = pipeline.worker.record
             if record is not None:
                 self._place = record.began(method, path)
         except MemoryError:
@@ -225,8 +227,10 @@ class Request(Exchange):
                 guard.started(self.environ)
             except MemoryError:
                 raise
-            except Exception:
+            except Exception as error:
                 failed(guard)
+                if guard.protects:
+                    raise GuardError from error
 
     def amend(self, status: str, headers: Headers) -> Headers:
         for guard in self.pipeline.amending:
@@ -252,10 +256,9 @@ class Request(Exchange):
             pipeline.in_flight.leave(self._number)
             if self.strikes.striking:
                 self.strikes.settle()
-            record = pipeline.worker.record
-            if record is not None:
-                record.ended(self._place)
-            self._place = -1
+            if self._record is not None:  # the one that it began on: a fork has another
+                self._record.ended(self._place)
+                self._record = None
         except MemoryError:
             raise
         except Exception:

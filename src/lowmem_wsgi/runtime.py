@@ -201,7 +201,7 @@ class Runtime:
         """Adjust the ceiling and the admission policy after a reading."""
         if self.ceiling.holds_for(usage):
             self._start_watchdog()
-        self.ceiling.arm(usage=usage)
+        self.ceiling.arm()  # which reads the container anew, after this process
         self.admission.look(usage, level, self.levels.critical, lambda: self._may_fall(usage))
 
     # Objects built earlier call objects built later through these methods.
@@ -215,8 +215,8 @@ class Runtime:
     def _nudge(self, rss: int) -> None:
         self.monitor.nudge(rss)
 
-    def _runs_owed(self) -> None:
-        self.monitor.runs_owed()
+    def _runs_owed(self) -> bool:
+        return self.monitor.runs_owed()
 
     def _may_fall(self, usage: Usage) -> bool:
         """Return whether a worker is ending, or one request holds all the memory above warn."""

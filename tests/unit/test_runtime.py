@@ -886,3 +886,23 @@ def test_a_load_leaves_nothing_open_however_it_ends(
         with pytest.raises(MemoryError):
             found.load_begins()
     assert (ceiling.open, growth.open) == (0, 0)
+
+
+def test_a_failure_of_the_shared_passes_does_not_end_the_monitor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapped = LowMemory(ok)
+    call(wrapped, make_environ())
+    failed: list[bool] = []
+
+    def fail(*, at_once: bool = False) -> None:
+        failed.append(at_once)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wrapped.runtime.gc_runner, "catch_up", fail)
+        wait_for(lambda: len(failed) >= 2, "two ends of a rest")
+        assert wrapped.runtime.monitor.running
+    wrapped.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "The GC passes that requests share failed" in caplog.text

@@ -51,7 +51,7 @@ def may_have_undeclared_body(environ: WSGIEnvironment) -> bool:
     """
     if "HTTP_TRANSFER_ENCODING" in environ:
         return True
-    return "SERVER_PROTOCOL" in environ and environ["SERVER_PROTOCOL"][:7] != "HTTP/1."
+    return "SERVER_PROTOCOL" in environ and str(environ["SERVER_PROTOCOL"])[:7] != "HTTP/1."
 
 
 class Body(io.BufferedIOBase):

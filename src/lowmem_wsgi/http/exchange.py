@@ -332,17 +332,26 @@ class SizedStream(Stream):
         return len(self.result)  # type: ignore[arg-type]
 
 
-class Whole(list[bytes]):
-    """A response whose chunks are all in memory."""
+class Whole:
+    """A response whose chunks are all in memory.
 
-    __slots__ = ("_exchange",)
+    Not a list: some servers (Granian, bjoern) and WebOb close no response that is one.
+    """
 
-    def __init__(self, exchange: Exchange, chunks: Iterable[bytes]) -> None:
-        list.__init__(self, chunks)
+    __slots__ = ("_chunks", "_exchange")
+
+    def __init__(self, exchange: Exchange, chunks: Any) -> None:
         self._exchange = exchange
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
 
     def close(self) -> None:
-        self.clear()
+        self._chunks = ()
         self._exchange.close()
 
 

@@ -125,14 +125,14 @@ class Ceiling:
         self._lock = original("_thread", "allocate_lock")()
         self._hits.clear()
 
-    def arm(self, coming: int = 0, usage: Usage | None = None) -> None:
+    def arm(self, coming: int = 0) -> None:
         """Set the limit to the point where the container would be full.
 
-        `coming`: threads about to start. `usage`: the container's usage, if just read.
+        `coming`: threads about to start.
         """
         if self._wanted and self._count_stacks():
             self._sharers = max(1, self._workers())
-            self._keep(coming * _stack_size(), usage)
+            self._keep(coming * _stack_size())
 
     def keep(self) -> None:
         """Do the same as `arm`, but cheaper: with the earlier counts of threads and workers."""
@@ -147,14 +147,14 @@ class Ceiling:
         self._stacks = (stat.threads - 1) * _stack_size()
         return True
 
-    def _keep(self, coming: int, usage: Usage | None = None) -> None:
+    def _keep(self, coming: int) -> None:
         # Read this process first: growth between the two reads is then counted twice rather than
-        # missed. (A usage that the monitor read a moment ago misses little.)
+        # missed. (A usage that the monitor read 40 ms ago missed 26 MB.)
         mapped = self._mapped()
         if mapped is None:  # no /proc here, or other code has closed our file
             return
         data, anonymous = mapped.data, mapped.anonymous
-        usage = usage or self._read()
+        usage = self._read()
         if not self.holds_for(usage):
             self._release()  # the container has no limit any more
             return

@@ -20,10 +20,10 @@ One GC runner serves a process, however many apps the process holds (runtime.py)
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
-from threading import get_ident
 
 from ..settings import MB
 from ..system.malloc import find_in_use, malloc_trim
@@ -82,7 +82,7 @@ class GcRunner:
         rss: Callable[[], int] | None = None,
         give_back: Callable[[], object] | None = None,
         noticed: Callable[[int], None] = lambda rss: None,
-        owes: Callable[[], None] = lambda: None,
+        owes: Callable[[], bool] = lambda: True,
         in_flight: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -132,30 +132,37 @@ class GcRunner:
         while others are in flight, share the next run.
         """
         self._wanted = True
-        if self._owner == get_ident():
+        if self._owner == threading.get_ident():
             return  # a pass of this thread has called a finalizer that ended a request
-        if in_flight() and self._now() - self._ran_at < SHARED_WITHIN:
-            self._owe()
-        else:
+        recent = self._now() - self._ran_at < SHARED_WITHIN
+        if not (recent and in_flight() and self._owe()):
             self._fulfil(in_flight)
 
-    def catch_up(self) -> None:
+    def catch_up(self, *, at_once: bool = False) -> None:
         """Make the run that requests have left to be shared, if no later request has made that run.
 
-        Call this every SHARED_WITHIN seconds while `owing`.
+        Call this every SHARED_WITHIN seconds while `owing`, and `at_once` where `owes` returns
+        False from now on.
         """
-        if self._wanted:
+        if self._wanted and not at_once:
             if self._now() - self._ran_at >= SHARED_WITHIN:
                 self._fulfil(self.in_flight)
             return
         self.owing = False
-        if self._wanted:  # by a request that still saw `owing` set
+        if not self._wanted:
+            return
+        if at_once:
+            self._fulfil(self.in_flight)
+        else:  # by a request that still saw `owing` set
             self.owing = True
 
-    def _owe(self) -> None:
+    def _owe(self) -> bool:
+        """Leave a run to be shared. Return whether it will be made."""
         if not self.owing:
             self.owing = True
-            self._owes()
+            if not self._owes():
+                self.owing = False
+        return self.owing
 
     def _fulfil(self, in_flight: Callable[[], int]) -> None:
         # A request sets `_wanted`, then tries the lock. The holder releases the lock, then checks
@@ -163,17 +170,20 @@ class GcRunner:
         # here for ever either: the next request, or `catch_up`, makes the runs left after
         # MOST_RUNS or left to be shared.
         for _ in range(MOST_RUNS):
-            if not self._wanted or not self._running.acquire(False):
+            running = self._running  # a finalizer of the app's may fork, and a child has another
+            if not self._wanted or not running.acquire(False):
                 return
             try:
-                self._owner = get_ident()
+                self._owner = threading.get_ident()
                 self._wanted = False
                 self._run(in_flight)
             finally:
                 self._owner = 0
-                self._running.release()
-            if self._wanted and in_flight():
-                break
+                running.release()
+                if self._wanted and sys.exc_info()[0] is not None:
+                    self._owe()  # a request that ended meanwhile has found the lock taken
+            if self._wanted and in_flight() and self._owe():
+                return
         if self._wanted:
             self._owe()
 
@@ -242,7 +252,7 @@ class GcRunner:
         Does nothing when called from within a run (a finalizer, a signal handler): the call would
         wait for itself.
         """
-        if self._owner == get_ident():
+        if self._owner == threading.get_ident():
             return
         running = self._running
         while not running.acquire(timeout=0.005):
@@ -250,23 +260,24 @@ class GcRunner:
             # this thread may hold the lock: let that greenlet go on.
             time.sleep(0.001)
         try:
-            self._owner = get_ident()
+            self._owner = threading.get_ident()
             action()
         finally:
             self._owner = 0
             running.release()
-        self._fulfil(_somebody)
+            self._fulfil(_somebody)  # for requests that ended meanwhile
 
     def _unless_busy(self, action: Callable[[], object]) -> None:
         """Call `action` now, or not at all if a run is under way: the caller cannot wait."""
-        if self._running.acquire(blocking=False):
+        running = self._running
+        if running.acquire(blocking=False):
             try:
-                self._owner = get_ident()
+                self._owner = threading.get_ident()
                 action()
             finally:
                 self._owner = 0
-                self._running.release()
-            self._fulfil(_somebody)
+                running.release()
+                self._fulfil(_somebody)  # for requests that ended meanwhile
 
     def _run(self, in_flight: Callable[[], int]) -> None:
         if self.freezing and not self.runs:

@@ -100,7 +100,8 @@ class Monitor:
         self.running = False
         self._may_act = may_act
         self._stop = threading.Event()
-        self._wake = threading.Event()
+        self._wake = _unset()  # acquired, but for a moment when `_signal` releases it
+        self._resting = False
         self._nudged = False
         self._woken_at = 0
         self._lock = threading.Lock()
@@ -140,7 +141,7 @@ class Monitor:
         """Wake the thread, which then ends. Does not wait. Thread-safe."""
         with self._lock:
             self._stop.set()
-            self._wake.set()
+            self._signal()
             self.running = False
 
     def nudge(self, rss: int) -> None:
@@ -153,16 +154,23 @@ class Monitor:
         elif rss >= self._woken_at + NUDGE:
             self._woken_at = rss
             self._nudged = True
-            self._wake.set()
+            self._signal()
 
-    def runs_owed(self) -> None:
-        """Wake the thread: run the GC passes that requests have left, if no later request does."""
-        self._wake.set()
+    def runs_owed(self) -> bool:
+        """Wake the thread: run the GC passes that requests have left, if no later request does.
+
+        Return whether the thread will: it cannot while it is busy with a tick.
+        """
+        if self._resting:
+            self._signal()
+            return True
+        return False
 
     def after_fork(self) -> None:
         """Reset in a new child process, which has no monitor thread and no readings yet."""
         self.running = False
-        self._stop, self._wake = threading.Event(), threading.Event()
+        self._stop, self._wake = threading.Event(), _unset()
+        self._resting = False
         self._lock = threading.Lock()
         self._memory.reopen()
         self._forget()
@@ -223,15 +231,32 @@ class Monitor:
 
     def _rest(self, stop: threading.Event, pause: float) -> None:
         """Sleep at most `pause` seconds. Meanwhile, run the GC passes that requests have left."""
-        end = time.monotonic() + pause
-        while pause > 0 and not self._nudged and not stop.is_set():
-            owing = self._gc_runner.owing
-            self._wake.wait(min(pause, self._gc_runner.shared_within) if owing else pause)
-            self._wake.clear()
-            if owing:
-                self._gc_runner.catch_up()
-            pause = end - time.monotonic()
-        self._nudged = False
+        end, runner, wake = time.monotonic() + pause, self._gc_runner, self._wake
+        try:
+            self._resting = True
+            while pause > 0 and not self._nudged and not stop.is_set():
+                owing = runner.owing
+                wake.acquire(timeout=min(pause, runner.shared_within) if owing else pause)
+                if owing:
+                    self._catch_up()
+                pause = end - time.monotonic()
+        finally:
+            self._resting = self._nudged = False
+            self._catch_up(at_once=True)
+
+    def _catch_up(self, *, at_once: bool = False) -> None:
+        try:
+            self._gc_runner.catch_up(at_once=at_once)
+        except Exception:
+            log.failure("The GC passes that requests share")
+
+    def _signal(self) -> None:
+        """End the thread's sleep. A finalizer may call this at any moment, so not an Event: the
+        thread may be holding an Event's own lock just then."""
+        try:
+            self._wake.release()
+        except RuntimeError:  # nobody has slept since the last time
+            pass
 
     def _ended(self, stop: threading.Event) -> None:
         with self._lock:
@@ -320,3 +345,9 @@ def freed_by_step(result: dict[str, list[dict[str, object]]]) -> str:
         f"{step['step']} {format_size(max(0, int(str(step['freed_bytes']))))}"
         for step in result["steps"]
     )
+
+
+def _unset() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock

@@ -16,7 +16,7 @@ from ..system.procfs import read_stat
 from . import postmortem
 from .record import GONE, REPLACED, RETIRING
 from .servers import Server
-from .shared_page import SharedPage, is_alive
+from .shared_page import MAGIC, SharedPage, is_alive
 
 
 class Pages:
@@ -115,17 +115,22 @@ class Pages:
 def file_name(master: int) -> str:
     """Return the file name of a server's page.
 
-    The name contains the start of the master, because pids repeat after a container's restart.
+    The name contains the start of the master, because pids repeat after a container's restart, and
+    the layout of the page: after an upgrade, old workers still write to theirs.
     """
+    return f"workers-{_life(master)}-{MAGIC[4:].hex()}"
+
+
+def _life(master: int) -> str:
     stat = read_stat(master)
     start = stat.started if stat is not None else 0 if is_alive(master) else "gone"
-    return f"workers-{master}-{start}"
+    return f"{master}-{start}"
 
 
 def _sweep(directory: str) -> None:
     """Remove the pages of servers that are gone."""
     for name in os.listdir(directory):
-        kind, pid, _ = (*name.split("-"), "", "")[:3]
-        if kind == "workers" and pid.isdigit() and name != file_name(int(pid)):
+        kind, pid, start = (*name.split("-"), "", "")[:3]
+        if kind == "workers" and pid.isdigit() and f"{pid}-{start}" != _life(int(pid)):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(directory, name))

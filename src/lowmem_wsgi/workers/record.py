@@ -167,7 +167,11 @@ class WorkerRecord:
             place = self._free.popitem()[0]
         except KeyError:
             return -1
-        REQUEST.pack_into(self._map, self._requests_at[place], now, self.rss, what)
+        try:
+            REQUEST.pack_into(self._map, self._requests_at[place], now, self.rss, what)
+        except BaseException:
+            self._free[place] = None
+            raise
         return place
 
     def ended(self, place: int) -> None:

@@ -64,7 +64,8 @@ HISTORY_AT = TOTALS_AT + SIDES_SIZE
 SIZE = HISTORY_AT + history.SIZE  # 1.4 MB, of which 0.1 MB are touched
 
 # A page with another layout comes from another version: LowMemory clears that page.
-LAYOUT = (NAMES, SIZE, *(kind.format for kind in (HEAD, WORKER, POINT, REQUEST, ROUTE)))
+OFFSETS = (RECORD_SIZE, FIGURES_AT, TOTALS_AT, HISTORY_AT)
+LAYOUT = (NAMES, SIZE, OFFSETS, *(kind.format for kind in (HEAD, WORKER, POINT, REQUEST, ROUTE)))
 MAGIC = b"lowm" + crc32(repr(LAYOUT).encode()).to_bytes(4, "little")
 
 # A worker that takes longer than this (seconds) to end is kept alive by a slow request.
@@ -94,7 +95,8 @@ class SharedPage:
             os.ftruncate(file, SIZE)
         self.map = mmap.mmap(file, SIZE)
         if hasattr(mmap, "MADV_RANDOM"):  # otherwise the kernel reads the whole file ahead
-            self.map.madvise(mmap.MADV_RANDOM)
+            with contextlib.suppress(OSError):  # a sandbox may forbid it
+                self.map.madvise(mmap.MADV_RANDOM)
         with self.locked():
             if self.map[: len(MAGIC)] != MAGIC:
                 if self.map[: len(MAGIC)] != NOBODY:  # a page of another version

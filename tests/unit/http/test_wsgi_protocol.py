@@ -521,3 +521,17 @@ heavy = {"psutil", "werkzeug", "ctypes", "json", "difflib", "email", "inspect"} 
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_response_is_no_list_as_some_servers_close_none_that_is() -> None:
+    """Granian, bjoern, and WebOb as a middleware."""
+    result = LowMemory(plain)(make_environ(), lambda *_: lambda data: None)
+    assert not isinstance(result, list)
+    assert list(result) == [b"hello"]
+    result.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("protocol", [None, b"HTTP/1.1", ""])
+def test_a_server_that_names_no_protocol_is_served(protocol: object) -> None:
+    environ = {**make_environ(), "SERVER_PROTOCOL": protocol}
+    assert call(LowMemory(plain), environ).body == b"hello"

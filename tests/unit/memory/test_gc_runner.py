@@ -378,7 +378,7 @@ def test_requests_one_after_another_share_no_run() -> None:
 
 def test_a_run_left_to_a_request_that_does_not_come_is_caught_up_with() -> None:
     clock, owed = Clock(), []
-    collector = make(clock, freeze=False, in_flight=lambda: 1, owes=lambda: owed.append(1))
+    collector = make(clock, freeze=False, in_flight=lambda: 1, owes=lambda: not owed.append(1))  # type: ignore[func-returns-value]
     collector.after_request(lambda: 1)
     for _ in range(3):
         collector.after_request(lambda: 1)
@@ -398,7 +398,7 @@ def test_a_request_that_ends_during_a_run_beside_others_leaves_the_next_to_be_sh
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     owed: list[int] = []
-    collector = make(freeze=False, passes=1, owes=lambda: owed.append(1))
+    collector = make(freeze=False, passes=1, owes=lambda: not owed.append(1))  # type: ignore[func-returns-value]
 
     def another_ends() -> None:
         if not owed:
@@ -617,3 +617,31 @@ def test_what_is_weighed_is_one_thing_from_the_first_time_on() -> None:
     collector.in_flight = int
     collector.attribute()
     assert abs(collector.attribution.routes["GET /"].grown) < MB
+
+
+def test_where_nobody_would_make_the_shared_run_a_request_makes_its_own() -> None:
+    """The monitor has no thread, or is busy with a cleanup."""
+    collector = make(freeze=False, owes=lambda: False)
+    for _ in range(5):
+        collector.after_request(lambda: 1)
+    assert (collector.runs, collector.owing) == (5, False)
+
+
+def test_a_run_that_fails_leaves_the_next_to_those_that_ended_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collector = make(freeze=False, in_flight=lambda: 1)
+
+    def fail() -> int:
+        other = threading.Thread(target=collector.after_request)
+        other.start()
+        other.join(10)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gc, "collect", fail)
+        with pytest.raises(MemoryError):
+            collector.after_request()
+    assert collector.owing
+    collector.catch_up(at_once=True)
+    assert (collector.runs, collector.owing) == (1, False)
