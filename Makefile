@@ -7,7 +7,7 @@ VENV ?= .venv
 PACKAGE ?= -e .
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo quick test test-all lint types docs bench late excel table survival sweep diagnosis soak clean
+.PHONY: demo quick test test-all coverage lint types docs bench late excel table survival sweep diagnosis soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -31,6 +31,11 @@ test: $(VENV)/tests
 # The tests on every Python from 3.10 to 3.13 that is installed.
 test-all:
 	tools/test-all.sh
+
+# Which lines and branches the unit tests reach, by module.
+coverage: $(VENV)/coverage
+	$(VENV)/bin/coverage run -m pytest -q tests/unit
+	$(VENV)/bin/coverage report
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -84,7 +89,7 @@ soak: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/soak.py --minutes 10
 
 clean:
-	rm -rf .venv .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 # A file each for what is installed, so that make knows when to install anew.
 $(VENV)/python:
@@ -96,6 +101,6 @@ $(VENV)/demo: $(VENV)/python pyproject.toml examples/flask_app/requirements-exce
 	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements-excel.txt
 	@touch $@
 
-$(VENV)/tests $(VENV)/dev $(VENV)/bench: $(VENV)/python pyproject.toml
+$(VENV)/tests $(VENV)/coverage $(VENV)/dev $(VENV)/bench: $(VENV)/python pyproject.toml
 	$(PIP) install $(PACKAGE) --group $(notdir $@)
 	@touch $@
