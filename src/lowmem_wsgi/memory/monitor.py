@@ -125,6 +125,7 @@ class Monitor:
                 return
             # Each thread has its own event: an ending thread still reads the earlier event.
             self._stop = stop = threading.Event()
+            self._wake = _unset()  # under gevent, one made before the patches blocks all greenlets
             self.running = True
         try:
             # Release the lock first: under gevent, starting a greenlet lets other greenlets of this
