@@ -158,7 +158,7 @@ def test_what_a_worker_has_just_grown_by_is_not_told_to_be_in_no_process(tmp_pat
             assert server.get("/history?kb=2048").status == 200
         said = status(server)["diagnosis"]
         assert "none of these processes" not in said
-        assert "GET /history grew" in said
+        wait_for(lambda: "GET /history grew" in status(server)["diagnosis"], "the growth")
 
 
 def test_requests_that_ran_out_of_memory_are_told_of(tmp_path: Path) -> None:
