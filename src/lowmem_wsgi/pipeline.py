@@ -45,7 +45,7 @@ UNGUARDED = busy("a rule of lowmem-wsgi has failed, see its traceback", "none, a
 
 
 class GuardError(Exception):
-    """A guard that protects failed while it amended the app's answer."""
+    """A guard that protects has failed: LowMemory answers 503."""
 
 
 class Pipeline:
@@ -65,7 +65,7 @@ class Pipeline:
         self.before_request = runtime.gc_runner.before_request
         self.after_request = runtime.gc_runner.after_request
         self.count = count = runtime.counters.add
-        self.uploads = self.sessions = self.static_cache = None
+        self.uploads = self.sessions = static_cache = None
         if settings.max_upload is not None or settings.upload_limits:
             self.uploads = UploadCap(settings.max_upload, settings.upload_limits, count)
         admission = Admission(
@@ -81,10 +81,10 @@ class Pipeline:
                 static_prefix=settings.static_prefix,
             )
         if settings.static_max_age is not None:
-            self.static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
+            static_cache = StaticFiles(settings.static_prefix, settings.static_max_age)
         # In the order in which a request meets them. First the answers 413 and 400: such a request
         # can never succeed. A guard that the settings leave out costs nothing.
-        all_guards = (self.uploads, admission, self.sessions, self.static_cache)
+        all_guards = (self.uploads, admission, self.sessions, static_cache)
         guards = tuple(guard for guard in all_guards if guard is not None)
         self.entering = tuple(g for g in guards if type(g).enter is not Guard.enter)
         self.starting = tuple(g for g in guards if type(g).started is not Guard.started)
@@ -186,9 +186,9 @@ class Request(Exchange):
                     refusal = guard.enter(environ, number)
                 except MemoryError:
                     raise
-                except Exception:
-                    failed(guard)
-                    refusal = UNGUARDED if guard.protects else None
+                except Exception as error:
+                    failed(guard, error)
+                    refusal = None
                 if refusal is not None:
                     pipeline.in_flight.leave(number)
                     return refusal
@@ -196,11 +196,11 @@ class Request(Exchange):
                 pipeline.watchdog.wake()
             environ[LIMITS] = pipeline.same_limits or pipeline.limits_for(path)
             environ[LEVEL] = pipeline.levels.level
-        except MemoryError:
+        except (MemoryError, GuardError):
             raise
-        except Exception:
+        except Exception as error:
             log.failure("Letting a request in", REFUSED)
-            return UNGUARDED
+            raise GuardError from error
         try:
             self._alone = pipeline.in_flight.count() < 2
             if pipeline.attribution.closely:
@@ -228,9 +228,7 @@ class Request(Exchange):
             except MemoryError:
                 raise
             except Exception as error:
-                failed(guard)
-                if guard.protects:
-                    raise GuardError from error
+                failed(guard, error)
 
     def amend(self, status: str, headers: Headers) -> Headers:
         for guard in self.pipeline.amending:
@@ -239,9 +237,7 @@ class Request(Exchange):
             except MemoryError:
                 raise
             except Exception as error:
-                failed(guard)
-                if guard.protects:
-                    raise GuardError from error
+                failed(guard, error)
         return headers
 
     def rescue(self, error: BaseException | None, sent: bool) -> WSGIApplication | None:
@@ -327,12 +323,12 @@ class AdminRequest(Exchange):
             drain(self.environ)
 
 
-def failed(guard: Guard) -> None:
-    """Log the exception being handled, which this guard raised."""
+def failed(guard: Guard, error: Exception) -> None:
+    """Log the error that a guard has raised. Raise GuardError if the guard protects."""
     if guard.protects:
         log.failure(guard.name, REFUSED)
-    else:
-        log.failure(guard.name)
+        raise GuardError from error
+    log.failure(guard.name)
 
 
 # LowMemory's functions that may run between the code of `_INSIDE` (middleware.py) and the app.

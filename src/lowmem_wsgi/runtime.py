@@ -269,16 +269,19 @@ def join(
 ) -> Runtime:
     """Add an app to the runtime of this process, and return that runtime. Thread-safe."""
     global _apps  # noqa: PLW0603
+    before: list[Runtime] = []
     with _lock:
         _apps = (*(ref for ref in _apps if ref() is not None), weakref.ref(app))
         if current() is None:
-            for before in _current:
-                before.worker.give_up()
+            before = list(_current)
             _current[:] = [Runtime(settings, inside, through, heavy)]
             _watch_process()
         found = _current[0]
         found.join(settings)
-        return found
+    # Not with the lock held: this waits for a flush, in which a finalizer may wait for the lock.
+    for ended in before:
+        ended.worker.give_up()
+    return found
 
 
 def _served() -> list[App]:
@@ -309,13 +312,13 @@ def forget() -> None:
     Forgets apps and callbacks, ends the threads, and lifts the ceiling.
     """
     global _apps  # noqa: PLW0603
+    for engine in _current:  # not with the lock held, see `join`
+        with contextlib.suppress(ValueError):  # its page is closed already
+            engine.worker.give_up()  # its thread may be in the middle of a look
+        engine.monitor.stop()
+        engine.watchdog.stop()
+        engine.ceiling.lift()
     with _lock:
-        for engine in _current:
-            with contextlib.suppress(ValueError):  # its page is closed already
-                engine.worker.give_up()  # its thread may be in the middle of a look
-            engine.monitor.stop()
-            engine.watchdog.stop()
-            engine.ceiling.lift()
         _current.clear()
         _callbacks.clear()
         _apps = ()

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -741,6 +742,7 @@ app = LowMemory(lambda e, s: (s("200 OK", []), [b"x"])[1])
 result = app({"PATH_INFO": "/"}, lambda *a: None)
 list(result); result.close()
 import threading
+import time
 assert any(t.name == "lowmem-monitor" for t in threading.enumerate())
 """
     if gevent:
@@ -906,3 +908,29 @@ def test_a_failure_of_the_shared_passes_does_not_end_the_monitor(
     wrapped.close()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "The GC passes that requests share failed" in caplog.text
+
+
+def test_an_app_that_is_dropped_while_figures_are_written_blocks_no_app_that_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The collector may drop it in any thread: also in the one that the next app waits for."""
+    first = LowMemory(ok)
+    call(first, make_environ())
+    first.close()
+    before, flushing = first.runtime, threading.Event()
+    before.monitor.stop()
+
+    def dropped() -> None:
+        flushing.set()
+        time.sleep(0.2)  # the next app comes
+        before.leave()
+
+    monkeypatch.setattr(before.gc_runner, "attribute", dropped)
+    writes = threading.Thread(target=before.worker.flush, args=(5.0,), daemon=True)
+    writes.start()
+    assert flushing.wait(10)
+    comes = threading.Thread(target=LowMemory, args=(ok,), daemon=True)
+    comes.start()
+    for thread in (comes, writes):
+        thread.join(10)
+        assert not thread.is_alive()
