@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 
 from .procfs import Kept, as_number, memory_total, number_in, read_text, stat_value, value_of
-from .usage import Usage
+from .usage import Swap, Usage
 
 
 def processors(root: str = "") -> float:
@@ -29,9 +29,8 @@ def processors(root: str = "") -> float:
     if not period:
         quota = read_text(f"{base}/cpu/cpu.cfs_quota_us").strip()
         period = read_text(f"{base}/cpu/cpu.cfs_period_us").strip()
-    if quota.isdigit() and period.isdigit() and int(period):
-        return min(float(own), int(quota) / int(period))
-    return float(own)
+    allowed, length = as_number(quota), as_number(period)
+    return min(float(own), allowed / length) if allowed and length else float(own)
 
 
 class Container:
@@ -122,12 +121,53 @@ class Container:
             part: sum(value_of(text, key) for key in keys) for part, keys in _PARTS[version].items()
         }
 
+    def swap(self, machine: Swap) -> Swap:
+        """Return the swap of the cgroup that `read` found. `machine`: the machine's swap.
+
+        The limit of memory does not include swap. In version 1 a second limit holds for the sum of
+        both. Where the kernel does not count swap by cgroup, the machine's figures hold.
+        """
+        if self._kept is None:
+            return machine
+        version, directory = self._kept
+        stat = read_text(f"{directory}/memory.stat")
+        if version == 2:
+            used = number_in(f"{directory}/memory.swap.current")
+            found = [
+                number_in(f"{each}/memory.swap.max") for kind, each in self._cgroups if kind == 2
+            ]
+            limits = [limit for limit in found if limit is not None]
+        else:
+            both, memory = (
+                value_of(stat, f"hierarchical_{which}_limit") for which in ("memsw", "memory")
+            )
+            used = value_of(stat, "total_swap") if both else None
+            limits = [both - memory]
+        if used is None:
+            return machine
+        return Swap(used, max(0, min([machine.limit, *limits])))
+
     def pids(self) -> list[int]:
         """Return the pids in the cgroup read last, without the pids of cgroups below."""
         if self._kept is None:
             return []
         text = read_text(f"{self._kept[1]}/cgroup.procs")
-        return sorted({int(word) for word in text.split() if word.isdigit()})
+        return sorted({pid for word in text.split() if (pid := as_number(word)) is not None})
+
+
+def own_directories(root: str = "") -> Iterator[tuple[int, str]]:
+    """Yield (version, directory) of each cgroup of this process that can limit memory."""
+    for version, own, _ in _mounts(root):
+        yield version, own
+
+
+def used_in(directory: str) -> int | None:
+    """Return the bytes that a cgroup uses, less the file cache that the kernel drops first.
+
+    None if unreadable.
+    """
+    version = 2 if os.path.exists(f"{directory}/memory.current") else 1
+    return _used(version, *(read_text(f"{directory}/{name}") for name in _FILES[version]))
 
 
 def _limit_v2(directory: str) -> int | None:

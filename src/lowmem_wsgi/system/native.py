@@ -1,12 +1,14 @@
-"""Get Python's native threads and locks, also after gevent or eventlet has replaced them.
+"""Python's native threads and locks, the kind of its build, and its C library.
 
-A greenlet runs only while all others wait. A thread that must run while another computes cannot be
-a greenlet, and must not use a greenlet's lock.
+Gevent and eventlet replace threads by greenlets. A greenlet runs only while all others wait. A
+thread that must run while another computes cannot be a greenlet, and must not use a greenlet's
+lock.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -19,3 +21,16 @@ def original(module: str, name: str) -> Any:
     patcher = sys.modules.get("eventlet.patcher")
     found = importlib.import_module(module) if patcher is None else patcher.original(module)
     return getattr(found, name)
+
+
+def has_gil() -> bool:
+    """Return whether this build of Python has a global interpreter lock (PEP 703)."""
+    return "t" not in getattr(sys, "abiflags", "")
+
+
+def on_glibc() -> bool:
+    """Return whether the C library is glibc, and not musl (Alpine) or macOS's."""
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (AttributeError, OSError, ValueError):  # no confstr, or no such name
+        return False

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .usage import Usage
+from .usage import Swap, Usage
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -123,6 +123,12 @@ def _psutil_rss() -> int:
         return 0
 
 
+def own_anonymous(proc: str = "/proc") -> int:
+    """Return the bytes of RSS that belong to no file. A fork inherits this figure as it is."""
+    statm = read_statm(proc=proc)
+    return _psutil_rss() if statm is None else statm.anonymous
+
+
 def own_uss(proc: str = "/proc") -> int:
     """Return the bytes that would be free without this process (USS); 0 if not reported.
 
@@ -170,6 +176,15 @@ def read_machine(root: str = "") -> Usage | None:
             return None
         total, available = memory.total, memory.available
     return Usage(max(0, total - available), total, "machine") if total and available else None
+
+
+def read_swap(root: str = "") -> Swap | None:
+    """Return the machine's swap, from /proc/meminfo; None if not reported."""
+    text = read_text(f"{root}/proc/meminfo")
+    if "SwapTotal:" not in text:
+        return None
+    total, free = (value_of(text, key) * 1024 for key in ("SwapTotal:", "SwapFree:"))
+    return Swap(max(0, total - free), total)
 
 
 def memory_total(root: str) -> float:

@@ -11,3 +11,10 @@ class Usage(NamedTuple):
     used: int
     limit: int
     source: str
+
+
+class Swap(NamedTuple):
+    """Bytes of memory that are swapped out, and the most that may be, in bytes."""
+
+    used: int
+    limit: int
