@@ -97,8 +97,8 @@ class Keys:
                 logging.ERROR,
                 "session key not kept",
                 "The key that signs sessions cannot be kept for the processes that come after this "
-                "one: %s. They will log everybody out. Set LOWMEM_SECRET_KEY to a long random "
-                "text.",
+                "one: %s. After a restart everybody must log in again. Set LOWMEM_SECRET_KEY to a "
+                "long random text.",
                 error,
             )
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import log
 from ..http.body import BODY
@@ -40,8 +40,8 @@ def elsewhere(environ: WSGIEnvironment) -> Refusal | None:
     The class of such an error has `lowmem_setting`, the setting that governs the limit. The error's
     message gives the reason.
     """
-    told = environ.get(MARK)
-    return busy(*told) if isinstance(told, tuple) else None
+    refusal = environ.get(MARK)
+    return busy(*refusal) if isinstance(refusal, tuple) else None
 
 
 def let_go(error: BaseException) -> None:
@@ -69,20 +69,34 @@ _HEADERS = [
 _NOTHING: list[bytes] = []
 
 
-def watch() -> None:
+def watch(app: object = None) -> None:
     """Make the loaded frameworks report the errors that they answer with a 500. Idempotent.
 
-    Flask and Django send a signal before they log the error. LowMemory's receivers never raise:
-    Django calls its receivers in the middle of its own error handling.
+    Flask and Django send a signal before they log the error. LowMemory's receivers raise nothing,
+    but for a MemoryError in Flask: Django calls its receivers in the middle of its own error
+    handling. Falcon has no signal: the
+    wrapped `app`, if Falcon's, lets a MemoryError out, unless the app has a handler of MemoryError
+    itself. A handler of Exception no longer gets a MemoryError.
     """
-    if "flask" in sys.modules:
-        from flask import got_request_exception
+    try:
+        if "flask" in sys.modules:
+            from flask import got_request_exception
 
-        got_request_exception.connect(_of_flask)  # RuntimeError in Flask < 2.3 without blinker
-    if "django" in sys.modules and "django.core.signals" in sys.modules:
-        from django.core import signals
+            got_request_exception.connect(_of_flask)  # RuntimeError in Flask < 2.3 without blinker
+        if "django" in sys.modules and "django.core.signals" in sys.modules:
+            from django.core import signals
 
-        signals.got_request_exception.connect(_of_django, dispatch_uid=__name__)
+            signals.got_request_exception.connect(_of_django, dispatch_uid=__name__)
+        if "falcon" in sys.modules:
+            kind = getattr(sys.modules["falcon"], "App", ())  # since Falcon 3
+            if isinstance(app, kind) and MemoryError not in app._error_handlers:
+                app.add_error_handler(MemoryError, _of_falcon)
+    except Exception:
+        log.failure(RECEIVING)
+
+
+def _of_falcon(request: Any, response: Any, error: MemoryError, params: Any) -> NoReturn:
+    raise error
 
 
 def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
@@ -93,6 +107,8 @@ def _of_flask(sender: Any = None, exception: Any = None, **extra: Any) -> None:
             _note(request.environ, exception)
             if request.url_rule is not None:  # Flask drops the request before the answer begins
                 request.environ.setdefault(ROUTE, request.url_rule.rule)
+    except MemoryError:
+        raise  # no memory to note this one: Flask lets it out, and LowMemory answers 503
     except Exception:
         log.failure(RECEIVING)
 

@@ -63,12 +63,12 @@ class OpenedSession:
     def __init__(
         self, name: str, text: str, value: str, attributes: str, used_at: int, end: int | None
     ) -> None:
-        self.name = name
-        self.text = text
-        self.value = value
-        self.attributes = attributes
-        self.used_at = used_at
-        self.end = end
+        self.name: str = name
+        self.text: str = text
+        self.value: str = value
+        self.attributes: str = attributes
+        self.used_at: int = used_at
+        self.end: int | None = end
 
 
 def derive(secret: bytes) -> bytes:
@@ -151,7 +151,7 @@ def _latest(
 
 def _mac(name: str, rest: str, key: bytes) -> str:
     # A name is a token without NUL, so two different pairs (name, rest) make different messages.
-    message = f"{name}\0{rest}".encode("latin-1", "replace")
+    message = f"{name}\0{rest}".encode("utf-8", "surrogatepass")  # two texts, two messages
     return _encode(hmac.digest(key, message, "sha256")[:_MAC_BYTES])
 
 

@@ -30,7 +30,7 @@ class StaticFiles(Guard):
     name = "The rule for static files"
 
     def __init__(self, prefix: str, max_age: float) -> None:
-        self.prefix = wsgi_path(prefix)
+        self.prefix: str = wsgi_path(prefix)
         self._max_age = int(max_age)
 
     def started(self, environ: WSGIEnvironment) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, WSGIEnvironment
@@ -35,7 +37,7 @@ def declared_length(environ: WSGIEnvironment) -> int | None:
 
     Raises ValueError if the header is not a number of bytes. Returns at most 10**18.
     """
-    text = environ.get("CONTENT_LENGTH") or ""
+    text = str(environ.get("CONTENT_LENGTH") or "")  # test clients (Django's) may give an int
     if not text:
         return None
     if not _DIGITS.fullmatch(text):
@@ -66,11 +68,12 @@ class Body(io.BufferedIOBase):
 
     def __init__(self, stream: InputStream, limit: int, *, declared: bool) -> None:
         self.stream = stream
-        self.limit = self.left = limit
+        self.limit: int = limit
+        self.left: int = limit
         self.declared = declared
-        self.overflowed = False
-        self.broken = False
-        self.short = False
+        self.overflowed: bool = False
+        self.broken: bool = False
+        self.short: bool = False
         self._counted = False
 
     def first_time(self) -> bool:
@@ -150,13 +153,12 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
     Call this after the response, and after the request has left its place to others. Reads at most
     DRAIN_BYTES for at most DRAIN_SECONDS. Never raises.
 
-    Does nothing unless the server gives its socket (Gunicorn, werkzeug): only a socket bounds the
-    time. On other servers an idle client would hold the thread. Gunicorn and werkzeug send `100
-    Continue` before they call the app; another server may send it at the first read, and so after
-    the final answer. Does nothing under HTTP/2, where the socket carries other requests too.
+    Does nothing where the client's socket cannot be had, because only a socket bounds the time: on
+    such servers an idle client would hold the thread. Gunicorn and werkzeug send `100 Continue`
+    before they call the app; another server may send it at the first read, and so after the final
+    answer. Does nothing under HTTP/2, where the socket carries other requests too.
     """
-    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    if sock is None or not str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/1."):
+    if not str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/1."):
         return
     body = environ.get(BODY)
     if body is None:
@@ -170,7 +172,13 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
         body = Body(stream, length or 0, declared=length is not None)
     if not body.declared and not environ.get("wsgi.input_terminated"):
         return  # the server does not end this stream: a read could wait for ever
+    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    duplicate = None
     try:
+        if sock is None:
+            sock = duplicate = _duplicate(environ, body.stream)
+        if sock is None:
+            return
         # A timeout of the socket bounds one recv only, and a read may need many. So a timer closes
         # the reading side when the time is up. This also ends a client that sends very slowly.
         timer = _in(DRAIN_SECONDS, lambda: sock.shutdown(socket.SHUT_RD))
@@ -180,6 +188,18 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
             timer.cancel()
     except Exception:
         return  # the client is gone, or sends nonsense: no client to answer
+    finally:
+        if duplicate is not None:
+            duplicate.close()
+
+
+def _duplicate(environ: WSGIEnvironment, stream: Any) -> socket.socket | None:
+    """Return another handle of the client's socket, on uWSGI and cheroot; None elsewhere."""
+    if "uwsgi.version" in environ:
+        return socket.socket(fileno=os.dup(sys.modules["uwsgi"].connection_fd()))
+    if str(environ.get("SERVER_SOFTWARE"))[:8] == "Cheroot/":
+        return socket.socket(fileno=os.dup(stream.rfile.fileno()))
+    return None
 
 
 def _in(seconds: float, action: Callable[[], object]) -> threading.Timer:

@@ -7,8 +7,9 @@ response that fails later cannot. LowMemory calls `close()` exactly once in ever
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import log
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     Headers = list[tuple[str, str]]
+
+
+# Servers that read status and headers when the app returns, before they ask for the first chunk.
+READ_HEADERS_EARLY = ("Granian",)
 
 
 class Strikes(Protocol):
@@ -34,11 +39,15 @@ class Exchange(ABC):
 
     A subclass defines the steps on the way. Each time the app returns, LowMemory checks `strikes`
     before the server goes on.
+
+    The exchange itself is the response that the server gets if all chunks are in memory. It is no
+    list: some servers (Granian, bjoern) and WebOb close no response that is one.
     """
 
     __slots__ = (
         "__weakref__",
         "_again",
+        "_chunks",
         "_headers",
         "_open",
         "_out",
@@ -54,13 +63,14 @@ class Exchange(ABC):
     def __init__(
         self, environ: WSGIEnvironment, start_response: StartResponse, strikes: Strikes
     ) -> None:
-        self.environ = environ
-        self.strikes = strikes
+        self.environ: WSGIEnvironment = environ
+        self.strikes: Strikes = strikes
         self._server_start = start_response
         self.status: str | None = None  # the app's last status
-        self.sent = False  # the server has status and headers
+        self.sent: bool = False  # the server has status and headers
         self._out = False  # the server may have sent a part of the answer
         self._rescued = False
+        self._chunks: Sequence[bytes] = ()  # of a response that is in memory
         self._again: tuple[Any, Any, None] | None = (
             None  # exc_info, for a server that already has other headers
         )
@@ -113,7 +123,10 @@ class Exchange(ABC):
                     other = self._other(None)
                     if other is None:
                         self.send_headers()
-                        return Whole(self, result) if whole else self._file(result)
+                        if not whole:
+                            return self._file(result)
+                        self._chunks = result  # type: ignore[assignment]
+                        return self
             except BaseException as error:
                 other = self._other(error)
                 if other is None:
@@ -121,10 +134,35 @@ class Exchange(ABC):
             if other is not None:
                 replaced, result = result, ()
                 result = self._replaced(replaced, other)
-            return SizedStream(self, result) if hasattr(result, "__len__") else Stream(self, result)
+            stream = (SizedStream if hasattr(result, "__len__") else Stream)(self, result)
+            if self.environ.get("SERVER_SOFTWARE") in READ_HEADERS_EARLY:
+                result = ()  # the stream closes what it holds
+                try:
+                    stream.begin()
+                except BaseException:
+                    stream.close()
+                    raise
+            return stream
         except BaseException:
             self._close_both(result)  # the server gets no response to close
             raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def close(self) -> None:
+        """End the request. Idempotent."""
+        if not self._open:
+            return
+        self._chunks = ()  # so that the GC passes can free them
+        try:
+            self.finish(True)
+        except MemoryError:  # from the watchdog, for the request that ends here; comes only once
+            self.finish(True)
+        self._open = False
 
     # --- The app calls these
 
@@ -207,16 +245,6 @@ class Exchange(ABC):
         except MemoryError:
             pass  # `error` itself goes on to the server
 
-    def close(self) -> None:
-        """End the request. Idempotent."""
-        if not self._open:
-            return
-        try:
-            self.finish(True)
-        except MemoryError:  # from the watchdog, for the request that ends here; comes only once
-            self.finish(True)
-        self._open = False
-
     def __del__(self) -> None:
         # Test clients often forget close(), and a MemoryError may come before close(). Neither may
         # leave the request in flight for ever.
@@ -279,7 +307,7 @@ class Stream:
 
     def __init__(self, exchange: Exchange, result: Iterable[bytes]) -> None:
         self._exchange = exchange
-        self.result = result
+        self.result: Iterable[bytes] = result
         self.chunks: Iterator[bytes] | None = None
         self._begun = False  # the first chunk is made and the headers are sent
 
@@ -298,6 +326,16 @@ class Stream:
         finally:
             if self._exchange.strikes.striking:
                 self._exchange.strikes.settle()
+
+    def begin(self) -> None:
+        """Make chunks until the headers are sent, and keep the chunks for the server."""
+        early = []
+        while not self._begun:
+            try:
+                early.append(self._begin())
+            except StopIteration:
+                break
+        self.chunks = itertools.chain(early, self.chunks or ())
 
     def _begin(self) -> bytes:
         exchange = self._exchange
@@ -330,29 +368,6 @@ class SizedStream(Stream):
 
     def __len__(self) -> int:
         return len(self.result)  # type: ignore[arg-type]
-
-
-class Whole:
-    """A response whose chunks are all in memory.
-
-    Not a list: some servers (Granian, bjoern) and WebOb close no response that is one.
-    """
-
-    __slots__ = ("_chunks", "_exchange")
-
-    def __init__(self, exchange: Exchange, chunks: Any) -> None:
-        self._exchange = exchange
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def close(self) -> None:
-        self._chunks = ()
-        self._exchange.close()
 
 
 def _close(result: object) -> None:

@@ -62,7 +62,7 @@ class Names:
         elif route is None and door.startswith(self._static):
             route = (mount + path).removesuffix(door) + self._static + "…"
         elif route is None:
-            route = _text(mount) + _pattern(path)
+            route = as_text(mount) + _pattern(path)
         name = shortened(f"{method if method in METHODS else '?'} {route}")
         if known and len(came) <= LONGEST_KEY:
             if len(self._known) >= MOST:
@@ -99,15 +99,15 @@ def _pattern(path: str) -> str:
     django = sys.modules.get("django.urls")
     if django is not None:
         try:
-            return "/" + str(django.resolve(_text(path)).route)
+            return "/" + str(django.resolve(as_text(path)).route)
         except Exception:  # no such path, Django not set up, or another framework's process
             pass
-    return folded(_text(path))
+    return folded(as_text(path))
 
 
 def by_path(method: str, path: str) -> str:
     """Return a route's name from method and path alone, without calling a framework."""
-    name = folded(_text(path[:LONGEST_PATH]))
+    name = folded(as_text(path[:LONGEST_PATH]))
     return shortened(f"{method if method in METHODS else '?'} {name}")
 
 
@@ -122,7 +122,7 @@ def _segment(segment: str) -> str:
     return "<id>" if _ID.fullmatch(segment) else segment
 
 
-def _text(path: str) -> str:
+def as_text(path: str) -> str:
     """Return PATH_INFO (bytes as Latin-1, PEP 3333) as text."""
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
 

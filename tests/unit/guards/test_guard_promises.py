@@ -19,6 +19,7 @@ import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import lowmem_wsgi
+from helpers.forks import fork
 from helpers.wsgi import Response, call, make_environ, post, unheard, validated
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards.admission import Admission
@@ -594,11 +595,10 @@ def test_a_request_struck_at_any_line_is_answered_200_or_503(app: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_forked_while_a_413_is_counted_and_a_session_ends_serves_both() -> None:
     wrapped = LowMemory(plain, secret_key="k" * 32)
     call(wrapped, make_environ())
-    sessions = wrapped._pipeline.sessions
+    sessions = wrapped.pipeline.sessions
     assert sessions is not None
     held, go_on = threading.Event(), threading.Event()
 
@@ -610,7 +610,7 @@ def test_a_child_forked_while_a_413_is_counted_and_a_session_ends_serves_both() 
     thread = threading.Thread(target=hold)
     thread.start()
     assert held.wait(10)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
+import sys
+import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -17,6 +21,7 @@ from helpers.wsgi import Response, call, make_environ, post, unheard
 from lowmem_wsgi import LowMemory
 from lowmem_wsgi.guards.static_cache import capped
 from lowmem_wsgi.guards.uploads import UploadCap
+from lowmem_wsgi.http import body
 from lowmem_wsgi.http.body import DRAIN_BYTES, Body, declared_length, drain
 from lowmem_wsgi.http.upload_errors import UploadTooLarge
 
@@ -158,6 +163,14 @@ def test_a_hostile_content_length_is_refused_clearly(length: str, code: int) -> 
         assert b"Content-Length" in response.body
 
 
+@pytest.mark.parametrize(("length", "code"), [(5, 200), (0, 200), (10**9, 413), (-1, 400)])
+def test_a_content_length_that_a_test_client_gives_as_a_number_is_read(
+    length: int, code: int
+) -> None:
+    response = call(LowMemory(echo_length), post("/", b"hello", CONTENT_LENGTH=length))
+    assert response.code == code
+
+
 @given(st.text(max_size=30))
 def test_any_content_length_is_a_number_or_refused(text: str) -> None:
     try:
@@ -269,6 +282,63 @@ def test_draining_stops_after_the_declared_length() -> None:
     assert client.sent == 1000
 
 
+class Input:
+    """A body as cheroot gives it: over the client's socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.rfile = sock.makefile("rb")
+        self.read = self.rfile.read
+
+
+@pytest.fixture
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The server's end, and the client's."""
+    ours, client = socket.socketpair()
+    with ours, client:
+        yield ours, client
+
+
+def on(server: str, ours: socket.socket, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The environ of a request with a body of 1,000 bytes, on a server that gives no socket."""
+    own: dict[str, Any] = {"wsgi.input": Input(ours), "SERVER_SOFTWARE": server}
+    if server == "uWSGI":
+        module = types.SimpleNamespace(connection_fd=ours.fileno)
+        monkeypatch.setitem(sys.modules, "uwsgi", module)
+        own = {"wsgi.input": Input(ours), "uwsgi.version": b"2.0.31"}
+    return make_environ(CONTENT_LENGTH="1000") | own
+
+
+@pytest.mark.parametrize(
+    ("server", "left"),
+    [("uWSGI", 0), ("Cheroot/11.1.2 Server", 0), ("Granian", 1000), ("another", 1000)],
+)
+def test_the_rest_is_drained_on_a_server_whose_socket_can_be_had(
+    server: str,
+    left: int,
+    connection: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, client = connection
+    client.sendall(b"x" * 1000)
+    client.shutdown(socket.SHUT_WR)
+    environ = on(server, ours, monkeypatch)
+    drain(environ)
+    assert len(environ["wsgi.input"].read()) == left
+
+
+@pytest.mark.parametrize("server", ["uWSGI", "Cheroot/11.1.2 Server"])
+def test_a_client_that_sends_slowly_holds_no_thread(
+    server: str, connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "DRAIN_SECONDS", 0.1)
+    ours, client = connection
+    client.sendall(b"x")
+    thread = threading.Thread(target=drain, args=[on(server, ours, monkeypatch)], daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_stream_without_an_end_is_not_drained() -> None:
     client = Endless()
     for framing in ({"HTTP_TRANSFER_ENCODING": "chunked"}, {"CONTENT_LENGTH": "nonsense"}):
@@ -328,7 +398,9 @@ def test_every_refusal_logs_one_line_with_route_figure_and_setting(
     refused(busy, make_environ("/clients"))
     refused(LowMemory(never), post("/import", b"x" * 600 * KB))
     refused(LowMemory(never), make_environ("/api/force-cleanup"))
-    refused(LowMemory(never, admin_token="t"), make_environ("/api/memory-status"))
+    guarded = LowMemory(never, admin_token="t")
+    refused(guarded, make_environ("/api/memory-status"))  # a browser, about to ask for the password
+    refused(guarded, make_environ("/api/memory-status", HTTP_AUTHORIZATION="Bearer wrong"))
     session = LowMemory(ok, secret_key="the key of these tests")
     call(session, make_environ("/page", HTTP_COOKIE="session=bare"))
     lines = [record.getMessage() for record in caplog.records]
@@ -336,7 +408,7 @@ def test_every_refusal_logs_one_line_with_route_figure_and_setting(
         ("503", "/clients", "1 requests in flight", "LOWMEM_MAX_IN_FLIGHT"),
         ("413", "/import", "614400 bytes declared, 524288 allowed", "LOWMEM_MAX_UPLOAD"),
         ("403", "/api/force-cleanup", "no token", "LOWMEM_ADMIN_TOKEN"),
-        ("401", "/api/memory-status", "token", "LOWMEM_ADMIN_TOKEN"),
+        ("401", "/api/memory-status", "a wrong one", "LOWMEM_ADMIN_TOKEN"),
         ("session ended", "/page", "unsigned, 600 s allowed", "LOWMEM_SESSION_LIFETIME"),
     ]
     assert len(lines) == len(expected)
@@ -362,16 +434,19 @@ def test_a_hostile_path_stays_on_one_line_of_the_log(caplog: pytest.LogCaptureFi
     assert len(message) < 600
 
 
-def test_one_line_at_the_start_says_which_limits_are_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_lines_at_the_start_say_which_limits_are_on_and_whose_memory_is_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO, "lowmem_wsgi")
     wrapped = LowMemory(ok, preset="ultra", upload_limits="/import=4MB", trim="off")
     assert not caplog.records
     call(wrapped, make_environ("/healthz"))
     call(wrapped, make_environ("/healthz"))
-    (record,) = caplog.records
+    limits, memory = (record.getMessage() for record in caplog.records)
     parts = ("ultra", "512 KB", "600 s", "LOWMEM_MAX_UPLOAD", "3 requests at once")
     for part in (*parts, "/import to 4 MB", "no trim", "(25, 1, 1)", "recursion to 200"):
-        assert part in record.getMessage()
+        assert part in limits
+    assert memory.startswith("Memory: ")
 
 
 # --- Overload

@@ -513,11 +513,12 @@ def state():
     handlers = logging.root.handlers[:]
     collector = gc.get_threshold(), gc.get_freeze_count(), gc.callbacks[:]
     return collector, sys.getrecursionlimit(), handlers, threading.active_count()
-before = state()
+before, modules = state(), set(sys.modules)  # from 3.14 on, logging itself loads inspect
 import lowmem_wsgi
 assert state() == before
 assert not logging.getLogger("lowmem_wsgi").handlers
-heavy = {"psutil", "werkzeug", "ctypes", "json", "difflib", "email", "inspect"} & set(sys.modules)
+heavy = {"psutil", "werkzeug", "ctypes", "json", "difflib", "email", "inspect"}
+heavy &= set(sys.modules) - modules
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -535,3 +536,48 @@ def test_a_response_is_no_list_as_some_servers_close_none_that_is() -> None:
 def test_a_server_that_names_no_protocol_is_served(protocol: object) -> None:
     environ = {**make_environ(), "SERVER_PROTOCOL": protocol}
     assert call(LowMemory(plain), environ).body == b"hello"
+
+
+class Late:
+    """A response that calls start_response with its second chunk, and notes its close()."""
+
+    def __init__(self, start_response: Any, fails: bool) -> None:
+        self._start = start_response
+        self._fails = fails
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b""
+        if self._fails:
+            raise MemoryError
+        self._start("201 Created", [("X-Late", "yes")])
+        yield b"one "
+        yield b"two"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_granian_finds_status_and_headers_as_soon_as_the_app_returns(fails: bool) -> None:
+    """Granian reads both before it asks for the first chunk."""
+    found: list[Any] = []
+    made: list[Late] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Late:
+        made.append(Late(start_response, fails))
+        return made[0]
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+        found[:] = [status, dict(headers)]
+
+    result = LowMemory(app)({**make_environ(), "SERVER_SOFTWARE": "Granian"}, start_response)  # type: ignore[arg-type]
+    status, headers = found
+    body = b"".join(result)
+    result.close()  # type: ignore[attr-defined]
+    assert made[0].closed == 1
+    if fails:
+        assert status[:3] == "503"
+        assert "Retry-After" in headers
+    else:
+        assert (status, headers["X-Late"], body) == ("201 Created", "yes", b"one two")
