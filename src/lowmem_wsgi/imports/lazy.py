@@ -40,6 +40,7 @@ from typing import Any, ClassVar, NamedTuple
 from .. import log
 from ..settings import Settings
 from . import tracker
+from .never_late import BREAKS
 from .tracker import Tracker, behind
 
 # The attributes that the import system reads and sets before it executes a module.
@@ -55,16 +56,6 @@ QUIET = _OF_IMPORT | {
     *("__bases__", "__reduce_ex__", "__wrapped__", "__test__", "__warningregistry__"),
     *("_mock_name", "_pytestfixturefunction"),
     "pytest_mock_example_attribute_that_shouldnt_exist",
-}
-
-# Packages that LowMemory never imports late, each with the reason.
-BREAKS = {
-    "cv2": "it takes itself out of sys.modules while it loads",
-    "ddtrace": "it must instrument other packages before they are used",
-    "eventlet": "it must patch the standard library before others take from it",
-    "gevent": "it must patch the standard library before others take from it",
-    "setuptools": "it must be imported before distutils, which it replaces",
-    "tensorflow": "it exchanges its own module while it loads",
 }
 
 
@@ -143,7 +134,7 @@ class _Waiting(NamedTuple):
     where: str  # file and line of the import statement
 
 
-def install(modules: Iterable[str] | None = None, *, python: Any = sys) -> None:
+def install(modules: Iterable[str] | None = None) -> None:
     """Delay the imports of these modules until their first use, from now on. Idempotent.
 
     `modules`: names, or a text with commas; by default those of LOWMEM_HEAVY_MODULES. Modules that
@@ -166,7 +157,7 @@ def install(modules: Iterable[str] | None = None, *, python: Any = sys) -> None:
     if late is None:
         late = LateImports(found)
         found.fill_for(late)
-    late.start(tuple(name for name in wanted if name.partition(".")[0] not in BREAKS), python)
+    late.start(tuple(name for name in wanted if name.partition(".")[0] not in BREAKS))
 
 
 def uninstall() -> None:
@@ -200,7 +191,7 @@ class LateImports:
     def __init__(self, tracker: Tracker) -> None:
         self.names: tuple[str, ...] = ()
         self.waiting: dict[str, _Waiting] = {}
-        self.on = False
+        self.on: bool = False
         self._tops: frozenset[str] = frozenset()
         self._tracker = tracker
         self._kind = type("Late", (Late,), {"late_imports": self})
@@ -209,15 +200,15 @@ class LateImports:
         self._undo: list[Callable[[], object]] = []
         self._frames: dict[int, _Frames] = {}  # by pid, so that a fork begins with its own
 
-    def start(self, names: tuple[str, ...], python: Any = sys) -> None:
+    def start(self, names: tuple[str, ...]) -> None:
         """Delay the imports of these modules. Idempotent."""
         self.names = names
         self._tops = frozenset(name.partition(".")[0] for name in names)
         if self.on:
             return
         self.on = True
-        if hasattr(python, "set_lazy_imports_filter"):
-            self._ask_python(python)
+        if hasattr(sys, "set_lazy_imports_filter"):
+            self._ask_python()
         else:
             self._replace_import()
 
@@ -274,7 +265,7 @@ class LateImports:
         except ImportError:  # from a parent: the real import raises the same error
             return None
         except Exception:
-            log.failure("Putting off an import")
+            log.failure("Making an import late")
             return None
 
     def _specs(self, name: str) -> list[ModuleSpec] | None:
@@ -333,7 +324,7 @@ class LateImports:
         if family is not None and name not in sys.modules:
             self._tracker.note_first_use(family, _place(user))
         try:
-            with self._frames.setdefault(os.getpid(), _Frames()):
+            with self.frames():
                 for _ in range(_AGAIN):
                     self._real(name)
                     if name in sys.modules:  # else another thread's import has just failed
@@ -345,6 +336,10 @@ class LateImports:
         if not issubclass(type(module), Late):
             self._attach(module, name)
         return module
+
+    def frames(self) -> _Frames:
+        """Return a context with a higher recursion limit. Threads may overlap in it."""
+        return self._frames.setdefault(os.getpid(), _Frames())
 
     def module(self, name: str) -> Late | None:
         """Return the late module that a load of `name` must fill, or None."""
@@ -395,19 +390,23 @@ class LateImports:
 
     # --- Python 3.15 and later (PEP 810)
 
-    def _ask_python(self, python: Any) -> None:
+    def _ask_python(self) -> None:
         """Make Python delay the imports.
 
-        A `lazy import` of a package outside `names` then runs at once: Python's filter does not see
-        whether a statement says `lazy`.
+        If no imports were delayed before, a `lazy import` of a package outside `names` then runs at
+        once: Python's filter does not see whether a statement says `lazy`.
         """
+        python: Any = sys  # these functions are new in 3.15
         mode, before = python.get_lazy_imports(), python.get_lazy_imports_filter()
-        if mode == "all":  # Python already delays all imports
+        if mode == "all" and before is None:  # Python already delays all imports
             return
+        others = before if mode == "all" else _never
 
         def wanted(importer: str, name: str, fromlist: Sequence[str] | None) -> bool:
             family = self._tracker.family(name)
-            if family is None or name.partition(".")[0] not in self._tops or not self._specs(name):
+            if family is None or name.partition(".")[0] not in self._tops:
+                return others(importer, name, fromlist)
+            if not self._specs(name):
                 return False
             self._tracker.note_first_use(family, None)
             return True
@@ -416,6 +415,10 @@ class LateImports:
         python.set_lazy_imports("all")
         self._undo.append(lambda: python.set_lazy_imports_filter(before))
         self._undo.append(lambda: python.set_lazy_imports(mode))
+
+
+def _never(importer: str, name: str, fromlist: Sequence[str] | None) -> bool:
+    return False
 
 
 _AGAIN = 100  # the most attempts, where imports of other threads fail

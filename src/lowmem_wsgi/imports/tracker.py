@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..settings import format_size
@@ -32,6 +32,21 @@ def install(modules: Iterable[str]) -> Tracker:
         sys.meta_path.insert(0, tracker)
     tracker.watch(modules)
     return tracker
+
+
+def listen(
+    listener: Listener, modules: Iterable[str], *, until: Callable[[Callable[[], object]], object]
+) -> None:
+    """Track these modules, and call `listener` at their loads, from now on.
+
+    `until`: called with each function that undoes a part of this.
+    """
+    new = installed() is None
+    tracker = install(modules)
+    tracker.attach(listener)
+    until(lambda: tracker.detach(listener))
+    if new:
+        until(tracker.stop)
 
 
 def installed() -> Tracker | None:
@@ -200,6 +215,8 @@ class Tracker:
         outermost = not loading
         try:
             if outermost:
+                if self._first_uses.get(family, "") is None:  # Python itself has delayed the import
+                    self._first_uses[family] = _user()
                 for listener in self._listeners:
                     _tell(listener.load_begins)
             elif any(outer in self._first_uses for outer in loading):
@@ -241,6 +258,15 @@ class Tracker:
             return None
 
 
+def _user() -> str | None:
+    """Return file and line of the code that this thread's import runs for, if known."""
+    frame: FrameType | None = sys._getframe()
+    skipped = (os.path.dirname(__file__), os.path.dirname(os.__file__) + os.sep + "contextlib")
+    while frame is not None and frame.f_code.co_filename.startswith(("<frozen ", *skipped)):
+        frame = frame.f_back
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 def _tell(method: Callable[[], None]) -> None:
     """Call a listener's method. Only a MemoryError makes the import fail."""
     try:
@@ -276,9 +302,16 @@ class _Loader:
             module.__spec__.loader = self.loader
         module.__loader__ = self.loader
         late = self._tracker.late_imports
-        filled = contextlib.nullcontext() if late is None else late.filled(self._name, module)
-        with self._tracker.measured(self._family), filled:
-            self.loader.exec_module(module)
+        if late is None:
+            with self._tracker.measured(self._family):
+                self.loader.exec_module(module)
+        else:
+            with (
+                late.frames(),
+                self._tracker.measured(self._family),
+                late.filled(self._name, module),
+            ):
+                self.loader.exec_module(module)
 
 
 def behind(

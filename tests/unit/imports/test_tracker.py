@@ -371,7 +371,7 @@ def test_late_imports_that_are_asked_for_too_late_are_told(
         app = LowMemory(hello, lazy_heavy=True)
         app.start()
         app.close()
-    assert "nothing imported late: that takes our Gunicorn config" in caplog.text
+    assert "nothing imported late: use the Gunicorn config lowmem_wsgi.gunicorn" in caplog.text
 
 
 def test_a_request_that_loads_what_there_is_no_room_for_is_503_and_the_next_may_have_it(
