@@ -32,7 +32,7 @@ class AdmissionPolicy:
         self.forget()
 
     def forget(self) -> None:
-        self.closed = False
+        self.closed: bool = False
         self.largest: int | None = None
         self._since: float | None = None
 

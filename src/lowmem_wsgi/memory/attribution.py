@@ -55,13 +55,15 @@ class Route:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.requests = 0
-        self.shared = 0  # of these requests, the ones that ran beside others
-        self.grown = 0.0  # bytes; negative if memory fell
-        self.worst = 0  # the most RSS (bytes) that a single request had added when it ended
-        self.units = 0.0  # requests; seconds for NO_REQUEST
+        self.requests: int = 0
+        self.shared: int = 0  # of these requests, the ones that ran beside others
+        self.grown: float = 0.0  # bytes; negative if memory fell
+        self.worst: int = 0  # the most RSS (bytes) that a single request had added when it ended
+        self.units: float = 0.0  # requests; seconds for NO_REQUEST
         # The most growth so far, how often that rose, and the requests since.
-        self.peak, self.rises, self.quiet = 0.0, 0, 0
+        self.peak: float = 0.0
+        self.rises: int = 0
+        self.quiet: int = 0
 
     def add(self, other: Route) -> None:
         self.requests += other.requests
@@ -96,8 +98,8 @@ class Window:
     __slots__ = ("booked", "units")
 
     def __init__(self, units: dict[str, float], booked: dict[str, float]) -> None:
-        self.units = units
-        self.booked = booked
+        self.units: dict[str, float] = units
+        self.booked: dict[str, float] = booked
 
 
 class Attribution:
@@ -127,7 +129,7 @@ class Attribution:
         self._windows: deque[Window] = deque(maxlen=WINDOWS)
         # Whether to weigh each request by itself: memory has grown lately, and none of the last
         # APART requests ran beside others.
-        self.closely = False
+        self.closely: bool = False
 
     def ended(self, name: str, shared: bool) -> None:
         """Note that a request of route `name` has ended. Thread-safe.
@@ -251,7 +253,7 @@ class Attribution:
         """
         routes = [self.routes[name] for name in window.units if name in self.routes]
         outside = [route for route in routes if route.name == NO_REQUEST]
-        inside = [route for route in routes if route.name != NO_REQUEST] or [self._in_room(OTHER)]
+        inside = [route for route in routes if route.name != NO_REQUEST]
         if len(window.units) > 1:
             for route in outside:
                 part = min(growth, route.rate() * window.units[NO_REQUEST])
@@ -259,6 +261,7 @@ class Attribution:
                 self._book(window, route, part)
         elif outside:
             inside = outside
+        inside = inside or [self._in_room(OTHER)]
         weights = [route.rate() * window.units.get(route.name, 1.0) for route in inside]
         share = growth / (sum(weights) or 1.0)
         for route, weight in zip(inside, weights, strict=True):

@@ -108,10 +108,10 @@ class Ceiling:
         self.usage: Usage | None = None  # of the container, at the last look
         self.left: int | None = None  # bytes until the limit is met, at the last look
         self.room: int | None = None  # this process's share of `whole`, bytes
-        self.whole = 0  # bytes free in the container, at the last look
+        self.whole: int = 0  # bytes free in the container, at the last look
         self._sharers = 1
-        self.anonymous = 0  # bytes in use, at the last look
-        self.holes = 0  # bytes mapped, given back and not in use, at the last look
+        self.anonymous: int = 0  # bytes in use, at the last look
+        self.holes: int = 0  # bytes mapped, given back and not in use, at the last look
         self._first_hit = self._last_hit = float("-inf")
         self._in_force: int | None = None
         self._least: int | None = None

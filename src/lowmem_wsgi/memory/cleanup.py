@@ -62,15 +62,15 @@ class Cleanup:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._gc_runner = collector
-        self.heavy = tuple(heavy)
+        self.heavy: tuple[str, ...] = tuple(heavy)
         self._rss = OwnRss() if rss is None else rss
         self._now = now
         self._lock = threading.RLock()
         self._running = False
-        self.count = 0
+        self.count: int = 0
         self.last: dict[str, Any] | None = None
         # Bytes freed so far, by kind of step.
-        self.freed = dict.fromkeys(KINDS, 0)
+        self.freed: dict[str, int] = dict.fromkeys(KINDS, 0)
         self._record = record
         self._callbacks = callbacks or pressure.Callbacks()
 

@@ -14,6 +14,9 @@ alive). So:
 * The collector gives nothing back to the system: trimmer.py does, after notable growth. LowMemory
   also trims now and then without growth, for memory that was freed and not used again.
 
+* A free-threaded Python has one generation: each pass stops all threads and visits the whole heap.
+  So no passes run after requests there. Garbage goes when memory has grown, by `full_collect`.
+
 One GC runner serves a process, however many apps the process holds (runtime.py).
 """
 
@@ -27,9 +30,9 @@ from collections.abc import Callable
 
 from ..settings import MB
 from ..system.malloc import find_in_use, malloc_trim
-from ..system.procfs import OwnRss
+from ..system.procfs import OwnRss, own_anonymous
 from .attribution import Attribution
-from .trimmer import TRIM_BYTES, TRIM_SHARE, Trimmer
+from .trimmer import Trimmer
 
 # A run this long (seconds) has visited surviving objects. Freezing takes no time, and spares the
 # next run these objects.
@@ -85,44 +88,55 @@ class GcRunner:
         owes: Callable[[], bool] = lambda: True,
         in_flight: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.perf_counter,
+        gil: bool = True,
     ) -> None:
-        self.passes = passes
-        self.freezing = freeze
+        self._gil = gil
+        self.passes: int = passes_after_requests(passes, gil)
+        self.freezing: bool = freeze
         self._rss = OwnRss() if rss is None else rss
-        self.trimmer = Trimmer(self._rss, give_back or malloc_trim, on=trim, now=now)
+        # Without the pages of files: a forked worker touches those one by one, and does not grow.
+        self._held = own_anonymous if rss is None else rss
+        self.trimmer: Trimmer = Trimmer(self._rss, give_back or malloc_trim, on=trim, now=now)
         self._now = now
         self._owner = 0  # the ident of the thread in a run
         self._forget_threads()
 
         self._noticed, self._owes = noticed, owes
         # Whether a request has left its run to be shared, so that `catch_up` must be called.
-        self.owing = False
+        self.owing: bool = False
         self._ran_at = float("-inf")
         # Attributes to routes the memory that requests leave behind.
         self._measure = self._rss
-        self.attribution = Attribution(self._size, now=now)
+        self.attribution: Attribution = Attribution(self._size, now=now)
         self._measured = give_back is not None or rss is not None  # whether `_measure` is final
+        self._pymalloc = True  # whether Python's own allocator holds the new objects
         self.in_flight = in_flight
         # Whether a full collection would copy pages shared with the parent process.
-        self.shares_pages = False
-        self.runs = 0
-        self.collected = 0
-        self.last_seconds = 0.0
-        self.total_seconds = 0.0
+        self.shares_pages: bool = False
+        self.runs: int = 0
+        self.collected: int = 0
+        self.last_seconds: float = 0.0
+        self.total_seconds: float = 0.0
 
         self._slow_seconds = 0.0
         self._maintained_run = 0  # the number of runs at the last `maintain`
-        # RSS in bytes. `_left`: at the last reading, after a trim. `_full_rss`: after the last full
-        # collection.
-        self._full_rss = self._left = self._rss()
+        # Bytes: RSS at the last reading, after a trim; those held after the last full collection.
+        self._left, self._full_held = self._rss(), self._held()
         self._looked_at = self._full_at = now()
         self._full_seconds = 0.0
 
     def demand(self, passes: int, *, freeze: bool, trim: bool) -> None:
         """Be at least as thorough as these settings from now on."""
-        self.passes = max(self.passes, passes)
+        self.passes = max(self.passes, passes_after_requests(passes, self._gil))
         self.freezing = self.freezing or freeze
         self.trimmer.demand(trim)
+
+    def leave_pymalloc(self) -> None:
+        """Note that the C library holds the new objects: Python then counts its own wrongly.
+
+        Call this before the first request.
+        """
+        self._pymalloc = False
 
     def after_request(self, in_flight: Callable[[], int] = lambda: 0) -> None:
         """Run the passes now, or make the thread that runs the passes run them again.
@@ -134,8 +148,8 @@ class GcRunner:
         self._wanted = True
         if self._owner == threading.get_ident():
             return  # a pass of this thread has called a finalizer that ended a request
-        recent = self._now() - self._ran_at < SHARED_WITHIN
-        if not (recent and in_flight() and self._owe()):
+        recent = in_flight() and self._now() - self._ran_at < SHARED_WITHIN
+        if not (recent and self._owe()):
             self._fulfil(in_flight)
 
     def catch_up(self, *, at_once: bool = False) -> None:
@@ -237,14 +251,14 @@ class GcRunner:
             self.trimmer.trim(self._rss(), alone=not self.in_flight())
         # If no request has ended since the last time, a request in flight may itself be frozen
         # garbage, and would stay in flight for ever.
-        if (quiet or not self.in_flight()) and self._may_hold_garbage(self._rss()):
+        if (quiet or not self.in_flight()) and self._may_hold_garbage():
             self._full_collect_and_trim(self.in_flight)
         self._look_around(self._now(), self.in_flight)
 
-    def _may_hold_garbage(self, rss: int) -> bool:
+    def _may_hold_garbage(self) -> bool:
         """Return whether the growth left may be frozen garbage, and a full collection may run."""
         rested = self._now() - self._full_at >= self._full_seconds / FULL_DUTY
-        return self.freezing and rested and rss - self._full_rss >= FULL_BYTES
+        return self.freezing and rested and self._held() - self._full_held >= FULL_BYTES
 
     def _alone(self, action: Callable[[], object]) -> None:
         """Call `action` while no run is under way.
@@ -313,7 +327,8 @@ class GcRunner:
         """
         if not self._measured:
             self._measured = True
-            self._measure = (find_in_use() if self.trimmer.on else None) or self._rss
+            found = find_in_use(objects=self._pymalloc) if self.trimmer.on else None
+            self._measure = found or self._rss
 
     def _look_around(
         self, now: float, in_flight: Callable[[], int], *, alone: bool = False
@@ -325,7 +340,7 @@ class GcRunner:
             self.attribution.peaked(used - self._left)
         self._left = used
         if used < self.trimmer.floor:
-            self._full_rss = min(used, self._full_rss)
+            self._full_held = min(self._held(), self._full_held)
         if self.trimmer.is_due(now, used):
             self._left = self._trim(now, used, in_flight)
         if now - self._full_at >= FULL_EVERY:
@@ -374,24 +389,23 @@ class GcRunner:
         """Give back, then collect fully if that freed too little. Return the RSS after (bytes)."""
         left = self.trimmer.trim_growth(now, used, alone=not in_flight())
         # Requests in flight may hold the growth. A copied page is never shared again.
-        if self._may_hold_garbage(left) and not (self.shares_pages and in_flight()):
+        if self._may_hold_garbage() and not (self.shares_pages and in_flight()):
             self._full_collect_and_trim(in_flight)
             return self._rss()
         return left
 
     def _full_collect_if_grown(self, now: float, in_flight: Callable[[], int]) -> None:
-        used = self._rss()
-        grown = used - self._full_rss >= max(TRIM_BYTES, self._full_rss * TRIM_SHARE)
-        if grown or not self.shares_pages:
-            self._full_collect_and_trim(in_flight)
-        else:
+        if self.shares_pages and self._held() - self._full_held < FULL_BYTES:
             self._full_at = now  # look again after FULL_EVERY
+        else:
+            self._full_collect_and_trim(in_flight)
 
     def _full_collect_and_trim(self, in_flight: Callable[[], int]) -> None:
         before = self._rss()
         self._full_collect()
         if self.trimmer.on:
-            self._full_rss = self.trimmer.trim(before, alone=not in_flight())
+            self.trimmer.trim(before, alone=not in_flight())
+            self._full_held = self._held()
 
     def _full_collect(self) -> None:
         began = self._now()
@@ -410,7 +424,7 @@ class GcRunner:
         self._slow_seconds = 0.0
         self._full_at = ended = self._now()
         self._full_seconds = ended - began
-        self._full_rss = self._rss()
+        self._full_held = self._held()
 
     def _forget_threads(self) -> None:
         self._running = threading.Lock()
@@ -427,7 +441,15 @@ class GcRunner:
         self.trimmer.forget()
         self.runs = self.collected = self._maintained_run = 0
         self.last_seconds = self.total_seconds = 0.0
-        self._full_rss = self._left = self._rss()
+        self._left, self._full_held = self._rss(), self._held()
+
+
+def passes_after_requests(asked: int, gil: bool) -> int:
+    """Return how many passes run after each request. `gil`: whether this build of Python has a GIL.
+
+    Without a GIL a pass visits every object of the process, also the frozen ones.
+    """
+    return asked if gil else 0
 
 
 def _somebody() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 
 
 class InFlight:
@@ -13,7 +14,9 @@ class InFlight:
         self._numbers = itertools.count(1)
         # A request's number -> the ident of its thread, method, path, and the app's id.
         self._requests: dict[int, tuple[int, str, str, int]] = {}
-        self.latest = 0  # the number of the request that came last
+        # Return how many requests are in flight. (The dict's own method: each request calls this.)
+        self.count: Callable[[], int] = self._requests.__len__
+        self.latest: int = 0  # the number of the request that came last
 
     def enter(self, method: str, path: str, app: int) -> int:
         """Note a request in this thread, and return the request's number. `leave` must follow."""
@@ -24,10 +27,6 @@ class InFlight:
     def leave(self, number: int) -> None:
         """Remove a request that is over. Idempotent; takes no lock: a finalizer may call this."""
         self._requests.pop(number, None)
-
-    def count(self) -> int:
-        """Return how many requests are in flight."""
-        return len(self._requests)
 
     def rank(self, number: int) -> int:
         """Return how many requests of the same app are in flight, up to and including this one."""
@@ -45,6 +44,15 @@ class InFlight:
         requests = reversed(self._requests.copy().values())
         return next((request[1:3] for request in requests if request[0] == thread), None)
 
+    def number_here(self) -> int:
+        """Return the number of the latest request that this thread serves; 0 for none."""
+        thread = threading.get_ident()
+        requests = reversed(self._requests.copy().items())
+        return next((number for number, request in requests if request[0] == thread), 0)
+
+    def has(self, number: int) -> bool:
+        return number in self._requests
+
     @property
     def total(self) -> int:
         """How many requests have come since the process began."""
@@ -52,7 +60,7 @@ class InFlight:
 
     def forget(self) -> None:
         """Forget all requests: in a new child process they are the parent's."""
-        self._requests = {}
+        self._requests.clear()
 
 
 class Counters:

@@ -78,7 +78,7 @@ class Interrupt:
         self.work = work
         self._inside = frozenset(inside)
         self._through = frozenset(through)
-        self.striking = False  # while an error is about to be raised
+        self.striking: bool = False  # while an error is about to be raised
         self._now = now
         self._spent = processor_seconds if spent is None else spent
         self._spent_by_all = spent_by_all
@@ -88,7 +88,7 @@ class Interrupt:
         self._size = 0
         self._serving = (0, 0)  # the thread that runs all greenlets: its ident, the kernel's number
         self.suspect: object = None
-        self.grown = 0  # bytes since the first look at the suspect
+        self.grown: int = 0  # bytes since the first look at the suspect
 
     def begin(self) -> None:
         """Call this in a thread that serves requests, before `look`."""

@@ -49,7 +49,7 @@ class Levels:
 
     def restart(self, warn: int, critical: int) -> None:
         """Start again at ok, without readings."""
-        self.level = OK
+        self.level: str = OK
         self._asked = OK
         self._times = 0
         self.move(warn, critical)

@@ -60,7 +60,7 @@ def thresholds_for(settings: Settings, limit: int) -> tuple[int, int]:
             logging.WARNING,
             ("thresholds", limit),
             "LOWMEM_WARN_AT (%s) and LOWMEM_CRITICAL_AT (%s) do not fit the limit of %s: "
-            "using 78 %% and 88 %% of it.",
+            "LowMemory uses 78 %% and 88 %% of it.",
             format_size(warn),
             format_size(critical),
             format_size(limit),
@@ -97,7 +97,7 @@ class Monitor:
         self._cleanups = cleanups
         self._gc_runner = collector
         self._now = now
-        self.running = False
+        self.running: bool = False
         self._may_act = may_act
         self._stop = threading.Event()
         self._wake = _unset()  # acquired, but for a moment when `_signal` releases it
@@ -207,16 +207,15 @@ class Monitor:
 
     def _do_duties(self, usage: Usage, level: str) -> float:
         """Run the duties. Return the most seconds that may pass until the next reading."""
-        return min([REST, *(self._do(name, duty, usage, level) for name, duty in self._duties)])
-
-    def _do(self, name: str, duty: Duty, usage: Usage, level: str) -> float:
-        try:
-            duty(usage, level)
-        except MemoryError:  # a passing shortage: try again soon
-            return SHORTEST
-        except Exception:
-            log.failure(name)
-        return REST
+        latest = REST
+        for name, duty in self._duties:
+            try:
+                duty(usage, level)
+            except MemoryError:  # a passing shortage: try again soon
+                latest = SHORTEST
+            except Exception:
+                log.failure(name)
+        return latest
 
     def _run(self, stop: threading.Event) -> None:
         try:

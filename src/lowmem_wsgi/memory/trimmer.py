@@ -41,7 +41,7 @@ class Trimmer:
     ) -> None:
         self._rss = rss
         self._give_back = give_back
-        self.on = on
+        self.on: bool = on
         self._now = now
         self._trimmed_at, self._rest = now(), 0.0
         self.forget()
@@ -52,11 +52,12 @@ class Trimmer:
 
     def forget(self) -> None:
         """In a new child: what was freed so far is the parent's."""
-        self.count = 0
-        self.freed_bytes = 0
+        self.count: int = 0
+        self.freed_bytes: int = 0
         # RSS when last idle after a trim, or lower where RSS fell by itself; RSS after the last
         # trim.
-        self.floor = self._trimmed_rss = self._rss()
+        self.floor: int = self._rss()
+        self._trimmed_rss = self.floor
 
     def is_due(self, now: float, used: int) -> bool:
         """Return whether a trim is worth it, at an RSS of `used` bytes."""

@@ -74,7 +74,7 @@ class Watchdog:
     def after_fork(self) -> None:
         """Restore the switch interval in a new child process, which has no watchdog thread."""
         self._relax()
-        self.asleep = False  # True: the thread waits for `wake`
+        self.asleep: bool = False  # True: the thread waits for `wake`
         self._post: Any = None  # the running thread's lock; another value stops the thread
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class Watchdog:
         fault, self._fault = self._fault, ""
         if fault:
             log.limited(
-                logging.ERROR, "watchdog", "The watchdog failed and is started anew: %s", fault
+                logging.ERROR, "watchdog", "The watchdog failed, and starts again: %s", fault
             )
         self._interrupt.begin()
         self._post = post = original("_thread", "allocate_lock")()

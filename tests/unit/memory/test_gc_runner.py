@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 import itertools
+import mmap
 import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.fakes import MB, Clock, Process
+from helpers.forks import fork
 from lowmem_wsgi.memory import gc_runner as module
-from lowmem_wsgi.memory.gc_runner import GcRunner
+from lowmem_wsgi.memory.gc_runner import GcRunner, passes_after_requests
 from lowmem_wsgi.system import malloc
 from lowmem_wsgi.system.malloc import malloc_trim
 from lowmem_wsgi.system.procfs import OwnRss
@@ -44,6 +47,30 @@ def test_the_number_of_passes_is_the_setting() -> None:
     make(passes=0, freeze=False).after_request()
     make(passes=1, freeze=False).after_request()
     assert full_collections() - before == 1
+
+
+@pytest.mark.parametrize(("gil", "passes"), [(True, 3), (False, 0)])
+def test_without_a_gil_no_passes_follow_requests(gil: bool, passes: int) -> None:
+    assert passes_after_requests(3, gil) == passes
+    collector = make(passes=3, freeze=False, gil=gil)
+    collector.demand(3, freeze=False, trim=False)
+    before = full_collections()
+    collector.after_request()
+    assert full_collections() - before == passes
+
+
+def test_without_a_gil_garbage_goes_once_memory_has_grown() -> None:
+    clock, memory = Clock(), Process(50 * MB)
+    collector = make(clock, memory, gil=False)
+    collector.after_request()
+    before = full_collections()
+    clock.now += 10
+    collector.maintain()
+    assert full_collections() == before  # no growth, no collection
+    memory.live = memory.rss = 70 * MB
+    clock.now += 10
+    collector.maintain()
+    assert full_collections() > before
 
 
 def test_what_is_alive_is_frozen_after_the_first_request_and_as_the_app_warms_up() -> None:
@@ -196,11 +223,10 @@ def test_what_a_first_pass_lets_go_of_is_not_frozen_as_garbage() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_first_passes_of_a_forked_worker_copy_no_shared_page() -> None:
     ballast = [[n] for n in range(400_000)]  # 40 MB of tracked objects
     gc.disable()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
@@ -557,19 +583,19 @@ def test_without_proc_rss_comes_from_psutil(tmp_path: Any, make_proc: str) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_reads_its_own_rss_not_the_parents() -> None:
     rss = OwnRss()
     rss()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
             rss.reopen()
             before = rss()
-            ballast = bytearray(50 * MB)
+            ballast = mmap.mmap(-1, 50 * MB)  # a bytearray may get memory that others have freed
+            for page in range(0, 50 * MB, mmap.PAGESIZE):
+                ballast[page] = 1
             code = 0 if rss() - before > 45 * MB else 2
-            del ballast
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -607,6 +633,43 @@ def test_a_worker_that_shares_pages_is_thawed_at_rest_where_it_has_grown(in_flig
     clock.now += 10
     collector.maintain()
     assert collector.shares_pages is bool(in_flight)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pages_of_files_that_a_forked_worker_touches_are_no_growth(tmp_path: Path) -> None:
+    """A full collection would copy the pages that the worker shares with its master."""
+    library = tmp_path / "library"
+    library.write_bytes(bytes(50 * MB))
+
+    def work() -> bool:
+        clock = Clock()
+        runner = GcRunner(now=clock, give_back=lambda: None)
+        runner.after_fork()
+        runner.after_request()
+        with library.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        sum(mapped[page] for page in range(0, 50 * MB, mmap.PAGESIZE))
+        for _ in range(3):
+            clock.now += 301
+            runner.after_request()
+            runner.maintain()
+        if not runner.shares_pages:
+            return False
+        ballast = mmap.mmap(-1, 50 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for page in range(0, 50 * MB, mmap.PAGESIZE):
+            ballast[page] = 1
+        clock.now += 301
+        runner.after_request()
+        return not runner.shares_pages
+
+    pid = fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_what_is_weighed_is_one_thing_from_the_first_time_on() -> None:

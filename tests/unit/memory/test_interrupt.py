@@ -523,7 +523,6 @@ def test_a_thread_that_threading_does_not_know_is_suspected_as_any() -> None:
 
 
 @on_linux
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_main_thread_of_a_forked_worker_is_suspected_as_any() -> None:
     def suspects_itself() -> bool:
         interrupt = Interrupt(lambda: {"it": threading.get_ident()})

@@ -15,6 +15,7 @@ from helpers.forks import asked
 from lowmem_wsgi.memory.reading import Memory
 from lowmem_wsgi.system.cgroup import Container
 from lowmem_wsgi.system.procfs import process_seconds, read_machine
+from lowmem_wsgi.system.usage import Swap
 
 MB = 1024 * 1024
 NO_LIMIT_V1 = 9223372036854771712
@@ -32,8 +33,11 @@ def tree(root: Path, files: dict[str, object]) -> str:
     return str(root)
 
 
-def meminfo(total_mb: int = 8192, available_mb: int = 6000) -> str:
-    return f"MemTotal: {total_mb * 1024} kB\nMemAvailable: {available_mb * 1024} kB\n"
+def meminfo(total_mb: int = 8192, available_mb: int = 6000, swap_mb: int = 0) -> str:
+    return (
+        f"MemTotal: {total_mb * 1024} kB\nMemAvailable: {available_mb * 1024} kB\n"
+        f"SwapTotal: {swap_mb * 1024} kB\nSwapFree: {swap_mb * 1000} kB\n"
+    )
 
 
 def v2_group(path: str, used: int, limit: object, cache: int = 0) -> dict[str, object]:
@@ -303,6 +307,71 @@ def test_a_small_machine_is_its_own_limit(tmp_path: Path) -> None:
     assert (usage.used // MB, usage.limit // MB, usage.source) == (180, 480, "machine")
 
 
+def test_on_fly_the_machine_is_the_sites_own_at_any_size(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"/proc/meminfo": meminfo(2000, 1500, swap_mb=512)})
+    memory = Memory(root=root, rss=lambda: 1, environ={"FLY_VM_MEMORY_MB": "2048"})
+    usage = memory.read()
+    assert (usage.used // MB, usage.limit // MB, usage.source) == (500, 2000, "machine")
+    assert memory.swap() == Swap(12 * MB, 512 * MB)
+    asked = Memory(600 * MB, root=root, rss=lambda: 1, environ={"FLY_VM_MEMORY_MB": "2048"})
+    assert asked.read().limit == 600 * MB
+
+
+# name -> (files beside those of `SHAPES`, MB that are swapped out, MB that may be)
+SWAPS: dict[str, tuple[str, dict[str, object], tuple[int, int]]] = {
+    "v2, as much as the machine has": (
+        "v2, plain",
+        {f"{GROUP}/app/memory.swap.current": 7 * MB, f"{GROUP}/app/memory.swap.max": "max"},
+        (7, 1024),
+    ),
+    "v2, none": (
+        "v2, plain",
+        {f"{GROUP}/app/memory.swap.current": 0, f"{GROUP}/app/memory.swap.max": 0},
+        (0, 0),
+    ),
+    "v2, an ancestor allows less": (
+        "v2, nested, the parent's limit is lower and its usage counts",
+        {
+            f"{GROUP}/site/memory.swap.current": 7 * MB,
+            f"{GROUP}/site/memory.swap.max": 100 * MB,
+            f"{GROUP}/site/worker/memory.swap.max": 300 * MB,
+        },
+        (7, 100),
+    ),
+    "v2, a kernel that does not count swap": ("v2, plain", {}, (24, 1024)),
+    "v1, Docker's twice the memory": (
+        "v1",
+        {
+            f"{GROUP1}/app/memory.stat": f"total_inactive_file 0\ntotal_swap {7 * MB}\n"
+            f"hierarchical_memory_limit {512 * MB}\nhierarchical_memsw_limit {1024 * MB}\n"
+        },
+        (7, 512),
+    ),
+    "v1, a kernel that does not count swap": ("v1", {}, (24, 1024)),
+    "no container: the machine's": ("no cgroup at all", {}, (24, 1024)),
+}
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_swap_is_told_beside_the_limit_and_not_counted_in_it(tmp_path: Path, name: str) -> None:
+    shape, files, expected = SWAPS[name]
+    plain = Memory(
+        root=tree(tmp_path / "without", {"/proc/meminfo": meminfo(), **SHAPES[shape][0]})
+    )
+    root = tree(
+        tmp_path / "with", {"/proc/meminfo": meminfo(swap_mb=1024), **SHAPES[shape][0], **files}
+    )
+    memory = Memory(root=root, rss=lambda: 60 * MB)
+    assert memory.read().limit == plain.read().limit
+    swap = memory.swap()
+    assert swap is not None
+    assert (swap.used // MB, swap.limit // MB) == expected
+
+
+def test_where_the_kernel_does_not_tell_of_swap_nothing_is_said(tmp_path: Path) -> None:
+    assert Memory(root=str(tmp_path), rss=lambda: 1).swap() is None
+
+
 def test_out_of_descriptors_the_last_reading_of_the_container_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,7 +474,6 @@ def test_a_system_without_that_clock_tells_nothing(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's /proc")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_process_is_younger_than_its_parent() -> None:
     before = time.monotonic()
     own = process_seconds()
