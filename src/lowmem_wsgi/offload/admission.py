@@ -321,7 +321,7 @@ def _parse(text: str) -> list[Child]:
     found = []
     for line in text.splitlines():
         words = line.split(" ")
-        if len(words) == 4 and words[0].isdigit() and words[2].isdigit():
+        if len(words) == 4 and words[0].isdecimal() and words[2].isdecimal():
             found.append(Child(int(words[0]), words[1], int(words[2]), words[3]))
     return found
 

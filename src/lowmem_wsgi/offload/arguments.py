@@ -29,7 +29,7 @@ class Arguments:
     """Packed arguments and the descriptors of their files. The owner must call `close`."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self.data: bytes = b""
         self.descriptors: list[int] = []
 
     def sent(self) -> None:

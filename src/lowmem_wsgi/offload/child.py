@@ -26,7 +26,7 @@ HEAD = "<cQ"
 SPEECHLESS = 239
 
 # Whether this process is such a child. If so, calls of offloaded functions run directly.
-inside = False
+inside: bool = False
 
 
 class Task(NamedTuple):

@@ -74,7 +74,7 @@ class Process:
         timeout: float | None,
         gate: Gate,
     ) -> None:
-        self.name = task.name
+        self.name: str = task.name
         self._memory = memory
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -86,7 +86,7 @@ class Process:
         gate.add(self)
         self._popen: subprocess.Popen[bytes]
         self._start(arguments)
-        self.pid = self._popen.pid
+        self.pid: int = self._popen.pid
 
     def _start(self, arguments: Arguments) -> None:
         """Start the child. Raise OffloadBusy if processes, descriptors or memory have run out."""

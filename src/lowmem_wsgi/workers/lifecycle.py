@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..memory.attribution import top
@@ -18,10 +17,12 @@ from ..settings import Settings, format_size
 from ..system.procfs import OwnRss, own_uss, process_seconds
 from ..system.usage import Usage
 from . import postmortem
+from .growth import Rates, Reading, rates
 from .record import GONE, READY, REPLACED, RETIRING, Seen, WorkerRecord
 from .recycling import (
     IN_VAIN_SO_FAR,
-    MOST_LEAD,
+    LEAST_LEAD,
+    LONGER,
     PATIENCE,
     SLOW,
     SLOWLY,
@@ -31,7 +32,7 @@ from .recycling import (
     lead,
     reason_to_wait,
 )
-from .servers import Server, find_server
+from .servers import Server, find_server, start_threads
 from .shared_page import SharedPage, is_alive
 
 if TYPE_CHECKING:
@@ -43,12 +44,8 @@ if TYPE_CHECKING:
     from .figures import RouteFigures
     from .history import History
     from .pages import Pages
+    from .trace_note import TraceNote
 
-# LowMemory measures growth over WINDOW seconds, or over the lead if that is longer, in QUARTERS
-# parts.
-WINDOW, QUARTERS = 1.0, 4
-# ... and over so many readings at least, unless they are older than MOST_LEAD.
-READINGS = 2 * QUARTERS
 # An ending worker takes room only if its RSS has grown in the last JUST_NOW seconds.
 JUST_NOW = 0.3
 # Seconds between two writes of the counters to the shared page. The worker also writes at its end.
@@ -57,23 +54,6 @@ FLUSH_EVERY = 1.0
 MOST_READINGS = 256
 # The most seconds that the start of a worker is assumed to take when not measured.
 LONGEST_START = 1.0
-
-
-class Reading(NamedTuple):
-    """Time (seconds), memory used by the site and the worker's RSS (bytes), requests so far."""
-
-    at: float
-    used: int
-    rss: int
-    requests: int
-
-
-class Rates(NamedTuple):
-    """The rates of the same figures: bytes and requests a second."""
-
-    used: float
-    rss: float
-    requests: float
 
 
 def _stuck(situation: Situation) -> str:
@@ -133,26 +113,29 @@ class Worker:
         self._started = False
         self._initial_uss = 0
         self._started_in, self._fresh = 0.0, False
-        self._retired_at = 0.0
         self._ok_at = self._eased_at = self._now()  # when the level was last ok, and not pressed
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
+        self._asked = False  # to be replaced
         self._flushed_at = float("-inf")
-        self._flushing = threading.Lock()
+        self._starting, self._flushing = threading.Lock(), threading.Lock()
 
     # --- A worker's life
 
     def start(self, *, fresh: bool = False) -> None:
-        """Take a place on the shared page. Idempotent.
+        """Take a place on the shared page. Idempotent and thread-safe.
 
         `fresh`: the process has only started so far, so its age is the duration of its start.
         """
-        if self._started:
-            return
-        self._started = True
-        self.server = self._find()
-        page = self._pages.join(self.server)
-        # Do not count again what the process had counted before the fork.
-        self.record = page.claim(self._rss(), self._counts(), now=self._now)
+        with self._starting:  # the first requests come together, and all need the same page
+            if self._started:
+                return
+            try:
+                self.server = self._find()
+                page = self._pages.join(self.server)
+                # Do not count again what the process had counted before the fork.
+                self.record = page.claim(self._rss(), self._counts(), now=self._now)
+            finally:
+                self._started = True  # if this failed, the app is served without
         self._initial_uss = self._uss()
         # If the process is not fresh, its start took at most its age.
         age = process_seconds() or LONGEST_START  # the system may not report the age
@@ -212,7 +195,7 @@ class Worker:
         return max(1, found, self.server.size if self.server is not None else 1)
 
     def ending(self) -> bool:
-        """Return whether a worker of this site is ending: told to end, and still alive."""
+        """Return whether a worker of this site is ending: asked to end, and still alive."""
         return self._started and any(
             seen.state in (RETIRING, REPLACED) and is_alive(seen.pid)
             for seen in self._pages.page.workers()
@@ -242,6 +225,8 @@ class Worker:
             pass  # this worker has ended, or `give_up` has freed its record: do not replace it
         elif record.state in (RETIRING, REPLACED):
             self._see_off(page)
+        elif self._asked:
+            self._retire_as_asked(page, usage, rss)
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
 
@@ -282,6 +267,11 @@ class Worker:
         """The history of the site's last hour."""
         return self._pages.page.history
 
+    @property
+    def trace_note(self) -> TraceNote:
+        """The site's last trace of a route."""
+        return self._pages.page.trace
+
     def alive(self) -> list[Seen]:
         """Return the records of the site's workers that are alive."""
         return [seen for seen in self._pages.page.workers() if is_alive(seen.pid)]
@@ -303,9 +293,10 @@ class Worker:
         if early and self._ceiling.hit_since() is None:  # then Situation.pressed is false
             self._eased_at = self._now()
             return False
-        rates = self._lately(self._now())
+        growth = self._lately(self._now())
         soon = (
-            usage.used + rates.used * SLOWLY >= self._levels.critical or self._left(rates) <= SLOWLY
+            usage.used + growth.used * SLOWLY >= self._levels.critical
+            or self._left(growth) <= SLOWLY
         )
         wanted = level != OK or soon or self._ceiling.hit_since() is not None
         if not wanted:
@@ -338,7 +329,7 @@ class Worker:
     ) -> Situation:
         assert self.record is not None
         now, own = self._now(), page.read(self.record.index)
-        rates = self._lately(now)
+        growth = self._lately(now)
         ceiling = self._ceiling
         return Situation(
             level=level,
@@ -346,9 +337,9 @@ class Worker:
             limit=usage.limit,
             warn=self._levels.warn,
             critical=self._levels.critical,
-            growth=rates.used,
-            rate=rates.requests,
-            left=self._left(rates),
+            growth=growth.used,
+            rate=growth.requests,
+            left=self._left(growth),
             lasted=now - self._ok_at,
             age=now - self.record.born,
             started_in=self._started_in,
@@ -367,45 +358,57 @@ class Worker:
         )
 
     def _lately(self, now: float) -> Rates:
-        """Return the rates over WINDOW seconds, or over the lead if that is longer.
-
-        The memory that one request takes at once is a step, not growth. So the time is split into
-        QUARTERS parts with equal numbers of requests, and the second smallest rate counts.
-        An ending worker that gives memory back hides the growth of the site. So every other worker
-        is assumed to grow as fast as this worker.
-        """
-        window = max(WINDOW, self._lead())
-        recent = [reading for reading in self._readings if now - reading.at <= window]
-        if len(recent) < READINGS:  # a slow processor makes few readings
-            latest = list(self._readings)[-READINGS:]
-            recent = [reading for reading in latest if now - reading.at <= MOST_LEAD]
-        requests = recent[-1].requests - recent[0].requests if recent else 0
-        if requests < QUARTERS:
-            return Rates(0.0, 0.0, 0.0)
-        bounds = [
-            next(r for r in recent if r.requests >= recent[0].requests + part * requests / QUARTERS)
-            for part in range(QUARTERS)
-        ]
-        pairs = list(zip(bounds, [*bounds[1:], recent[-1]], strict=True))
-        spans = [(a, b, b.at - a.at) for a, b in pairs if b.at > a.at]
-        few = requests < 2 * QUARTERS  # each may be large by itself
-        if len(spans) < (QUARTERS if few else 2):
-            return Rates(0.0, 0.0, 0.0)
-        used = sorted((b.used - a.used) / seconds for a, b, seconds in spans)[1]
-        rss = sorted((b.rss - a.rss) / seconds for a, b, seconds in spans)[1]
-        return Rates(max(used, rss * self.count()), rss, requests / (recent[-1].at - recent[0].at))
+        return rates(self._readings, now, self._lead(), self.count())
 
     def _lead(self) -> float:
         """Return how many seconds before memory is short to ask for a replacement.
 
-        Until the end of a worker was measured, a worker is assumed to end as fast as it starts.
+        Until the end of a worker was measured, the end is assumed to take LONGER times as long as
+        the start.
         """
-        return lead(self._pages.page.release or (self._started_in if self._fresh else 0.0))
+        return lead(self._pages.page.release or (self._started_in * LONGER if self._fresh else 0.0))
 
-    def _left(self, rates: Rates) -> float:
+    def _left(self, growth: Rates) -> float:
         """Return the seconds until this worker meets its own ceiling."""
         left = self._ceiling.room
-        return left / rates.rss if left is not None and rates.rss > 0 else float("inf")
+        return left / growth.rss if left is not None and growth.rss > 0 else float("inf")
+
+    def ask_to_replace(self) -> str | None:
+        """Let this worker be replaced at the next reading, in its turn. Return why not, or None.
+
+        Not at once: some servers wait for the end of the request that asks for this.
+        """
+        why = self.irreplaceable()
+        if why is None and self.retiring:
+            why = "This worker is being replaced already."
+        if why is None:
+            self._asked = True
+        return why
+
+    def irreplaceable(self) -> str | None:
+        """Return why nobody may replace this worker; None if somebody may."""
+        if not self._recycling:
+            return "LOWMEM_RECYCLE is off, so LowMemory replaces no worker."
+        if self.server is None:
+            return "This server cannot replace a worker: restart it, or use Gunicorn or mod_wsgi."
+        return None
+
+    def _retire_as_asked(self, page: SharedPage, usage: Usage, rss: int) -> None:
+        assert self.record is not None
+        assert self.server is not None
+        if not page.take_turn():
+            return  # another worker is being replaced: try again at the next reading
+        at_once = self._fits_beside(page, self.server, usage)
+        others = [seen for seen in page.workers() if seen.pid != os.getpid() and is_alive(seen.pid)]
+        if not at_once and sum(seen.state == READY for seen in others) < self.server.size - 1:
+            page.end_turn()  # the replacement of another worker is not ready yet
+            return
+        self._asked = False
+        told = (
+            "♻️ recycled, as asked for: this worker has grown from %s to %s in %d requests",
+            *(format_size(self.record.born_rss), format_size(rss), self.record.requests),
+        )
+        self._replace(page, at_once, max(0, rss - self.record.born_rss), "asked", told)
 
     def _retire(self, page: SharedPage, situation: Situation, others: list[Seen]) -> None:
         assert self.record is not None
@@ -413,30 +416,22 @@ class Worker:
             log.once(
                 logging.WARNING,
                 "no server to recycle",
-                "♻️ This worker has grown from %s to %s, and its server cannot replace it: restart "
-                "it, or use Gunicorn, uWSGI or mod_wsgi.",
+                "♻️ This worker has grown from %s to %s, and its server cannot replace it. Restart "
+                "the server, or use Gunicorn, uWSGI or mod_wsgi.",
                 format_size(situation.born_rss),
                 format_size(situation.rss),
             )
             return
         if not page.take_turn():
             return
-        at_once = page.master == self.server.master and fits(
-            situation.used, self._initial_uss, situation.limit
-        )
+        at_once = self._fits_beside(page, self.server, situation)
         ready = sum(seen.state == READY for seen in others)
         if not at_once and ready < self.server.size - 1 and situation.lasted < 30:
             page.end_turn()  # the replacement of another worker is not ready yet
             return
         if not any(seen.state != READY for seen in others):
             page.change(in_vain=page.in_vain + 1)
-        self._retired_at = self._now()
-        page.retires(self._retired_at)
-        self.record.enter(REPLACED if at_once else RETIRING)
-        self.record.count("recycles")
-        self.flush()
-        page.history.event("recycle", situation.grown, situation.level)
-        log.logger.warning(
+        told = (
             "♻️ recycled at %s of %s: this worker has grown from %s to %s in %d requests%s "
             "(setting: LOWMEM_RECYCLE)",
             format_size(situation.used),
@@ -446,30 +441,55 @@ class Worker:
             self.record.requests,
             self._carried() + _stuck(situation),
         )
+        self._replace(page, at_once, situation.grown, situation.level, told)
+
+    def _fits_beside(self, page: SharedPage, server: Server, now: Usage | Situation) -> bool:
+        """Return whether a fresh worker can start before this one ends."""
+        return page.master == server.master and fits(now.used, self._initial_uss, now.limit)
+
+    def _replace(
+        self, page: SharedPage, at_once: bool, grown: int, why: str, told: tuple[object, ...]
+    ) -> bool:
+        """Ask the server for a fresh worker, with the turn taken. Return whether it was asked.
+
+        `grown`: bytes, for the history. `told`: the log line and its arguments.
+        """
+        assert self.record is not None
+        assert self.server is not None
+        self.record.enter(REPLACED if at_once else RETIRING)
+        self.record.count("recycles")
+        self.flush()
+        page.history.event("recycle", grown, why)
+        log.logger.warning(*told)
         try:
             self.server.replace(at_once)
         except Exception:
             log.failure("Asking for a fresh worker")
             self.record.enter(READY)
             page.end_turn()
+            return False
+        return True
 
     def _carried(self) -> str:
         """Return for the log what has grown in this worker, as far as known."""
         try:
             route, heavy = top(self._gc_runner.attribution.routes), self._heavy()
         except Exception:
-            log.failure("Telling what has grown")
+            log.failure("Finding what has grown")
             return ""
-        told = f", most of it by {route.name} ({format_size(route.grown)})" if route else ""
-        return told + (f", and loaded {heavy}" if heavy else "")
+        growth = f", most of it by {route.name} ({format_size(route.grown)})" if route else ""
+        return growth + (f", and loaded {heavy}" if heavy else "")
 
     def _see_off(self, page: SharedPage) -> None:
         """Let the next worker be replaced while a slow request keeps this ending worker alive.
 
-        Gives up the turn once a replacement is ready. (The end of this process also does.)
+        Gives up the turn once a replacement is ready, and this worker still serves requests, or
+        should have ended. (The end of this process also gives up the turn.)
         """
         assert self.server is not None
-        if self._now() - self._retired_at < self._lead():
+        assert self.record is not None
+        wait = self._lead() if self.idle() else LEAST_LEAD
+        if self._now() - self.record.retired < wait:
             return
         ready = sum(seen.state == READY and is_alive(seen.pid) for seen in page.workers())
         if ready >= self.server.size:
@@ -499,21 +519,3 @@ class Worker:
                     postmortem.report(page, seen, why)
         if kills is not None:
             page.change(kills=kills)
-
-
-def start_threads(submit: Callable[..., object], count: int) -> None:
-    """Make a pool start all its threads now.
-
-    A thread that cannot start later, at the ceiling, would end the worker. `submit`: of the pool.
-    `count`: the number of threads.
-    """
-    if count < 1:
-        return
-    together = threading.Barrier(count)
-
-    def wait() -> None:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait(0.1)
-
-    for _ in range(count):
-        submit(wait)

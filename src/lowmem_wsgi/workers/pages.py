@@ -88,7 +88,7 @@ class Pages:
         )
         page.change(kills=kills)
         if why is None and seen.state & ~GONE in (RETIRING, REPLACED):
-            page.released(time.monotonic())
+            page.released(time.monotonic() - seen.retired)
         peak = self._new_peak()
         if why is None:
             page.fold_in(seen)
@@ -131,6 +131,6 @@ def _sweep(directory: str) -> None:
     """Remove the pages of servers that are gone."""
     for name in os.listdir(directory):
         kind, pid, start = (*name.split("-"), "", "")[:3]
-        if kind == "workers" and pid.isdigit() and f"{pid}-{start}" != _life(int(pid)):
+        if kind == "workers" and pid.isdecimal() and f"{pid}-{start}" != _life(int(pid)):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(directory, name))

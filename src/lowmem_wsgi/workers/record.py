@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # zeros.
 READY, RETIRING, REPLACED, GONE = 1, 2, 3, 8
 
-WORKER = struct.Struct("<IIddQQQ")  # pid, state, born and seen (monotonic), RSS at both, requests
+# pid, state, born and seen (monotonic), RSS at both, requests, when asked to end (monotonic)
+WORKER = struct.Struct("<IIddQQQd")
 POINT = struct.Struct("<dQQ")  # time, the worker's RSS, the memory that the site used
 REQUEST = struct.Struct("<dQ112s")  # begun, the worker's RSS then, method and path
 PID = struct.Struct("<I")
@@ -62,6 +63,7 @@ class Seen(NamedTuple):
     born_rss: int
     rss: int
     requests: int
+    retired: float  # when the worker was asked to end; 0 if it was not
     points: list[tuple[float, int, int]]
     in_flight: list[RequestSeen]
 
@@ -149,11 +151,13 @@ class WorkerRecord:
         self._frozen = False
         self._point, self._pointed = 0, 0.0
         self.index = index
-        self.pid = os.getpid()
-        self.state = READY
-        self.born, self.born_rss = now(), rss
-        self.rss = rss
-        self.requests = 0
+        self.pid: int = os.getpid()
+        self.state: int = READY
+        self.born: float = now()
+        self.born_rss: int = rss
+        self.rss: int = rss
+        self.requests: int = 0
+        self.retired: float = 0.0  # when this worker was asked to end (monotonic seconds)
         self._write(self.born)
         self._figures.write(b"")  # the previous worker here may have written late
         self._map[at : at + PID.size] = PID.pack(self.pid)  # last: now others read the record
@@ -227,11 +231,16 @@ class WorkerRecord:
         return Figures.unpack(self._figures.read())
 
     def enter(self, state: int) -> None:
+        now = self._now()
+        if state & ~GONE == READY:
+            self.retired = 0.0
+        elif not self.retired:
+            self.retired = now
         self.state = state
-        self._write(self._now())
+        self._write(now)
 
     def _write(self, now: float) -> None:
-        figures = (self.state, self.born, now, self.born_rss, self.rss, self.requests)
+        figures = self.state, self.born, now, self.born_rss, self.rss, self.requests, self.retired
         # Do not write the pid again: a reader that saw 0 there would take the place.
         at, whole = self._at, WORKER.pack(self.pid, *figures)
         self._map[at + PID.size : at + WORKER.size] = whole[PID.size :]
@@ -244,7 +253,7 @@ def record_at(place: int) -> int:
 def read_record(page: mmap.mmap, place: int) -> Seen | None:
     """Return the record of the worker at this place; None if the place is free."""
     at = record_at(place)
-    pid, state, born, seen, born_rss, rss, requests = WORKER.unpack_from(page, at)
+    pid, state, born, seen, born_rss, rss, requests, retired = WORKER.unpack_from(page, at)
     if not pid:
         return None
     points = POINT.iter_unpack(page[at + POINTS_AT : at + REQUESTS_AT])
@@ -254,7 +263,7 @@ def read_record(page: mmap.mmap, place: int) -> Seen | None:
         if begun
     ]
     return Seen(
-        *(place, pid, state, born, seen, born_rss, rss, requests),
+        *(place, pid, state, born, seen, born_rss, rss, requests, retired),
         points=sorted(point for point in points if point[0]),
         in_flight=sorted(in_flight, key=lambda request: request.begun),
     )

@@ -22,12 +22,16 @@ GIVEN_BACK, MUCH = 1.0, 0.2
 # critical, a worker must be as old as a start takes. So starting workers takes at most half of the
 # time.
 LASTED, OLD = 10.0, 60.0
-# Seconds that a busy worker gets at critical to reach an idle moment.
+# Seconds that a busy worker gets at critical to reach an idle moment. LowMemory waits only if
+# memory lasts for these seconds, and for the end of the worker after them.
 PATIENCE = 2.0
 # The lead: LowMemory replaces a worker this long before memory is short. AHEAD times as long as an
 # old worker takes in this container to end and release its memory, and at least LEAST_LEAD and at
 # most MOST_LEAD seconds.
 AHEAD, LEAST_LEAD, MOST_LEAD = 2.0, 0.25, 4.0
+# Until an end was measured, it is assumed to take so many times as long as the start: the requests
+# in flight must end first.
+LONGER = 4.0
 # A request in flight for SLOW seconds may keep an ending worker, and its memory, alive for about
 # SLOWLY seconds. So LowMemory replaces that worker already when it holds half of the room.
 SLOW, SLOWLY = 0.1, 10.0
@@ -87,12 +91,21 @@ class Situation(NamedTuple):
         return self._soon_critical or self.full or self.stuck or (self.slow and self._half_full)
 
     @property
+    def _turns(self) -> int:
+        """How many workers, this one included, will have to be replaced at about this time.
+
+        Workers are replaced one after the other, so the last of them waits for all others.
+        """
+        return 1 + sum(other >= self.grown / 2 for other in self.others)
+
+    @property
     def _soon_critical(self) -> bool:
-        """Whether memory reaches critical within the lead, at this growth.
+        """Whether memory reaches critical before all these turns are over, at this growth.
 
         Growth in an empty container may stop soon, so it counts only from half of critical on.
         """
-        soon = self.used + self.growth * self.lead >= self.critical or self.left <= self.lead
+        lead = self.lead * self._turns
+        soon = self.used + self.growth * lead >= self.critical or self.left <= lead
         return soon and self.used >= self.critical / 2
 
     @property
@@ -144,7 +157,7 @@ REASONS: tuple[tuple[str, Callable[[Situation], bool]], ...] = (
     ("memory is being given back", lambda s: s.hit and s.lasted < PATIENCE),
     (
         "it is busy, and there is time",
-        lambda s: not s.idle and not s.full and s.lasted < PATIENCE and s.spare > PATIENCE,
+        lambda s: not s.idle and not s.full and s.lasted < PATIENCE and s.spare > PATIENCE + s.lead,
     ),
 )
 

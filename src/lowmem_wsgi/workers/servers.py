@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -70,16 +71,16 @@ def _gunicorn() -> Server | None:
     )
 
 
-# On SIGTERM these two close connections that they have told the client to keep.
+# On SIGTERM these two close connections that they have promised the client to keep.
 LOSES_REQUESTS = ("TornadoWorker", "GeventPyWSGIWorker")
 
 
 def _empty_gthread(worker: Any) -> None:
     """Make the threaded worker of Gunicorn 22 to 26 finish its connections before SIGTERM.
 
-    On SIGTERM this worker drops connections that it has accepted (22, 23), or told the client to
-    keep (24 to 26). So the worker first accepts no connection and keeps none, until none is left or
-    `graceful_timeout` has passed. From 27 on Gunicorn does so itself.
+    On SIGTERM this worker drops connections that it has accepted (22, 23), or promised the client
+    to keep (24 to 26). So the worker first accepts no connection and keeps none, until none is
+    left or `graceful_timeout` has passed. From 27 on Gunicorn does so itself.
     """
     if hasattr(sys.modules["gunicorn.workers.gthread"], "STOP_KEEPALIVE_LINGER"):
         return
@@ -117,3 +118,21 @@ FINDERS = (_gunicorn, _uwsgi, _mod_wsgi)
 
 def _signal(name: str) -> None:
     os.kill(os.getpid(), getattr(signal, name))
+
+
+def start_threads(submit: Callable[..., object], count: int) -> None:
+    """Make a pool start all its threads now.
+
+    A thread that cannot start later, at the ceiling, would end the worker. `submit`: of the pool.
+    `count`: the number of threads.
+    """
+    if count < 1:
+        return
+    together = threading.Barrier(count)
+
+    def wait() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.1)
+
+    for _ in range(count):
+        submit(wait)

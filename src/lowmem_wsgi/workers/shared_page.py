@@ -23,7 +23,7 @@ from typing import Any
 
 from ..metrics import NAMES
 from ..system.procfs import read_stat
-from . import history
+from . import history, trace_note
 from .figures import ROUTE, Figures, folded, total
 from .record import (
     NOBODY,
@@ -46,25 +46,25 @@ try:
 except ImportError:  # Windows: one process, so no locks are needed
     fcntl = None  # type: ignore[assignment]
 
-HEAD = struct.Struct("<8sIQQIIQQ")  # the magic, then FIELDS; `length`: of the text after the head
+HEAD = struct.Struct("<8sIQQIIQ")  # the magic, then FIELDS; `length`: of the text after the head
 FIELDS = {  # name: offset in bytes, format
     "master": (8, "<I"),
     "kills": (12, "<Q"),
     "deaths": (20, "<Q"),
     "in_vain": (28, "<I"),
     "length": (32, "<I"),
-    "retired": (36, "<Q"),  # when a worker was told to end, µs of the monotonic clock
-    "release": (44, "<Q"),  # how long workers took to end after that, µs (see `released`)
+    "release": (36, "<Q"),  # how long workers took to end, µs (see `released`)
 }
 TEXT = 1024 - HEAD.size  # the last death, as JSON
 PLACES, NO_PID = 40, bytes(4)
 FIGURES_AT = RECORDS_AT + PLACES * RECORD_SIZE
 TOTALS_AT = FIGURES_AT + PLACES * SIDES_SIZE
 HISTORY_AT = TOTALS_AT + SIDES_SIZE
-SIZE = HISTORY_AT + history.SIZE  # 1.4 MB, of which 0.1 MB are touched
+TRACE_AT = HISTORY_AT + history.SIZE
+SIZE = TRACE_AT + trace_note.SIZE  # 1.5 MB, of which 0.1 MB are touched
 
 # A page with another layout comes from another version: LowMemory clears that page.
-OFFSETS = (RECORD_SIZE, FIGURES_AT, TOTALS_AT, HISTORY_AT)
+OFFSETS = (RECORD_SIZE, FIGURES_AT, TOTALS_AT, HISTORY_AT, TRACE_AT)
 LAYOUT = (NAMES, SIZE, OFFSETS, *(kind.format for kind in (HEAD, WORKER, POINT, REQUEST, ROUTE)))
 MAGIC = b"lowm" + crc32(repr(LAYOUT).encode()).to_bytes(4, "little")
 
@@ -87,13 +87,13 @@ class SharedPage:
 
     def __init__(self, file: int) -> None:
         """Map the file. `file`: the descriptor of an empty file, or of another worker's page."""
-        self.made_by = os.getpid()
-        self.threads = threading.RLock()  # replaced after a fork
+        self.made_by: int = os.getpid()
+        self.threads: threading.RLock = threading.RLock()  # replaced after a fork
         self._locks = 0
         self._file = file
         if os.fstat(file).st_size < SIZE:
             os.ftruncate(file, SIZE)
-        self.map = mmap.mmap(file, SIZE)
+        self.map: mmap.mmap = mmap.mmap(file, SIZE)
         if hasattr(mmap, "MADV_RANDOM"):  # otherwise the kernel reads the whole file ahead
             with contextlib.suppress(OSError):  # a sandbox may forbid it
                 self.map.madvise(mmap.MADV_RANDOM)
@@ -102,7 +102,10 @@ class SharedPage:
                 if self.map[: len(MAGIC)] != NOBODY:  # a page of another version
                     self.map[:] = bytes(SIZE)
                 HEAD.pack_into(self.map, 0, MAGIC, *[0] * len(FIELDS))
-        self.history = history.History(self.map, HISTORY_AT, self.locked)
+        self.history: history.History = history.History(self.map, HISTORY_AT, self.locked)
+        self.trace: trace_note.TraceNote = trace_note.TraceNote(
+            self.map, TRACE_AT, self.locked, is_alive
+        )
         self._totals = TwoSides(self.map, TOTALS_AT)
         self._own: list[WorkerRecord] = []  # this process's records, with or without a place
 
@@ -191,16 +194,12 @@ class SharedPage:
         """Seconds that a replaced worker takes to end; 0 if none has been replaced yet."""
         return self._get("release") / 1e6
 
-    def retires(self, now: float) -> None:
-        """Note that a worker is told to end, at `now` (monotonic seconds)."""
-        self.change(retired=int(now * 1e6))
-
-    def released(self, now: float) -> None:
-        """Note that the worker told to end is gone, at `now` (monotonic seconds).
+    def released(self, seconds: float) -> None:
+        """Note that a worker is gone, so many seconds after it was asked to end.
 
         If the earlier `release` was longer, the new one is the mean of both.
         """
-        seconds = min(max(0.0, now - self._get("retired") / 1e6), LONGEST_RELEASE)
+        seconds = min(max(0.0, seconds), LONGEST_RELEASE)
         self.change(release=int(max(seconds, (seconds + self.release) / 2) * 1e6))
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from helpers.fakes import MB, Clock
-from helpers.forks import child, kill, together
+from helpers.forks import child, fork, kill, together
 from lowmem_wsgi.memory.attribution import OTHER, Route
 from lowmem_wsgi.metrics import NAMES
 from lowmem_wsgi.workers.figures import ROUTES, SIZE, Figures, RouteFigures, total
@@ -23,7 +23,6 @@ from lowmem_wsgi.workers.record import SIDES_SIZE, WORKER, TwoSides, record_at
 from lowmem_wsgi.workers.shared_page import PLACES, SharedPage
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -138,7 +137,7 @@ def test_one_that_dies_between_folding_in_and_freeing_the_place_folds_in_once(
     def dies(place: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         page.free = dies  # type: ignore[method-assign]
         page.fold_in(dead)
@@ -256,7 +255,7 @@ def test_workers_come_and_go_and_a_reader_never_counts_one_twice_or_not_at_all(
 
     def folds() -> None:
         for number in range(300):
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 page.after_fork()
                 page.claim(MB, now=partial(float, number)).flush({"requests": 1})
@@ -292,7 +291,7 @@ def test_a_forked_worker_counts_from_nothing_and_leaves_its_masters_record(
 @needs_fork
 def test_of_more_workers_than_places_no_count_is_lost(page: SharedPage) -> None:
     for place in range(PLACES):
-        WORKER.pack_into(page.map, record_at(place), os.getppid(), 1, 1.0, 1.0, 1, 1, 1)
+        WORKER.pack_into(page.map, record_at(place), os.getppid(), 1, 1.0, 1.0, 1, 1, 1, 0.0)
 
     def work() -> None:
         page.after_fork()

@@ -130,6 +130,9 @@ def test_at_warn(changes: dict[str, Any], expected: str | None) -> None:
         ({"idle": False}, OF_TIME),
         ({"idle": False, "lasted": PATIENCE}, None),
         ({"idle": False, "growth": 100 * MB}, None),
+        # 15 MB are left: 3 s at this growth, and its end takes as long as `lead`.
+        ({"idle": False, "growth": 5 * MB, "lead": 0.5}, OF_TIME),
+        ({"idle": False, "growth": 5 * MB, "lead": 2.0}, None),
         ({"idle": False, "growth": 0.0}, OF_TIME),
         ({"idle": False, "growth": -100.0 * MB}, OF_YOUTH),  # it falls: nothing presses
         ({"idle": False, "full": True}, None),
@@ -188,6 +191,16 @@ def test_it_is_pressed_at_critical_or_where_that_comes_before_a_fresh_worker_cou
     assert situation.pressed is pressed
     if situation.level == OK:
         assert reason_to_wait(situation) == (None if pressed else OF_OK)
+
+
+def test_where_several_have_grown_alike_the_first_is_replaced_in_time_for_the_last() -> None:
+    """They are replaced one after the other, and grow meanwhile."""
+    room = 100 * MB
+    alike = AT_CRITICAL._replace(level=OK, used=CRITICAL_AT - room, growth=room / 2.5, lead=1.0)
+    assert not alike.pressed
+    assert not alike._replace(others=[alike.grown]).pressed
+    assert alike._replace(others=[alike.grown] * 2).pressed
+    assert not alike._replace(others=[alike.grown // 3] * 2).pressed  # these may wait
 
 
 def test_the_figures_above_are_what_they_seem() -> None:
