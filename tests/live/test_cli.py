@@ -20,10 +20,12 @@ from helpers.servers import APPS, Server, clean_environ, stop, wait_for
 from lowmem_wsgi import __version__
 from lowmem_wsgi.cli import COMMANDS, main, run
 from lowmem_wsgi.settings import SettingsError
+from lowmem_wsgi.system import native
+from lowmem_wsgi.workers import variables
 
 COMMAND = [sys.executable, "-m", "lowmem_wsgi"]
-NAMES = {row.name for row in run.VARIABLES}
-HEAP = {"PYTHONMALLOC", "MALLOC_ARENA_MAX"}
+NAMES = {row.name for row in variables.VARIABLES}
+HEAP = {"MALLOC_ARENA_MAX"}
 GLIBC = {*HEAP, "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 LOCAL = ("--bind", "127.0.0.1:0")
 
@@ -38,21 +40,26 @@ def nothing_set_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_glibc_all_variables_are_set_and_the_users_own_are_kept() -> None:
-    made = run.environment({"HOME": "/home/me"}, glibc=True)
-    assert made == {"HOME": "/home/me", **{row.name: row.value for row in run.VARIABLES}}
+    made = variables.environment({"HOME": "/home/me"}, glibc=True)
+    assert made == {"HOME": "/home/me", **{row.name: row.value for row in variables.VARIABLES}}
 
 
 def test_without_glibc_its_variables_stay_unset() -> None:
-    assert run.environment({}, glibc=False).keys() == NAMES - GLIBC
+    assert variables.environment({}, glibc=False).keys() == NAMES - GLIBC
 
 
 def test_where_nothing_is_given_back_the_heap_stays_as_it_is() -> None:
-    assert run.environment({"LOWMEM_TRIM": "off"}, glibc=True).keys() & NAMES == NAMES - HEAP
+    assert variables.environment({"LOWMEM_TRIM": "off"}, glibc=True).keys() & NAMES == NAMES - HEAP
+
+
+def test_python_keeps_its_allocator_at_the_start() -> None:
+    """It holds what is loaded in less memory. (A free-threaded Python has no other.)"""
+    assert "PYTHONMALLOC" not in variables.environment({}, glibc=True)
 
 
 def test_a_value_of_the_users_own_stands_and_an_empty_one_leaves_it_unset() -> None:
     given = {"PYTHONMALLOC": "pymalloc", "OMP_NUM_THREADS": "4", "MALLOC_ARENA_MAX": "", "PORT": ""}
-    made = run.environment(given, glibc=True)
+    made = variables.environment(given, glibc=True)
     assert (made["PYTHONMALLOC"], made["OMP_NUM_THREADS"]) == ("pymalloc", "4")
     assert "MALLOC_ARENA_MAX" not in made
     assert "PORT" not in made
@@ -60,7 +67,7 @@ def test_a_value_of_the_users_own_stands_and_an_empty_one_leaves_it_unset() -> N
 
 def test_a_wrong_setting_is_told_before_anything_starts() -> None:
     with pytest.raises(SettingsError, match="LOWMEM_TRIM='yess'"):
-        run.environment({"LOWMEM_TRIM": "yess"}, glibc=True)
+        variables.environment({"LOWMEM_TRIM": "yess"}, glibc=True)
 
 
 def test_glibc_is_known_from_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +75,11 @@ def test_glibc_is_known_from_other_libraries(monkeypatch: pytest.MonkeyPatch) ->
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr(os, "confstr", musl, raising=False)
-    assert not run.on_glibc()
+    assert not native.on_glibc()
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36")
-    assert run.on_glibc()
+    assert native.on_glibc()
     monkeypatch.delattr(os, "confstr")
-    assert not run.on_glibc()
+    assert not native.on_glibc()
 
 
 # --- The command line
@@ -120,7 +127,9 @@ def test_the_help_lists_the_commands_and_every_variable(capsys: pytest.CaptureFi
     for words in (["-h"], ["--help"], ["--threads", "2", "--help", "app:app"]):
         assert main(["run", *words]) == 0
         text = capsys.readouterr().out
-        assert all(f"{row.name}={row.value}" in text and row.why in text for row in run.VARIABLES)
+        assert all(
+            f"{row.name}={row.value}" in text and row.why in text for row in variables.VARIABLES
+        )
         assert max(map(len, text.splitlines())) <= 100
 
 
@@ -133,7 +142,7 @@ def test_the_page_on_run_has_the_variables_of_the_table() -> None:
         for names, value, where in cells
         for name in re.findall("`(.+?)`", names)
     }
-    assert told == {(row.name, row.value, row.needs) for row in run.VARIABLES}
+    assert told == {(row.name, row.value, row.needs) for row in variables.VARIABLES}
 
 
 def test_every_command_has_a_module() -> None:
@@ -242,13 +251,82 @@ def environ_of(pid: int) -> dict[str, str]:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
 
 
+@pytest.mark.parametrize(
+    ("app", "told"),
+    [
+        ("plane:bare", "no module 'plane'; did you mean plain:bare?"),
+        ("plain:bear", "plain has no 'bear'; did you mean plain:bare?"),
+        ("plain:json", "'plain:json' names no WSGI app: "),
+        ("plain:bare[0]", "'plain:bare[0]': expected a name or a call after the colon"),
+    ],
+)
+def test_an_app_that_is_not_there_is_one_line_with_the_nearest_name(app: str, told: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "run", *LOCAL, app],
+        cwd=APPS,
+        env=clean_environ({}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 4  # Gunicorn's own for an app that cannot be loaded
+    (line,) = [line for line in done.stderr.splitlines() if "[ERROR]" in line]
+    assert told in line
+    assert "Traceback" not in done.stderr
+
+
+def test_a_factory_is_called_and_one_line_says_what_is_in_force(tmp_path: Path) -> None:
+    (tmp_path / "site_app.py").write_text("import plain\ndef create_app(): return plain.bare\n")
+    words = (*LOCAL, "--pythonpath", str(APPS), "--threads", "2", "site_app:create_app()")
+    env = {"LOWMEM_MEMORY_LIMIT": "512MB", "WEB_CONCURRENCY": "1"}
+    with running(tmp_path, *words, cwd=tmp_path, **env) as server:
+        assert server.get("/").text == "hello"
+        line = next(line for line in server.log.splitlines() if "limit 512 MB" in line)
+        assert "warn at 400 MB, critical at 450 MB; 1 worker of 2 threads; allocator: " in line
+        assert ("the C library, 1 heap" in line) == native.on_glibc()
+        assert line.endswith("imported late: nothing")
+
+
+# --- --check
+
+
+def test_advice_is_told_and_the_site_is_served(tmp_path: Path) -> None:
+    words = (*LOCAL, "--check", "--max-requests", "50", "plain:bare")
+    with running(tmp_path, *words, LOWMEM_ADMIN_TOKEN="t") as server:
+        assert server.get("/").text == "hello"
+        told = [line for line in server.log.splitlines() if line.startswith("lowmem-wsgi: ")]
+        assert len(told) == 1, told
+        assert told[0].startswith("lowmem-wsgi: few requests: each worker ends after 50 requests")
+
+
+def test_a_healthy_site_is_served_without_a_word(tmp_path: Path) -> None:
+    with running(tmp_path, *LOCAL, "--check", "plain:bare", LOWMEM_ADMIN_TOKEN="t") as server:
+        assert "lowmem-wsgi: " not in server.log
+
+
+def test_what_would_die_is_not_served() -> None:
+    done = subprocess.run(
+        [*COMMAND, "run", "--check", "--workers", "many", "plain:bare"],
+        cwd=APPS,
+        env=clean_environ({"LOWMEM_ADMIN_TOKEN": "t"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lowmem-wsgi: does not load: Gunicorn's config: ")
+    assert "many" in line
+
+
 @needs_proc
 def test_the_process_becomes_gunicorn_wrapped_and_in_our_environment(tmp_path: Path) -> None:
     with running(tmp_path, *LOCAL, "plain:bare", OMP_NUM_THREADS="2", MKL_NUM_THREADS="") as server:
         assert json.loads(server.get("/lowmem").body)["home_rows"] == 5  # our config wrapped it
         assert f"({server.process.pid})" in server.log.partition("Listening at")[2]
         (worker,) = server.workers()
-        expected = run.environment({}, run.on_glibc())
+        expected = variables.environment({}, native.on_glibc())
         del expected["MKL_NUM_THREADS"]
         for pid in (server.process.pid, worker):
             found = {name: text for name, text in environ_of(pid).items() if name in NAMES}
@@ -322,7 +400,7 @@ def test_the_line_of_a_dry_run_does_the_same(tmp_path: Path) -> None:
     )
     words = shlex.split(done.stdout)
     assert words[:3] == ["env", "-u", "MKL_NUM_THREADS"]
-    assert "PYTHONMALLOC=malloc" in words or not run.on_glibc()
+    assert "MALLOC_ARENA_MAX=1" in words or not native.on_glibc()
     assert "hidden" not in done.stdout
     asked = subprocess.run(
         words, cwd=APPS, env=clean_environ({}), capture_output=True, text=True, check=False

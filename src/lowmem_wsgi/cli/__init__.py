@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .._version import __version__
-from .tell import WRONG, tell
+from .tell import STOPPED, WRONG, open_closed, tell
 
 # Name -> purpose. The subcommand's module here has the same name and a `main(arguments) -> exit
 # code`. Only the called subcommand is imported.
 COMMANDS = {
-    "run": "serve an app with Gunicorn, in an environment made for little memory",
+    "run": "serve an app with Gunicorn, set up for little memory",
+    "compare": "serve an app bare, with lowmem-wsgi and by the old advice, side by side",
+    "imports": "show what each import of an app costs, and what could be saved",
+    "doctor": "say what is wrong with a site's memory, and what mends it",
+    "trace": "find the lines of a running site that keep the memory",
 }
 
 
@@ -26,13 +30,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lowmem-wsgi {__version__}")
         return 0
     if name in COMMANDS:
-        code: int = import_module(f".{name}", __name__).main(rest)
-        return code
+        return _run(name, rest)
     if name:
         tell(_no_such(name))
     else:
         print(usage(), file=sys.stderr)
     return WRONG
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    """Run the subcommand, and say if Ctrl-C has stopped it. Return the exit code."""
+    open_closed()
+    try:
+        code: int = import_module(f".{name}", __name__).main(arguments)
+    except KeyboardInterrupt:
+        code = STOPPED
+    if code == STOPPED:
+        tell("stopped")
+    return code
 
 
 def usage() -> str:

@@ -13,71 +13,18 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
-from ..settings import MB, NUMBERS, Settings, SettingsError, number
+from ..settings import SettingsError
+from ..system.native import on_glibc
+from ..workers.variables import LAZY, STARTED, VARIABLES, environment, is_lazy
 from .tell import FAILED, WRONG, tell
 
 CONFIG = "python:lowmem_wsgi.gunicorn"
+OWN = ("--dry-run", "--check")  # options of this command; the others are Gunicorn's
 
 # As with the `gunicorn` script, and unlike a bare -m: Python must not import a gunicorn.py or a
 # logging.py of the app in place of the real module. (Python 3.10 does not have the option.)
 SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
-
-
-class Variable(NamedTuple):
-    """A variable to set, if all its conditions hold and you have not set it yourself."""
-
-    name: str
-    value: str
-    needs: tuple[str, ...]  # the conditions: "glibc", "trim" (LOWMEM_TRIM)
-    why: str
-
-
-# Without glibc the first four do nothing, or harm: nothing calls malloc_trim there.
-VARIABLES = (
-    Variable(
-        "PYTHONMALLOC",
-        "malloc",
-        ("glibc", "trim"),
-        "the C library has all objects, and gives back any free page",
-    ),
-    Variable(
-        "MALLOC_ARENA_MAX",
-        "1",
-        ("glibc", "trim"),
-        "one heap for all threads, one place to give back from",
-    ),
-    Variable(
-        "MALLOC_TRIM_THRESHOLD_",
-        str(8 * MB),
-        ("glibc",),
-        "free memory at the heap's end goes back from 8 MB on",
-    ),
-    # Setting either threshold stops glibc from adjusting both, up to 32 and 64 MB (mallopt(3)).
-    # Below 4 MB, each numpy operation would pay for new pages.
-    Variable(
-        "MALLOC_MMAP_THRESHOLD_",
-        str(4 * MB),
-        ("glibc",),
-        "blocks from 4 MB go back when they are freed, and leave no hole",
-    ),
-    Variable(
-        "PYTHONUNBUFFERED",
-        "1",
-        (),
-        "what the app prints is logged at once, even if it is then killed",
-    ),
-    *(
-        Variable(
-            f"{library}_NUM_THREADS",
-            "1",
-            (),
-            "numpy and its kin start no threads, each with its buffers",
-        )
-        for library in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")
-    ),
-)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,32 +43,22 @@ def main(argv: Sequence[str]) -> int:
         return FAILED
     try:
         environ = environment(os.environ, on_glibc())
-        options = arguments([word for word in argv if word != "--dry-run"], environ)
+        words = [word for word in argv if word not in OWN]
+        options = arguments(words, environ)
     except SettingsError as error:
         tell(*error.problems)
         return WRONG
-    command = [sys.executable, *SAFE_PATH, "-m", "gunicorn", *options]
+    if "--check" in argv:
+        from .doctor import DEADLY, check
+
+        if check(os.environ, words) == DEADLY:
+            return FAILED
+    lazy = LAZY if is_lazy(environ) and not any(map(_configures, argv)) else ()
+    command = [sys.executable, *SAFE_PATH, *lazy, "-m", "gunicorn", *options]
     if "--dry-run" in argv:
         print(as_shell(command, os.environ, environ))
         return 0
-    os.execve(command[0], command, environ)
-
-
-def environment(given: Mapping[str, str], glibc: bool) -> dict[str, str]:
-    """Return the environment to serve in: your variables, and the rows of VARIABLES not set yet.
-
-    Removes a variable that is set but empty. So you can keep a variable unset, and no library reads
-    an empty text as a number. Raises SettingsError.
-    """
-    holds = {"glibc": glibc, "trim": Settings.load(environ=given).trim}
-    for name in NUMBERS:  # check now: otherwise Gunicorn ends with a traceback
-        number(name, 0, given)
-    ours = {
-        row.name: row.value for row in VARIABLES if all(holds[condition] for condition in row.needs)
-    }
-    names = (*(row.name for row in VARIABLES), "PORT")
-    emptied = {name for name in names if name in given and not given[name].strip()}
-    return {name: text for name, text in (ours | dict(given)).items() if name not in emptied}
+    os.execve(command[0], command, {**environ, STARTED: str(os.getpid())})
 
 
 def arguments(argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
@@ -133,14 +70,6 @@ def arguments(argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     port = environ.get("PORT", "").strip()
     bind = ["--bind", f"0.0.0.0:{_port(port)}"] if port and not any(map(_binds, argv)) else []
     return ["-c", CONFIG, *bind, *argv]
-
-
-def on_glibc() -> bool:
-    """Return whether the C library is glibc, and not musl (Alpine) or macOS's."""
-    try:
-        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
-    except (AttributeError, OSError, ValueError):  # no confstr, or no such name
-        return False
 
 
 def as_shell(command: Sequence[str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
@@ -156,35 +85,51 @@ def _binds(word: str) -> bool:
     return word.startswith("-b") or (len(name) > len("--b") and "--bind".startswith(name))
 
 
+def _configures(word: str) -> bool:
+    """Return whether a word of the command line is Gunicorn's --config, also shortened (--conf)."""
+    name, _, _ = word.partition("=")
+    long = len(name) > len("--con") and "--config".startswith(name)
+    return (word.startswith("-c") and not word.startswith("--")) or long
+
+
 def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise SettingsError([f"PORT={text!r}: expected a port from 1 to 65535"])
     return int(text)
 
 
-USAGE = "usage: lowmem-wsgi run [--dry-run] [GUNICORN'S OPTIONS] MODULE:APP"
+# Conditions -> the mark that HELP explains.
+MARKS: dict[tuple[str, ...], str] = {
+    (): "",
+    ("glibc",): " *",
+    ("glibc", "trim"): " **",
+}
+USAGE = "usage: lowmem-wsgi run [--check] [--dry-run] [GUNICORN'S OPTIONS] MODULE:APP"
 HELP = """\
-Serves the app with Gunicorn and the config of lowmem-wsgi: wrapped in LowMemory, one worker of
-three threads. Sets these variables first, where they are not set yet. Set one yourself and your
-value stands; set it to nothing (NAME=) and it stays unset.
+Serve the app with Gunicorn and LowMemory's config: the app wrapped, one worker, three threads.
+LowMemory first sets these variables, except those that you have set. To keep a variable unset, set
+it to nothing (NAME=).
 
 {variables}
 
-*  only on glibc
-** only on glibc, and not with LOWMEM_TRIM=off
+*   only on glibc
+**  only on glibc, and not with LOWMEM_TRIM=off
 
-Binds to 0.0.0.0:$PORT where PORT is set, unless you give --bind. All of Gunicorn's options may
-be used, and beat the config: `python -m gunicorn --help` lists them. A config of your own,
--c FILE, takes the place of ours, so begin it with `from lowmem_wsgi.gunicorn import *`.
+From Python 3.15 on, LowMemory also starts Python with -X lazy_imports=all, not with
+LOWMEM_LAZY_IMPORTS=off.
 
-  --dry-run  show the command that this would become, for a shell, and end
-  --help     show this, and end"""
+Binds to 0.0.0.0:$PORT if PORT is set and you give no --bind. You can use all options of Gunicorn
+(`python -m gunicorn --help` lists them). An option wins over the config. Your own config, -c FILE,
+replaces LowMemory's, so begin it with `from lowmem_wsgi.gunicorn import *`.
+
+  --check    first say what is wrong with settings and platform; do not serve what would die
+  --dry-run  print the command for a shell, and exit
+  --help     print this help, and exit"""
 
 
 def explained() -> str:
     """Return the help, made from VARIABLES."""
-    marks = {(): "", ("glibc",): " *", ("glibc", "trim"): " **"}
-    given = [(f"{row.name}={row.value}{marks[row.needs]}", row.why) for row in VARIABLES]
+    given = [(f"{row.name}={row.value}{MARKS[row.needs]}", row.why) for row in VARIABLES]
     width = max(len(setting) for setting, _ in given)
     return f"{USAGE}\n\n" + HELP.format(variables="\n".join(_rows(given, width)))
 
