@@ -46,13 +46,13 @@ _settings = _Settings.load()
 
 
 # Without WEB_CONCURRENCY, as many workers as memory allows: see _as_many_as_fit.
-workers = _number("WEB_CONCURRENCY", 1)
+workers: int = _number("WEB_CONCURRENCY", 1)
 # The source document's three connections. With threads, this is three requests at once. (Gunicorn's
 # worker_connections also counts idle keep-alive connections, which cost next to nothing.)
-threads = _number("WORKER_CONNECTIONS", 3)
+threads: int = _number("WORKER_CONNECTIONS", 3)
 worker_class = "gthread"
-timeout = _number("WORKER_TIMEOUT", 10)
-max_requests = _number("MAX_REQUESTS", 3 if _settings.preset == "ultra" else 0)
+timeout: int = _number("WORKER_TIMEOUT", 10)
+max_requests: int = _number("MAX_REQUESTS", 3 if _settings.preset == "ultra" else 0)
 
 # Seconds for an ending worker to finish its requests. Platforms kill 30 s after SIGTERM (Render,
 # Kubernetes), some after 10 s; the master needs a part of that time.
@@ -69,13 +69,17 @@ control_socket_disable = True
 
 
 def nworkers_changed(server: _Any, new: int, old: int | None) -> None:
-    """Chain LowMemory's other hooks with the site's, before Gunicorn loads anything.
+    """Start anew if variables are missing; chain LowMemory's other hooks with the site's.
+
+    Both before Gunicorn loads the app.
 
     Gunicorn calls this hook first of all hooks, and again after a SIGHUP. Few sites define it.
 
     A worker may ask for a replacement (SIGTTIN) and be gone before the master handles the signal.
     Gunicorn has then filled the place already, so this hook takes back the extra worker.
     """
+    if old is None:
+        _start_anew(server)
     _chain(server.cfg)
     _show_tracebacks(server)
     _mind_heavy_modules()
@@ -88,6 +92,11 @@ def when_ready(server: _Any) -> None:
     """Wrap the loaded app and make the shared page, before Gunicorn forks."""
     _prepare(server)
     _set_workers(server)
+    try:
+        _tell_of_lazy_imports(server.log)
+        _say_what_is_in_force(server)
+    except Exception:  # an error here would end the master
+        _failure("The lines at the start", "requests are served all the same")
 
 
 def on_reload(server: _Any) -> None:
@@ -199,6 +208,8 @@ def _prepare(server: _Any) -> None:
             if app.settings.session_cookies:
                 app.keys.hold()
         pages.lay_out()
+        import ctypes  # noqa: F401  # which gives memory back; loaded here, the workers share it
+
         if f"{__package__}.offload.call" in _sys.modules:  # loaded here, the workers share it
             import pickle  # noqa: F401
             import subprocess  # noqa: F401
@@ -208,9 +219,84 @@ def _prepare(server: _Any) -> None:
         _failure("Laying out the shared page")
 
 
-def _mind_heavy_modules() -> None:
-    """Make imports of heavy modules late, or track their cost, before the app imports them."""
+_started_in = _os.getcwd()  # Gunicorn may leave this folder (--chdir)
+
+
+def _start_anew(server: _Any) -> None:
+    """Replace this process by the same command with the variables of `lowmem-wsgi run`, once.
+
+    The process keeps its pid. Only Gunicorn's command does so, at its first start, with this config
+    itself: then nothing but Gunicorn is loaded, and no socket, thread or child exists.
+    """
     try:
+        if not _may_start_anew(server.cfg):
+            return
+        from .workers.variables import anew
+
+        found = anew(_os.environ)
+        if found is None:
+            return
+        command, environ = found
+        folder = _os.getcwd()
+        _os.chdir(_started_in)
+        try:
+            _os.execve(command[0], command, environ)
+        finally:  # the system has refused
+            _os.chdir(folder)
+    except Exception:
+        _failure("Starting anew", "Gunicorn goes on without the variables")
+
+
+def _may_start_anew(cfg: _Any) -> bool:
+    """Return whether this is the first start of Gunicorn's command with this config."""
+    import threading
+
+    folder, name = _os.path.split(_sys.argv[0])
+    return (
+        _settings.start_anew
+        and (name == "gunicorn" or _os.path.basename(folder) == "gunicorn")
+        and cfg.config == f"python:{__name__}"
+        and not cfg.daemon  # which is detached already
+        and "GUNICORN_PID" not in _os.environ  # the new master of an upgrade (USR2)
+        # opentelemetry-instrument takes itself out of the environment when it has run.
+        and "opentelemetry.instrumentation" not in _sys.modules
+        and threading.active_count() == 1
+    )
+
+
+def _lazy_imports() -> bool:
+    """Return whether Python delays imports, and LowMemory chooses which."""
+    if _sys.version_info < (3, 15):
+        return False
+    from .workers.variables import is_lazy
+
+    return is_lazy(_os.environ)
+
+
+def _tell_of_lazy_imports(gunicorn_log: _Any) -> None:
+    """Log what lazy imports have saved by the time that the app is loaded."""
+    if not _lazy_imports():
+        return
+    from .imports.everywhere import waiting
+
+    found = waiting()
+    gunicorn_log.info(
+        "%d modules (%.1f MB of bytecode) are not loaded: Python imports each at its first use "
+        "(setting: LOWMEM_LAZY_IMPORTS)",
+        *(len(found), sum(found.values()) / _MB),
+    )
+
+
+def _mind_heavy_modules() -> None:
+    """Make imports of heavy modules late, or track their cost, before the app imports them.
+
+    From Python 3.15 on, also let Python delay all imports that may wait.
+    """
+    try:
+        if _lazy_imports():
+            from .imports.everywhere import start
+
+            start()
         if _settings.lazy_heavy:
             from .imports import install
         else:
@@ -224,7 +310,8 @@ def _show_tracebacks(server: _Any) -> None:
     """Log the traceback of a RuntimeError that the app raises while the master loads it.
 
     Gunicorn prints only the text of this error. Gunicorn prints the traceback of every other error,
-    and in a worker also of a RuntimeError.
+    and in a worker also of a RuntimeError. For a name of an app that is not there, one line is
+    enough.
     """
     load, master = server.app.load, _os.getpid()
     if hasattr(load, _CHAINED):
@@ -233,19 +320,43 @@ def _show_tracebacks(server: _Any) -> None:
     def logged() -> _Any:
         try:
             return load()
-        except RuntimeError:
+        except Exception as error:
             if _os.getpid() == master:
-                server.log.exception("The app raised an error while it was imported")
+                _exit_without_app(server, error)
+                if isinstance(error, RuntimeError):
+                    server.log.exception("The app raised an error while it was imported")
             raise
 
     setattr(logged, _CHAINED, True)
     server.app.load = logged
 
 
-def _failure(where: str) -> None:
+def _exit_without_app(server: _Any, error: Exception) -> None:
+    """End the master with one line if `module:name` names no app."""
+    if server.cfg.paste:  # the app is a file's
+        return
+    from .imports.app_path import explain
+
+    line = explain(getattr(server.app, "app_uri", None) or "", error)
+    if line is not None:
+        server.log.error(line)
+        _sys.exit(server.APP_LOAD_ERROR)
+
+
+def _say_what_is_in_force(server: _Any) -> None:
+    from .admin.in_force import at_start
+    from .memory.reading import Memory
+
+    cfg = server.cfg
+    for app in _ours(server.app.callable)[:1]:
+        usage = Memory(app.settings.memory_limit).read()
+        server.log.info(at_start(app.settings, usage, cfg.workers, cfg.threads, _os.environ))
+
+
+def _failure(where: str, so: str = "requests go on without it") -> None:
     from .log import failure
 
-    failure(where)
+    failure(where, so)
 
 
 def _set_workers(server: _Any) -> None:
@@ -289,8 +400,13 @@ def _two(first: _Any, second: _Any) -> _Any:
 
 
 def _asked_for_workers(cfg: _Any) -> bool:
-    """Return whether WEB_CONCURRENCY, GUNICORN_CMD_ARGS or the command line sets the workers."""
-    if _os.environ.get("WEB_CONCURRENCY", "").strip():
+    """Return whether WEB_CONCURRENCY, GUNICORN_CMD_ARGS or the command line sets the workers.
+
+    A value of WEB_CONCURRENCY that the platform sets by itself does not count.
+    """
+    from .workers.platforms import sets_this_itself
+
+    if _os.environ.get("WEB_CONCURRENCY", "").strip() and not sets_this_itself(_os.environ):
         return True
     parser = cfg.parser()
     given = (cfg.get_cmd_args_from_env(), _sys.argv[1:])
@@ -300,12 +416,21 @@ def _asked_for_workers(cfg: _Any) -> bool:
 def _as_many_as_fit(gunicorn_log: _Any) -> int:
     from .memory.reading import Memory
     from .settings import threshold_bytes
+    from .workers.fitting import fitting
+    from .workers.platforms import sets_this_itself
 
     usage = Memory(_settings.memory_limit).read()
     if usage.source == "process":  # no limit is enforced
         return workers
-    loaded = _loaded()
-    found = _fitting(threshold_bytes(_settings.warn_at, usage.limit), loaded, _cores())
+    loaded, platform = _loaded(), sets_this_itself(_os.environ)
+    found = fitting(threshold_bytes(_settings.warn_at, usage.limit), loaded, _cores())
+    if platform is not None and found < workers:
+        gunicorn_log.info(
+            "%s sets WEB_CONCURRENCY=%d by itself, but only %d fit: use --workers for more",
+            *(platform, workers, found),
+        )
+    elif platform is not None:
+        found = workers
     gunicorn_log.info(
         "%d worker%s: %d MB up to warn, %d MB loaded; set WEB_CONCURRENCY for another number",
         *(found, "s" * (found > 1), threshold_bytes(_settings.warn_at, usage.limit) // _MB),
@@ -323,17 +448,6 @@ def _loaded() -> int:
     from .system.procfs import OwnRss
 
     return OwnRss()()
-
-
-def _fitting(warn: int, loaded: int, cores: float) -> int:
-    """Return how many workers stay under `warn` bytes, with `loaded` bytes in the master.
-
-    A new worker shares the loaded memory with the master. In time each worker has a copy of its
-    own and as much again, and needs 32 MB for a large request. At most two workers a core, at
-    least one.
-    """
-    each = 2 * loaded + 32 * _MB
-    return max(1, min((warn - loaded) // each, int(2 * cores)))
 
 
 def _cores() -> float:

@@ -47,7 +47,7 @@ class RateLimit(logging.Filter):
         self._seen.clear()
 
 
-logger = logging.getLogger("lowmem_wsgi")
+logger: logging.Logger = logging.getLogger("lowmem_wsgi")
 logger.addFilter(RateLimit())
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import log, runtime
-from ._version import __version__
-from .admin.in_force import in_force
+from .admin.in_force import announce
 from .admin.routes import Admin
 from .guards import out_of_memory
 from .guards.keys import Keys
 from .http.exchange import Exchange, Stream
 from .http.paths import PATH
+from .http.wrapped_app import no_attribute, warn_of_flask_run
 from .imports import tracker
 from .memory.monitor import freed_by_step
 from .pipeline import LIMITS, THROUGH, AdminRequest, Pipeline, Request
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .admin.status import Readings
+    from .runtime import Runtime
+    from .workers.lifecycle import Worker
 
 
 class LowMemory:
@@ -40,16 +41,18 @@ class LowMemory:
 
     def __init__(self, app: WSGIApplication, **settings: object) -> None:
         self.app = app
-        self.settings = Settings.load(settings)
+        warn_of_flask_run(app)
+        self.settings: Settings = Settings.load(settings)
         # The monitor of an earlier app may run already: from here on it also serves this app.
-        self.runtime = runtime.join(self.settings, self, _INSIDE, THROUGH, tracker.own)
-        self.worker = self.runtime.worker
-        self.keys = Keys(self.settings.secret_key, app)
-        self._pipeline = Pipeline(app, self.settings, self.runtime, self.keys)
+        self.runtime: Runtime = runtime.join(self.settings, self, _INSIDE, THROUGH, tracker.own)
+        self.worker: Worker = self.runtime.worker
+        self.keys: Keys = Keys(self.settings.secret_key, app)
+        self.pipeline: Pipeline = Pipeline(app, self.settings, self.runtime, self.keys)
         self._monitor, self._interrupt = self.runtime.monitor, self.runtime.interrupt
         self._admin = Admin(self).routes()
         self._readings: Readings | None = None  # made at the first call of status()
-        self._started = self._logged = self._closed = False
+        self._started = self._logged = False
+        self.closed: bool = False
         # Leave also when the app is dropped without close().
         self._leave = weakref.finalize(self, self.runtime.leave)
         self._leave.atexit = False
@@ -57,26 +60,31 @@ class LowMemory:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if LIMITS in environ:
-            return self._pipeline.nested(environ, start_response)
+            return self.pipeline.nested(environ, start_response)
         exchange: Exchange | None = None
         try:
-            if not (self._started and self._monitor.running) and not self._closed:
+            if not (self._started and self._monitor.running) and not self.closed:
                 self._start()
             environ[PATH] = path = environ.get("PATH_INFO", "")
             if path in self._admin:
                 serve = self._admin[path]
-                exchange = AdminRequest(environ, start_response, self._pipeline, serve)
+                exchange = AdminRequest(environ, start_response, self.pipeline, serve)
             else:
-                exchange = Request(environ, start_response, self._pipeline)
+                exchange = Request(environ, start_response, self.pipeline)
             return exchange.run()
         except MemoryError:
             self.runtime.ceiling.open_reserve()
             if exchange is not None and exchange.sent:
                 raise
-            return self._pipeline.last_resort(environ, start_response)
+            return self.pipeline.last_resort(environ, start_response)
         finally:
             if self._interrupt.striking:
                 self._interrupt.settle()
+
+    if not TYPE_CHECKING:  # type checkers would take any name for an attribute
+
+        def __getattr__(self, name):
+            raise AttributeError(no_attribute(vars(self).get("app"), name), name=name, obj=self)
 
     def status(self) -> dict[str, Any]:
         """Return what GET /api/memory-status answers to a client with the token.
@@ -92,12 +100,8 @@ class LowMemory:
     def cleanup(self) -> dict[str, Any]:
         """Free what can be freed, now. Return the bytes before, after and freed by each step."""
         result = self.runtime.cleanups.run(why="asked")
-        log.logger.info(
-            "🧹 asked for: %s → %s (%s)",
-            format_size(result["before_bytes"]),
-            format_size(result["after_bytes"]),
-            freed_by_step(result),
-        )
+        before, after = (format_size(result[f"{when}_bytes"]) for when in ("before", "after"))
+        log.logger.info("🧹 asked for: %s → %s (%s)", before, after, freed_by_step(result))
         return result
 
     def heavy(self) -> list[dict[str, Any]]:
@@ -106,7 +110,7 @@ class LowMemory:
 
     def start(self) -> None:
         """Start the monitor and the ceiling now rather than at the first request."""
-        if not (self._started and self._monitor.running) and not self._closed:
+        if not (self._started and self._monitor.running) and not self.closed:
             self._start(fresh=True)
 
     def close(self) -> None:
@@ -114,16 +118,15 @@ class LowMemory:
 
         When the last app of the process closes, LowMemory restores the interpreter's settings.
         """
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._leave()
 
     def after_fork(self) -> None:
         """Reset in a new child process, where no request is in flight and no lock is held."""
         self._lock = threading.Lock()
         self._started = False
-        if self._pipeline.sessions is not None:
-            self._pipeline.sessions.after_fork()
+        self.pipeline.after_fork()
 
     def _start(self, *, fresh: bool = False) -> None:
         """Do at this app's first request in a process what must not happen at import."""
@@ -131,26 +134,16 @@ class LowMemory:
             self.runtime.notice_fork()
             self.worker.start(fresh=fresh)  # first: makes the server start its threads
             self.runtime.start()
-            self._track_loads()
-            try:
-                out_of_memory.watch()
-            except Exception:
-                log.failure("Listening to the framework's errors")
+            heavy = self.settings.heavy_modules
+            tracker.listen(self.runtime, heavy, until=self.runtime.on_leave)
+            out_of_memory.watch(self.app)
             with self._lock:
                 logged, self._logged = self._logged, True
             if not logged:
-                log.logger.info("lowmem-wsgi %s: %s", __version__, in_force(self.settings))
+                announce(self.settings, self.runtime.memory)
         except Exception:
             log.failure("Starting up")
         self._started = True
-
-    def _track_loads(self) -> None:
-        before = tracker.installed()
-        found = tracker.install(self.settings.heavy_modules)
-        found.attach(self.runtime)
-        self.runtime.on_leave(functools.partial(found.detach, self.runtime))
-        if before is None:
-            self.runtime.on_leave(found.stop)
 
 
 # A thread that runs one of these code objects is serving a request.

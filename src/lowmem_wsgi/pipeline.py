@@ -6,7 +6,8 @@ other guard fails, LowMemory logs the failure once and the request goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,24 @@ from .guards.uploads import UploadCap
 from .http.body import BODY, DRAIN, Body, drain
 from .http.exchange import Exchange, Stream
 from .http.paths import PATH, ROUTE
-from .http.refusals import Refusal
+from .http.refusals import ERROR_PAGE, Refusal
 from .http.route_names import Names, route_pattern
 from .settings import Settings, format_size
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from .memory.attribution import Attribution
+    from .memory.in_flight import InFlight
+    from .memory.interrupt import Interrupt
+    from .memory.levels import Levels
+    from .memory.line_trace import LineTrace
+    from .memory.watchdog import Watchdog
     from .runtime import Runtime
+    from .workers.lifecycle import Worker
     from .workers.record import WorkerRecord
+
+    Guards = tuple[Guard, ...]
 
 # Keys of the environ, for apps: the level when the request begins, and the limits. If the limits
 # are set already, another LowMemory serves the request.
@@ -54,18 +64,24 @@ class Pipeline:
     def __init__(
         self, app: WSGIApplication, settings: Settings, runtime: Runtime, keys: Keys
     ) -> None:
-        self.app = app
+        self.app: WSGIApplication = app
+        self._app = app
+        self._trace: LineTrace | None = None  # while a route is traced
         self.runtime = runtime
-        self.in_flight = runtime.in_flight
-        self.interrupt = runtime.interrupt
-        self.watchdog = runtime.watchdog
-        self.worker = runtime.worker
-        self.levels = runtime.levels
-        self.attribution = runtime.gc_runner.attribution
-        self.before_request = runtime.gc_runner.before_request
-        self.after_request = runtime.gc_runner.after_request
-        self.count = count = runtime.counters.add
-        self.uploads = self.sessions = static_cache = None
+        self.in_flight: InFlight = runtime.in_flight
+        self.interrupt: Interrupt = runtime.interrupt
+        self.watchdog: Watchdog = runtime.watchdog
+        self.worker: Worker = runtime.worker
+        self.levels: Levels = runtime.levels
+        self.attribution: Attribution = runtime.gc_runner.attribution
+        self.before_request: Callable[[], None] = runtime.gc_runner.before_request
+        self.after_request: Callable[[Callable[[], int]], None] = runtime.gc_runner.after_request
+        count = runtime.counters.add
+        self.count: Callable[[str], None] = count
+        self.error_page: bytes | None = settings.error_page and settings.error_page.html
+        self.uploads: UploadCap | None = None
+        self.sessions: Sessions | None = None
+        static_cache = None
         if settings.max_upload is not None or settings.upload_limits:
             self.uploads = UploadCap(settings.max_upload, settings.upload_limits, count)
         admission = Admission(
@@ -85,18 +101,37 @@ class Pipeline:
         # In the order in which a request meets them. First the answers 413 and 400: such a request
         # can never succeed. A guard that the settings leave out costs nothing.
         all_guards = (self.uploads, admission, self.sessions, static_cache)
-        guards = tuple(guard for guard in all_guards if guard is not None)
-        self.entering = tuple(g for g in guards if type(g).enter is not Guard.enter)
-        self.starting = tuple(g for g in guards if type(g).started is not Guard.started)
-        self.amending = tuple(g for g in guards if type(g).amend is not Guard.amend)
-        self.route_name = Names(settings.static_prefix)
+        guards: tuple[Guard, ...] = tuple(guard for guard in all_guards if guard is not None)
+        self.entering: Guards = tuple(g for g in guards if type(g).enter is not Guard.enter)
+        self.starting: Guards = tuple(g for g in guards if type(g).started is not Guard.started)
+        self.amending: Guards = tuple(g for g in guards if type(g).amend is not Guard.amend)
+        self.route_name: Names = Names(settings.static_prefix)
         self.limits: Mapping[int | None, Mapping[str, object]] = {
             size: MappingProxyType(
                 {"max_upload": size, **{name: getattr(settings, name) for name in FOR_APPS}}
             )
             for size in (self.uploads.limits if self.uploads else {None})
         }
-        self.same_limits = None if settings.upload_limits else self.limits[settings.max_upload]
+        self.same_limits: Mapping[str, object] | None = (
+            None if settings.upload_limits else self.limits[settings.max_upload]
+        )
+
+    def trace(self, route: re.Pattern[str], trace: LineTrace) -> None:
+        """Let `trace` see each request of the route, until `untrace`."""
+        from .http.traced_route import TracedRoute
+
+        self._trace = trace
+        self.app = TracedRoute(self._app, route, trace.begin)
+
+    def untrace(self) -> None:
+        self.app, self._trace = self._app, None
+
+    def after_fork(self) -> None:
+        if self._trace is not None:
+            self._trace.after_fork()
+            self.untrace()
+        if self.sessions is not None:
+            self.sessions.after_fork()
 
     def limits_for(self, path: str) -> Mapping[str, object]:
         return self.limits[None if self.uploads is None else self.uploads.limit_for(path)]
@@ -108,6 +143,7 @@ class Pipeline:
         if uploads is not None and limit is not None and (outer is None or limit < outer):
             refusal = uploads.enter(environ) if outer is None else uploads.tighten(environ, limit)
             if refusal is not None:
+                environ[ERROR_PAGE] = self.error_page
                 return refusal(environ, start_response)
             environ[LIMITS] = self.limits[limit]
         return self.app(environ, start_response)
@@ -138,8 +174,12 @@ class Pipeline:
             refusal = UNGUARDED
         elif self.uploads and (error is None or isinstance(error, Exception)):
             refusal = self.uploads.fault(environ)
-        if refusal is not None and sent:  # too late to tell the client
+        if refusal is None:
+            return None
+        if sent:  # too late to tell the client
             refusal.report(environ)
+        else:
+            environ[ERROR_PAGE] = self.error_page
         return refusal
 
     def out_of_memory(self, environ: WSGIEnvironment) -> Refusal:
@@ -167,7 +207,7 @@ class Request(Exchange):
     def __init__(
         self, environ: WSGIEnvironment, start_response: StartResponse, pipeline: Pipeline
     ) -> None:
-        self.pipeline = pipeline
+        self.pipeline: Pipeline = pipeline
         self._number = 0  # among all requests of the process
         self._record: WorkerRecord | None = None
         self._place = -1  # on the shared page
@@ -191,6 +231,7 @@ class Request(Exchange):
                     refusal = None
                 if refusal is not None:
                     pipeline.in_flight.leave(number)
+                    environ[ERROR_PAGE] = pipeline.error_page
                     return refusal
             if pipeline.watchdog.asleep:
                 pipeline.watchdog.wake()
@@ -261,28 +302,25 @@ class Request(Exchange):
             log.failure("Ending a request")
         if not closed:
             return
+        if self._alone is not None and pipeline.runtime.users:
+            try:
+                # Other requests may have begun before this request, or since.
+                others = not self._alone or self._number != pipeline.in_flight.latest
+                self._alone = None
+                route = self._route
+                if route is None and ROUTE in self.environ:  # the answer is not the app's
+                    route = route_pattern(self.environ)
+                name = pipeline.route_name(self.environ, self.status, route)
+                pipeline.attribution.ended(name, others)
+            except Exception:
+                log.failure("Naming a route")
         try:
-            alone, self._alone = self._alone, None
             if pipeline.runtime.users:
-                if alone is not None:
-                    self._attribute(alone)
                 pipeline.after_request(pipeline.in_flight.count)
             if DRAIN in self.environ:
                 drain(self.environ)
         except Exception:
             log.failure("Cleaning up after a request")
-
-    def _attribute(self, alone: bool) -> None:
-        try:
-            # Other requests may have begun before this request, or since.
-            others = not alone or self._number != self.pipeline.in_flight.latest
-            route = self._route
-            if route is None and ROUTE in self.environ:  # the answer is not the app's
-                route = route_pattern(self.environ)
-            name = self.pipeline.route_name(self.environ, self.status, route)
-            self.pipeline.attribution.ended(name, others)
-        except Exception:
-            log.failure("Naming a route")
 
 
 class AdminRequest(Exchange):
@@ -335,7 +373,7 @@ def failed(guard: Guard, error: Exception) -> None:
 THROUGH = tuple(
     function.__code__
     for function in (
-        *(Exchange.run, Exchange.first, Stream._begin, Pipeline.nested),
+        *(Exchange.run, Exchange.first, Stream.begin, Stream._begin, Pipeline.nested),
         *(Body.read, Body.read1, Body.readline, Body._take, Body._ask),
     )
 )

@@ -34,6 +34,8 @@ from .memory.monitor import Monitor, thresholds_for
 from .memory.reading import Memory
 from .memory.watchdog import Watchdog
 from .settings import Settings
+from .system.malloc import use_system_malloc
+from .system.native import has_gil
 from .system.usage import Usage
 from .workers.lifecycle import Worker
 from .workers.pages import Pages
@@ -42,7 +44,7 @@ from .workers.pages import Pages
 OF_THE_FIRST = (
     *("memory_limit", "warn_at", "critical_at", "cleanup_interval", "check_interval"),
     *("heavy_modules", "purge_modules", "gc_threshold", "recursion_limit"),
-    *("ceiling", "recycle"),
+    *("ceiling", "recycle", "system_malloc"),
 )
 
 C = TypeVar("C", bound=pressure.Callback)
@@ -63,28 +65,31 @@ class Runtime:
         through: Collection[CodeType] = (),
         heavy: Callable[[], str] = str,
     ) -> None:
-        self.in_flight = InFlight()
-        self.counters = Counters(*metrics.NAMES)
-        self.memory = Memory(settings.memory_limit)
-        self.gc_runner = GcRunner(
+        self.in_flight: InFlight = InFlight()
+        self.counters: Counters = Counters(*metrics.NAMES)
+        self.memory: Memory = Memory(settings.memory_limit)
+        self.gc_runner: GcRunner = GcRunner(
             passes=0,
             freeze=False,
             trim=False,
             in_flight=self.in_flight.count,
             noticed=self._nudge,
             owes=self._runs_owed,
+            gil=has_gil(),
         )
-        self.cleanups = Cleanup(
+        self.cleanups: Cleanup = Cleanup(
             self.gc_runner,
             settings.heavy_modules if settings.purge_modules else (),
             callbacks=_callbacks,
             record=self._note_cleanup,
         )
-        self.levels = Levels(*thresholds_for(settings, self.memory.read().limit))
-        self.ceiling = Ceiling(settings.ceiling, self.memory.glance, workers=self._count_workers)
-        self.interrupt = Interrupt(self.in_flight.threads, inside, through)
-        self.admission = AdmissionPolicy()
-        self.worker = Worker(
+        self.levels: Levels = Levels(*thresholds_for(settings, self.memory.read().limit))
+        self.ceiling: Ceiling = Ceiling(
+            settings.ceiling, self.memory.glance, workers=self._count_workers
+        )
+        self.interrupt: Interrupt = Interrupt(self.in_flight.threads, inside, through)
+        self.admission: AdmissionPolicy = AdmissionPolicy()
+        self.worker: Worker = Worker(
             settings,
             pages,
             levels=self.levels,
@@ -96,7 +101,7 @@ class Runtime:
             kills=self.memory.kills,
             heavy=heavy,
         )
-        self.monitor = Monitor(
+        self.monitor: Monitor = Monitor(
             settings,
             self.memory,
             self.levels,
@@ -106,10 +111,13 @@ class Runtime:
             duties=(("The ceiling", self._keep_ceiling), ("The worker", self.worker.look)),
             may_act=lambda: not self.worker.retiring,
         )
-        self.watchdog = Watchdog(self.ceiling, self.interrupt)
+        self.watchdog: Watchdog = Watchdog(self.ceiling, self.interrupt)
         self._settings = settings
-        self.users = 0
+        self.users: int = 0
+        # Whether the C library holds the objects made from the start on.
+        self.system_malloc: bool = False
         self._pid = os.getpid()
+        self._starting = threading.Lock()
         self._undo: list[Callable[[], object]] = []
 
     def join(self, settings: Settings) -> None:
@@ -121,7 +129,8 @@ class Runtime:
             log.limited(
                 logging.WARNING,
                 "settings of a second app",
-                "An app wrapped before in this process has other values for %s: its values hold.",
+                "Another app of this process was wrapped before, with other values for %s. "
+                "LowMemory uses those values.",
                 ", ".join(others),
             )
         self.gc_runner.demand(settings.gc_passes, freeze=settings.gc_freeze, trim=settings.trim)
@@ -136,21 +145,30 @@ class Runtime:
 
         LowMemory calls this at an app's first request in the process.
         """
-        settings = self._settings
-        if not self._undo:
-            self._undo.append(gc.unfreeze)
-            if settings.gc_threshold is not None:
-                before = gc.get_threshold()
-                self._undo.append(lambda: gc.set_threshold(*before))
-                gc.set_threshold(*settings.gc_threshold)
-            if settings.recursion_limit is not None:
-                depth = sys.getrecursionlimit()
-                self._undo.append(lambda: sys.setrecursionlimit(depth))
-                sys.setrecursionlimit(settings.recursion_limit)
-            self._undo.append(self.ceiling.lift)
+        with self._starting:  # the first requests come together
+            if not self._undo:
+                self._apply(self._settings)
         self._start_watchdog()
         self.ceiling.arm(coming=1)  # before any request goes on; one thread is to come: the monitor
         self.monitor.start()
+
+    def _apply(self, settings: Settings) -> None:
+        self._undo.append(gc.unfreeze)
+        self._undo.append(self.ceiling.lift)
+        if settings.gc_threshold is not None:
+            before = gc.get_threshold()
+            self._undo.append(lambda: gc.set_threshold(*before))
+            gc.set_threshold(*settings.gc_threshold)
+        if settings.recursion_limit is not None:
+            depth = sys.getrecursionlimit()
+            self._undo.append(lambda: sys.setrecursionlimit(depth))
+            sys.setrecursionlimit(settings.recursion_limit)
+        if settings.trim and settings.system_malloc:
+            undo = use_system_malloc()
+            if undo is not None:
+                self._undo.append(undo)
+                self.gc_runner.leave_pymalloc()
+                self.system_malloc = True
 
     def _start_watchdog(self) -> None:
         try:
@@ -236,6 +254,7 @@ class Runtime:
 
     def after_fork(self) -> None:
         self._pid = os.getpid()
+        self._starting = threading.Lock()
         self.in_flight.forget()
         self.gc_runner.after_fork()
         self.cleanups.after_fork()
@@ -255,7 +274,7 @@ class App(Protocol):
 
 _lock = threading.RLock()
 _callbacks = pressure.Callbacks()
-pages = Pages()
+pages: Pages = Pages()
 _apps: tuple[weakref.ref[App], ...] = ()  # replaced whole: threads read it without the lock
 _current: list[Runtime] = []  # at most one; kept when the last app leaves, as its worker's slot is
 

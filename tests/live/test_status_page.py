@@ -134,7 +134,7 @@ def test_what_the_system_does_not_tell_is_left_out() -> None:
 
 
 def test_the_page_is_small() -> None:
-    assert len(made(statuses.brief())) < 32 * 1024
+    assert len(made(statuses.brief())) < 40 * 1024
 
 
 # --- Who gets it
@@ -192,12 +192,21 @@ class Site:
         self.status = statuses.at_rest()
         self.fails: tuple[str, dict[str, Any]] | None = None
         self.refuses: tuple[str, dict[str, Any]] | None = None
-        self.polls = self.cleanups = 0
+        self.polls = self.cleanups = self.replaced = 0
+        self.trace: dict[str, Any] = {"state": "none"}
+        self.started: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         if environ["PATH_INFO"] == CLEANUP and environ["REQUEST_METHOD"] == "POST":
             self.cleanups += 1
             return self._json(start_response, *(self.refuses or ("200 OK", statuses.asked_for())))
+        if environ["PATH_INFO"] == f"{STATUS}/replace":
+            self.replaced += 1
+            return self._json(start_response, "200 OK", {"pid": 12})
+        if environ["PATH_INFO"] == f"{STATUS}/trace":
+            if environ["REQUEST_METHOD"] == "POST":
+                self.started.append(environ["QUERY_STRING"])
+            return self._json(start_response, "200 OK", self.trace)
         assert environ["PATH_INFO"] == STATUS, environ["PATH_INFO"]
         if "format=json" in environ["QUERY_STRING"]:
             self.polls += 1
@@ -252,6 +261,17 @@ def visit(browser: Any, server: Any, site: Site, request: pytest.FixtureRequest)
 
 STATES = ("at_rest", "short_of_memory", "at_the_end", "brief", "just_started")
 TOO_FAINT = (HERE / "contrast.js").read_text()
+# The text of each head, beside that of the next.
+HEADS_THAT_COLLIDE = """() => [...document.querySelectorAll('thead tr')].flatMap((row) => {
+  const boxes = [...row.children].flatMap((head) => {
+    const range = document.createRange();
+    range.selectNodeContents(head);
+    return [...range.getClientRects()].map((box) => [head.textContent, box]);
+  });
+  return boxes.flatMap(([a, one], n) => boxes.slice(n + 1).filter(([b, two]) => a !== b
+    && one.left < two.right + 5 && two.left < one.right + 5 && one.top < two.bottom - 1
+    && two.top < one.bottom - 1).map(([b]) => `${a} / ${b}`));
+})"""
 DRAWN = "#chart .curve[d*=L]"  # a line, and not one point
 
 
@@ -269,12 +289,24 @@ def test_each_state_is_read_in_both_colour_schemes_and_on_a_phone(
         page.get_by_role("button", name="Free memory now").click()
         page.get_by_text("Freed 39 MB").wait_for()
         page.get_by_text("What was done, and when").click()
+    if state == "at_the_end":
+        site.trace = statuses.traced()
+        page.get_by_label("Route", exact=True).fill(statuses.LEAK)
+        page.get_by_role("button", name="Trace 20 requests").click()
+        page.get_by_text("reports.py:41").first.wait_for()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         found = page.evaluate(TOO_FAINT)
         assert found["faint"] == []
         assert found["count"] > (20 if state == "brief" else 60)
         visit.screenshot(f"{state}-{scheme}", tmp_path)
+    page.set_viewport_size({"width": 390, "height": 800})
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.locator("#chart svg[viewBox^='0 0 3']").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate(HEADS_THAT_COLLIDE) == []
+        visit.screenshot(f"{state}-{scheme}-390", tmp_path)
     page.set_viewport_size({"width": 320, "height": 640})
     page.locator("#chart svg[viewBox^='0 0 2']").wait_for()  # drawn anew, 200 and some wide
     assert page.evaluate("document.documentElement.scrollWidth") == 320
@@ -498,6 +530,10 @@ def test_hostile_text_is_shown_as_it_is_and_runs_nothing(visit: Visit, site: Sit
     status["routes"] = [statuses.route(text, 1, 1, 1, 0) for text in texts]
     status["workers"][1]["in_flight"] = status["last_death"]["in_flight"] = flight
     status["diagnosis"] = status["last_death"]["cause"] = " ".join(texts)
+    status["findings"] = [{"says": text, "remedy": text} for text in texts]
+    status["irreplaceable"] = " ".join(texts)
+    line = statuses.traced()["lines"][0] | {"code": texts[0], "file": texts[1]}
+    site.trace = statuses.traced(route=texts[2], lines=[line])
     status["history"]["events"][0]["what"] = status["heavy"][0]["module"] = " ".join(texts)
     status["cleanups"]["steps"] = [
         {"step": text, "freed_bytes": 1, "seconds": 1, "note": text} for text in texts
@@ -505,7 +541,18 @@ def test_hostile_text_is_shown_as_it_is_and_runs_nothing(visit: Visit, site: Sit
     page = visit.open(clock=True)
     visit.pass_time(5)
     wait_for(lambda: site.polls == 1, "a poll")
-    for part in ("#diagnosis", "#routes", "#death", "#flight", "#events", "#heavy", "#steps"):
+    for text in texts:
+        assert text in page.locator("#has-trace").text_content()
+    for part in (
+        "#diagnosis",
+        "#why-not",
+        "#routes",
+        "#death",
+        "#flight",
+        "#events",
+        "#heavy",
+        "#steps",
+    ):
         shown = page.locator(part).text_content()
         assert all(text in shown for text in texts), part
     assert page.locator("img").count() == 0
@@ -565,7 +612,7 @@ def test_the_examples_page_under_gunicorn(browser: Any, tmp_path: Path) -> None:
         LOWMEM_ADMIN_TOKEN="secret",
     ) as running:
         origin = f"http://127.0.0.1:{running.port}"
-        assert running.get("/clients").status == 200
+        assert running.get("/").status == 200
         assert running.get(quote("/<script>alert(1)</script>")).status == 404
         assert running.get(STATUS, Accept="text/html").status == 401
         visit = Visit(browser, origin, http_credentials={"username": "me", "password": "secret"})
@@ -583,3 +630,54 @@ def test_the_examples_page_under_gunicorn(browser: Any, tmp_path: Path) -> None:
             assert visit.left_the_origin() == []
         finally:
             visit.close()
+
+
+# --- What it may do besides
+
+
+def test_the_button_replaces_the_worker(visit: Visit, site: Site) -> None:
+    page = show(visit, site, "at_rest")
+    page.get_by_role("button", name="Replace this worker").click()
+    page.get_by_text("Worker 12 is being replaced").wait_for()
+    assert site.replaced == 1
+
+
+def test_where_a_worker_cannot_be_replaced_the_button_says_why(visit: Visit, site: Site) -> None:
+    page = show(visit, site, "just_started")
+    button = page.get_by_role("button", name="Replace this worker")
+    assert button.get_attribute("aria-disabled") == "true"
+    button.click(force=True)
+    assert "This server cannot replace a worker" in page.locator("#why-not").inner_text()
+    assert site.replaced == 0
+
+
+def test_each_finding_has_its_remedy_beside_it(visit: Visit, site: Site) -> None:
+    page = show(visit, site, "at_the_end")
+    rows = page.locator("#diagnosis p").all_inner_texts()
+    assert len(rows) == 2
+    for row, finding in zip(rows, site.status["findings"], strict=True):
+        assert finding["says"] in row
+        assert "What to do" in row
+
+
+def test_a_trace_is_started_followed_stopped_and_shown(visit: Visit, site: Site) -> None:
+    page = show(visit, site, "at_the_end")
+    site.trace = statuses.traced(state="running", traced=3, lines=[], cost=None)
+    page.get_by_label("Route", exact=True).fill(statuses.LEAK)
+    page.get_by_role("button", name="Trace 20 requests").click()
+    page.get_by_text("3 of 20 requests").wait_for()
+    assert site.started == ["route=GET+%2Fexport%2F%3Cformat%3E"]
+    page.get_by_role("button", name="Stop").click()
+    wait_for(lambda: site.started[1:] == ["stop=1"], "the stop")
+    site.trace = statuses.traced()
+    page.get_by_text("what 10 requests left behind").wait_for()
+    row = page.locator("#lines tbody tr").first.inner_text()
+    for words in (
+        "/srv/shop/reports.py:41",
+        "CACHE[number]",
+        "2 str",
+        "flask/app.py:902",
+        "+512 KB",
+    ):
+        assert words in row
+    assert "A request took 12 ms with it" in page.locator("#trace-cost").inner_text()

@@ -48,9 +48,16 @@ class Finding(NamedTuple):
 
 def diagnose(document: Document) -> str:
     """Return the sentences that apply, the largest figure first."""
-    found = [finding for find in FINDINGS for finding in find(document)]
-    found = sorted(found, key=lambda finding: -finding.about) or full(document)
-    return " ".join(finding.said for finding in found[:MOST]) or steady(document)
+    return " ".join(finding["says"] for finding in remedies(document)) or steady(document)
+
+
+def remedies(document: Document) -> list[dict[str, str]]:
+    """Return the same sentences, each with the section of the docs that has its remedy."""
+    found = [
+        (finding, remedy) for find, remedy in FINDINGS.items() for finding in find(document)
+    ] or [(finding, FULL) for finding in full(document)]
+    found.sort(key=lambda row: -row[0].about)
+    return [{"says": finding.said, "remedy": remedy} for finding, remedy in found[:MOST]]
 
 
 def closed(document: Document) -> Iterable[Finding]:
@@ -166,15 +173,15 @@ def born_large(document: Document) -> Iterable[Finding]:
         for row in document.get("heavy") or ()
         if (row.get("cost_bytes") or 0) > 0 and not row.get("route") and not row.get("late")
     ]
-    told = ""
+    of_it = ""
     if heavy:
         cost = sum(row["cost_bytes"] for row in heavy)
         names = _list([row["module"] for row in heavy])
-        told = (
+        of_it = (
             f": {names} {'are' if len(heavy) > 1 else 'is'} {format_size(cost)} of it, "
             "see LOWMEM_LAZY_HEAVY"
         )
-    yield Finding(born, f"Start-up alone takes {100 * share:.0f} % of the limit{told}.")
+    yield Finding(born, f"Start-up alone takes {100 * share:.0f} % of the limit{of_it}.")
 
 
 def leaks(document: Document) -> Iterable[Finding]:
@@ -334,16 +341,16 @@ def held_by_others(document: Document) -> Iterable[Finding]:
         (found["kernel_bytes"], "the kernel's own"),
         (found["processes_bytes"], f"in {_count(others, 'other process', 'other processes')}"),
     ]
-    told = [
+    large = [
         f"{format_size(size)} {what}"
         for size, what in sorted(parts, key=lambda part: -(part[0] or 0))
         if (size or 0) >= limit * PART_SHARE
     ]
-    said = (
+    text = (
         f"{format_size(rest)} of the container's {format_size(found['used_bytes'])} are in none "
         "of these processes"
     )
-    yield Finding(rest, f"{said}: {_list(told)}." if told else f"{said}.")
+    yield Finding(rest, f"{text}: {_list(large)}." if large else f"{text}.")
 
 
 def one_request(document: Document) -> Iterable[Finding]:
@@ -367,10 +374,21 @@ def full(document: Document) -> list[Finding]:
     return [Finding(memory["used_bytes"], f"{used} of {limit} are in use{freed}.")]
 
 
-FINDINGS: tuple[Callable[[Document], Iterable[Finding]], ...] = (
-    *(closed, ran_out, eating_now, died, does_not_fit, leaks, outside, born_large),
-    *(held_by_others, one_request, fragmented),
-)
+# What finds -> where docs/ has the remedy.
+FINDINGS: dict[Callable[[Document], Iterable[Finding]], str] = {
+    closed: "survive.md#closing",
+    ran_out: "survive.md#a-request-that-needs-more-than-there-is",
+    eating_now: "heavy.md#work-in-a-child-process-offload",
+    died: "survive.md#the-shared-page",
+    does_not_fit: "doctor.md#too-many-workers",
+    leaks: "trace.md#when-a-route-grows",
+    outside: "trace.md#when-it-is-no-request",
+    born_large: "heavy.md#late-imports",
+    held_by_others: "memory.md#what-is-read",
+    one_request: "heavy.md#work-in-a-child-process-offload",
+    fragmented: "doctor.md#arenas",
+}
+FULL = "survive.md#in-which-order"
 
 
 def steady(document: Document) -> str:

@@ -1,4 +1,4 @@
-"""Serve LowMemory's two admin routes, and check who may use them."""
+"""Serve LowMemory's admin routes, and check who may use them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from ..middleware import LowMemory
     from ..settings import Settings
 
+# Below the status path.
+TRACE, REPLACE = "trace", "replace"
 # On Basic a browser asks for a password: the token, with any user name.
 CHALLENGE = ("WWW-Authenticate", 'Basic realm="lowmem-wsgi", charset="UTF-8"')
 
 
 class Admin:
-    """The admin routes: GET status and GET|POST cleanup.
+    """The admin routes: GET status, GET|POST cleanup; GET|POST trace, POST replace below status.
 
-    Both need the token. If no token is set, everybody gets a brief status and nobody may clean up.
+    All need the token. If no token is set, everybody gets a brief status and nobody may act.
     """
 
     def __init__(self, lowmem: LowMemory) -> None:
@@ -35,7 +37,10 @@ class Admin:
     def routes(self) -> dict[str, WSGIApplication]:
         """Return the routes: PATH_INFO -> WSGI app."""
         settings = self._lowmem.settings
+        below = settings.status_path.rstrip("/")
         return {
+            wsgi_path(f"{below}/{TRACE}"): self._route(("GET", "HEAD", "POST"), self._trace),
+            wsgi_path(f"{below}/{REPLACE}"): self._route(("POST",), self._replace),
             wsgi_path(settings.status_path): self._route(("GET", "HEAD"), self._status),
             wsgi_path(settings.cleanup_path): self._route(("GET", "HEAD", "POST"), self._cleanup),
         }
@@ -47,7 +52,8 @@ class Admin:
             if environ.get("REQUEST_METHOD") not in methods:
                 return _not_allowed(methods)(environ, start_response)
             if self._token is not None and authorized(environ, self._token) is None:
-                return UNAUTHORIZED(environ, start_response)
+                asked = "HTTP_AUTHORIZATION" in environ
+                return (UNAUTHORIZED if asked else PROMPT)(environ, start_response)
             return answer(environ)(environ, start_response)
 
         return route
@@ -71,44 +77,87 @@ class Admin:
         return FORMATS[wanted](document, self._lowmem.settings)
 
     def _cleanup(self, environ: WSGIEnvironment) -> WSGIApplication:
-        if self._token is None:
+        return self._acting(environ, "cleanup") or _json(self._lowmem.cleanup())
+
+    def _trace(self, environ: WSGIEnvironment) -> WSGIApplication:
+        """GET tells of the last trace; POST with `route` starts one, with `stop` ends it."""
+        if environ["REQUEST_METHOD"] == "POST":
+            refusal = self._acting(environ, "trace")
+            if refusal is not None:
+                return refusal
+        elif self._token is None:
+            return _no_token("trace")
+        from . import trace
+
+        query = _query(environ)
+        if environ["REQUEST_METHOD"] != "POST":
+            return _json(trace.told(self._lowmem))
+        if "stop" in query:
+            found = trace.stop(self._lowmem, query["stop"][-1])
+        else:
+            found = trace.start(self._lowmem, query)
+        return found if isinstance(found, Refusal) else _json(found)
+
+    def _replace(self, environ: WSGIEnvironment) -> WSGIApplication:
+        """Replace the worker that answers by a fresh one."""
+        refusal = self._acting(environ, "replacement")
+        if refusal is not None:
+            return refusal
+        worker = self._lowmem.worker
+        why = worker.ask_to_replace()
+        if why is not None:
             return Refusal(
-                "403 Forbidden",
-                "No token is set, so nobody may force a cleanup. Set LOWMEM_ADMIN_TOKEN.",
-                why="a forced cleanup, and no token is set",
-                setting="LOWMEM_ADMIN_TOKEN",
+                *("409 Conflict", why),
+                why="a replacement of a worker was refused",
+                setting="none, try later",
             )
+        return _json({"pid": worker.record.pid if worker.record is not None else None})
+
+    def _acting(self, environ: WSGIEnvironment, what: str) -> WSGIApplication | None:
+        """Return the answer to a request that may not act; None for one that may."""
+        if self._token is None:
+            return _no_token(what)
         if environ["REQUEST_METHOD"] == "HEAD":
             return _json({})
-        return _foreign(environ, self._token) or _json(self._lowmem.cleanup())
+        return _foreign(environ, self._token, what)
 
 
-def _foreign(environ: WSGIEnvironment, token: str) -> Refusal | None:
-    """Return a refusal if another site's page may have made a browser request the cleanup.
+def _no_token(what: str) -> Refusal:
+    return Refusal(
+        "403 Forbidden",
+        f"No token is set, so nobody may force a {what}. Set LOWMEM_ADMIN_TOKEN.",
+        why=f"a forced {what}, and no token is set",
+        setting="LOWMEM_ADMIN_TOKEN",
+    )
+
+
+def _foreign(environ: WSGIEnvironment, token: str, what: str) -> Refusal | None:
+    """Return a refusal if another site's page may have made a browser request the act.
 
     A browser that knows the password sends Basic by itself, also with images and forms of other
     sites. No browser sends Bearer by itself.
     """
     site, basic = environ.get("HTTP_SEC_FETCH_SITE"), authorized(environ, token) == BASIC
     if site not in (None, "none", "same-origin"):
-        return _from_elsewhere("A cleanup may not be forced from another site.")
+        return _from_elsewhere(f"A {what} may not be forced from another site.", what)
     if basic and environ["REQUEST_METHOD"] == "GET":
         return _from_elsewhere(
-            "With a password a cleanup takes POST. GET takes Authorization: Bearer."
+            f"With a password a {what} takes POST. GET takes Authorization: Bearer.", what
         )
     if basic and site is None and not _of_this_host(environ):
         return _from_elsewhere(
-            "With a password a cleanup takes an Origin of this host. Other programs than browsers "
-            "send Authorization: Bearer."
+            f"With a password a {what} takes an Origin of this host. Other programs than browsers "
+            "send Authorization: Bearer.",
+            what,
         )
     return None
 
 
-def _from_elsewhere(detail: str) -> Refusal:
+def _from_elsewhere(detail: str, what: str) -> Refusal:
     return Refusal(
         "403 Forbidden",
         detail,
-        why="a forced cleanup, maybe asked for by a page of another site",
+        why=f"a forced {what}, maybe asked for by a page of another site",
         setting="none, the request is wrong",
     )
 
@@ -139,6 +188,15 @@ UNAUTHORIZED = Refusal(
     why="no token, or a wrong one",
     setting="LOWMEM_ADMIN_TOKEN",
     headers=(CHALLENGE,),
+)
+# Without any token: a browser that will ask for the password now. That is no event for the log.
+PROMPT = Refusal(
+    UNAUTHORIZED.status,
+    UNAUTHORIZED.detail,
+    why="no token yet",
+    setting="LOWMEM_ADMIN_TOKEN",
+    headers=(CHALLENGE,),
+    logged=False,
 )
 
 

@@ -15,9 +15,11 @@ from .. import metrics
 from .._version import __version__
 from ..memory.attribution import OTHER
 from ..memory.levels import CRITICAL, OK, WARN
+from ..system import malloc
 from ..system.processes import Figures, Remembered, process_age, process_figures, sizes_of
 from ..system.usage import Usage
-from .diagnosis import diagnose
+from .diagnosis import diagnose, remedies
+from .in_force import of_memory
 
 if TYPE_CHECKING:
     from ..middleware import LowMemory
@@ -37,7 +39,7 @@ class Readings:
 
     def __init__(self) -> None:
         # Slow, because Python counts the frozen objects one by one.
-        self.frozen = Remembered[None, int](lambda _: gc.get_freeze_count())
+        self.frozen: Remembered[None, int] = Remembered[None, int](lambda _: gc.get_freeze_count())
         # The pids -> time and usage at the reading, the memory of each process, and `outside`.
         self.processes: dict[
             frozenset[int], tuple[float, int, dict[int, Figures], dict[str, Any] | None]
@@ -71,7 +73,7 @@ def _level(lowmem: LowMemory, now: Usage) -> str:
 
 def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
     """Return the whole status, for clients with the token."""
-    now = _usage(lowmem)
+    now, swap = _usage(lowmem), lowmem.runtime.memory.swap()
     warn, critical = lowmem.runtime.levels.warn, lowmem.runtime.levels.critical
     counted = metrics.document(
         {name: _number(value) for name, value in lowmem.worker.counts().items()}
@@ -84,6 +86,9 @@ def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
         "memory": {
             **_memory(now),
             "source": now.source,
+            "about": of_memory(now, swap, lowmem.settings.memory_limit),
+            "swap_bytes": swap and swap.used,
+            "swap_limit_bytes": swap and swap.limit,
             "rss_bytes": own["rss_bytes"],
             "uss_bytes": own["uss_bytes"],
             "peak_bytes": peak,
@@ -108,13 +113,19 @@ def status(lowmem: LowMemory, readings: Readings) -> dict[str, Any]:
         "now": time.time(),
         "closed": lowmem.runtime.admission.closed,
         "ceiling": lowmem.runtime.ceiling.limit,
-        "replaceable": lowmem.worker.server is not None and lowmem.settings.recycle,
-        "allocator": {name: os.environ.get(name) for name in ("PYTHONMALLOC", "MALLOC_ARENA_MAX")},
+        "replaceable": lowmem.worker.irreplaceable() is None,
+        "irreplaceable": lowmem.worker.irreplaceable(),
+        "allocator": malloc.in_force(os.environ, switched=lowmem.runtime.system_malloc),
         "heavy": lowmem.heavy(),
     }
     for key, part in counted.items():
         document.setdefault(key, part)
-    return {**document, "diagnosis": diagnose(document), "version": __version__}
+    return {
+        **document,
+        "diagnosis": diagnose(document),
+        "findings": remedies(document),
+        "version": __version__,
+    }
 
 
 def history(lowmem: LowMemory) -> dict[str, Any]:

@@ -35,14 +35,30 @@ def render(
     """
     up = "../" * (status_path.count("/") - 1)
     cleanup = "./" + up + quote(cleanup_path.removeprefix("/"))
+    last = quote(status_path.rpartition("/")[2])
+    paths = {act: f"./{last}/{act}" if last else f"./{act}" for act in ("trace", "replace")}
+    given = {"status": document, "cleanup": cleanup, **paths, "docs": docs(), "now": now()}
     values = {
         "nonce": escape(nonce),
-        "data": _json({"status": document, "cleanup": cleanup, "now": now()}),
+        "data": _json(given),
         "summary": escape(_summary(document)),
     }
     # Replace all marks in one pass, so that text in a value is never taken for a mark.
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: values[mark[1]], _FILE.read_text("utf-8"))
     return page.encode("utf-8", "replace")
+
+
+def docs() -> str | None:
+    """Return the address of the documentation, as the package's metadata has it; None without."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        rows = metadata("lowmem-wsgi").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    named = dict(row.split(", ", 1) for row in rows if ", " in row)
+    found = named.get("Documentation")
+    return found.rstrip("/") + "/" if found and found.startswith("https://") else None
 
 
 def headers(nonce: str) -> list[tuple[str, str]]:

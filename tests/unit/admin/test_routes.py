@@ -36,7 +36,8 @@ def test_with_the_token_all_is_told(headers: dict[str, str]) -> None:
     answer = get_json(wrapped, **headers)
     assert {key: set(value) for key, value in answer.items() if isinstance(value, dict)} == {
         "memory": {
-            *("used_bytes", "limit_bytes", "percent", "source"),
+            *("used_bytes", "limit_bytes", "percent", "source", "about"),
+            *("swap_bytes", "swap_limit_bytes"),
             *("rss_bytes", "uss_bytes", "peak_bytes", "processes_bytes", "outside"),
         },
         "thresholds": {"warn_bytes", "critical_bytes"},
