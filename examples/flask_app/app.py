@@ -10,6 +10,7 @@ of this file does the same: `app = LowMemory(app)`, or, where `app` must stay a 
 import csv
 import io
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -30,6 +31,7 @@ from flask import (
     session,
     url_for,
 )
+from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -48,8 +50,8 @@ from limits import duration, level, limits, size, wrapped
 Page = str | tuple[str, int] | WerkzeugResponse
 
 LOGIN_NEEDED = {
-    *("new_client", "edit_client", "import_page", "files", "download_file"),
-    *("import_excel", "import_job", "import_progress", "export_excel"),
+    *("clients", "client", "new_client", "edit_client", "export_clients", "export_excel"),
+    *("import_page", "import_excel", "import_job", "import_progress", "files", "download_file"),
 }
 # No script runs here and nothing comes from elsewhere: browsers hold us to it.
 POLICY = (
@@ -59,6 +61,7 @@ POLICY = (
 OWN_SCRIPT = POLICY + "; script-src 'self'; connect-src 'self'"
 UNPROCESSABLE = 422  # the status of a form that is shown again with what is wrong in it
 INSTALL = "pip install -r requirements-excel.txt"
+JOINTS = re.compile(r"[@._+]?[^@._+-]{0,24}-?")
 EXPORT_ROWS = 100  # rows of an export in memory at a time, some 8 KB
 
 folder = os.environ.get("CLIENTS_DIR")
@@ -155,7 +158,8 @@ def month_chart() -> Page | Response:
     need(chart.installed())
     with connection() as conn:
         months = db.by_month.get(conn, limits()["cache_timeout"])
-    path = chart.picture(app.instance_path, months)
+    variant = chart.Variant(narrow="narrow" in request.args, dark="dark" in request.args)
+    path = chart.picture(app.instance_path, months, variant)
     return send_file(path, "image/png", max_age=int(limits()["cache_timeout"]))
 
 
@@ -170,8 +174,7 @@ def clients() -> Page:
             total = db.count_matches(conn, search)
         else:
             total = db.client_count.get(conn, current["cache_timeout"])
-        pages = max(1, -(-total // per_page))
-        page = max(1, min(request.args.get("page", 1, type=int), pages))
+        page, pages = page_asked(total, per_page)
         found = db.list_clients(conn, search, per_page, (page - 1) * per_page)
     return render_template(
         "clients.html",
@@ -184,6 +187,16 @@ def clients() -> Page:
         # What the links to other pages keep.
         kept={"q": search or None, "per_page": per_page if asked else None},
     )
+
+
+def page_asked(total: int, per_page: int) -> tuple[int, int]:
+    """The page that is asked for, and how many there are; or the page that says there is none."""
+    pages = max(1, -(-total // per_page))
+    asked = request.args.get("page", "1")
+    page = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 0
+    if not 1 <= page <= pages:
+        abort(404, f"There is no such page. The last is {pages:,}.")
+    return page, pages
 
 
 @app.get("/clients/<int:client_id>")
@@ -375,8 +388,7 @@ def files() -> Page:
             error = "This file's name has no letters or digits of ASCII: please rename it."
     stored = storage.stored_files(app.config["UPLOADS"])
     per_page = limits()["max_rows"]
-    pages = max(1, -(-len(stored) // per_page))
-    page = max(1, min(request.args.get("page", 1, type=int), pages))
+    page, pages = page_asked(len(stored), per_page)
     shown = stored[(page - 1) * per_page : page * per_page]
     html = render_template(
         "files.html", files=shown, total=len(stored), page=page, pages=pages, error=error
@@ -443,6 +455,12 @@ def busy(error: Exception) -> Page | Response:
     if isinstance(error, sqlite3.OperationalError) and "locked" not in str(error):
         raise error
     return http_error(ServiceUnavailable("Too much at once. Please try again.", retry_after=2))
+
+
+@app.template_filter()
+def breakable(address: str) -> Markup:
+    """An address that a browser may break at its joints, and in a word only after 24 letters."""
+    return Markup("<wbr>").join(filter(None, JOINTS.findall(address)))
 
 
 @app.template_filter()

@@ -6,10 +6,12 @@ from typing import Any
 
 from flask import request
 
-# Where a file may be larger than elsewhere: a sheet of 50,000 clients has 2 MB. LowMemory reads it
-# from this variable when it wraps the app, which is after this; whoever starts the app may say
-# otherwise.
+# LowMemory reads these variables when it wraps the app, which is after this; whoever starts the app
+# may say otherwise. Where a file may be larger than elsewhere: a sheet of 50,000 clients has 2 MB.
 os.environ.setdefault("LOWMEM_UPLOAD_LIMITS", "/import/excel=4MB")
+# What a browser shows when LowMemory refuses a request.
+REFUSED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates", "refused.html")
+os.environ.setdefault("LOWMEM_ERROR_PAGE", REFUSED)
 
 # What LowMemory puts in environ["lowmem.limits"] when nothing is configured: without the
 # middleware the app keeps to the same figures.

@@ -340,7 +340,7 @@ def test_a_file_over_the_limit_is_413_which_names_the_setting(
     reply = member.upload("/import/excel", "big.xlsx", os.urandom(4 * MB))
     assert reply.status == 413
     assert "4 MB" in reply.text
-    refusal = next(line for line in site.log.splitlines() if "413" in line)
+    refusal = next(line for line in site.log.splitlines() if "413 Content" in line)
     assert "/import/excel" in refusal
     assert "LOWMEM_UPLOAD_LIMITS" in refusal
     assert newest(site) == job
