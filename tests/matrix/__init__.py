@@ -1,0 +1,1 @@
+"""Every server with every framework: `make matrix`."""
