@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import SynchronizedArray
+from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,15 +22,17 @@ from _load import Caller
 
 # Without a memory cgroup, tests/helpers/cgroup.py skips its test, and we leave with the same
 # reason. Nothing else of pytest is used there, and the bench group has none.
-_pytest = ModuleType("pytest")
-vars(_pytest).update(skip=sys.exit, fail=sys.exit)
-sys.modules["pytest"] = _pytest
+if "pytest" not in sys.modules:  # which tests of a benchmark's own parts have
+    _pytest = ModuleType("pytest")
+    vars(_pytest).update(skip=sys.exit, fail=sys.exit)
+    sys.modules["pytest"] = _pytest
 
-from helpers.cgroup import Cgroup, memory_cgroup  # noqa: E402
-from helpers.servers import serve, wait_for  # noqa: E402
+from helpers.cgroup import Cgroup, memory_cgroup
+from helpers.servers import serve, wait_for
 
 LIMIT = 512 * MB
 LOOK_EVERY = 0.005  # s, at the usage; at RSS, which takes longer to read, each tenth time
+TRACE_EVERY = 0.1  # s, a line of the trace
 REST = 2.0  # s, the usage no longer falling
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -38,9 +40,12 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Container:
     """Its peaks are those since it was made."""
 
-    def __init__(self, group: Cgroup, peaks: SynchronizedArray[Any]) -> None:
+    def __init__(
+        self, group: Cgroup, peaks: SynchronizedArray[Any], every: Synchronized[float]
+    ) -> None:
         self._group = group
         self._peaks = peaks
+        self._every = every
         self.path: Path = group.path
         self.group = group
 
@@ -64,6 +69,10 @@ class Container:
         """Of the usage less the file cache that the kernel drops first."""
         return float(self._peaks[0]) / MB
 
+    def look_every(self, seconds: float) -> None:
+        """Where many containers are watched at once, those at rest need fewer looks."""
+        self._every.value = seconds
+
     @property
     def peak_rss_mb(self) -> float:
         """Of the sum over all processes, which counts shared pages once for each."""
@@ -71,30 +80,47 @@ class Container:
 
 
 @contextlib.contextmanager
-def container(size: int = LIMIT) -> Iterator[Container]:
-    """Gone afterwards, with all that runs in it."""
+def container(size: int = LIMIT, trace: Path | None = None) -> Iterator[Container]:
+    """Gone afterwards, with all that runs in it.
+
+    `trace`: a file for lines of two numbers, the moment (time.monotonic) and the most bytes in use
+    since the line before.
+    """
     # A process of its own: load and watching would delay each other.
     context = multiprocessing.get_context("fork")
     with memory_cgroup(size) as group:
-        peaks = context.Array("q", 2)
-        watcher = context.Process(target=_watch, args=(group, peaks), daemon=True)
+        peaks, every = context.Array("q", 2), context.Value("d", LOOK_EVERY)
+        args = (group, peaks, every, trace, os.getpid())
+        watcher = context.Process(target=_watch, args=args, daemon=True)
         watcher.start()
         try:
-            yield Container(group, peaks)
+            yield Container(group, peaks, every)
         finally:
             watcher.kill()
             watcher.join()
 
 
-def _watch(group: Cgroup, peaks: SynchronizedArray[Any]) -> None:
+def _watch(
+    group: Cgroup,
+    peaks: SynchronizedArray[Any],
+    every: Synchronized[float],
+    trace: Path | None,
+    parent: int,
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    looks = 0
-    while True:
-        peaks[0] = max(peaks[0], group.working_set())
-        if looks % 10 == 0:
-            peaks[1] = max(peaks[1], _rss(group))
-        looks += 1
-        time.sleep(LOOK_EVERY)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    looks, most, written = 0, 0, time.monotonic()
+    with contextlib.nullcontext() if trace is None else trace.open("w", buffering=1) as lines:
+        while os.getppid() == parent:
+            used = group.working_set()
+            peaks[0], most = max(peaks[0], used), max(most, used)
+            if looks % 10 == 0:
+                peaks[1] = max(peaks[1], _rss(group))
+            looks += 1
+            if lines is not None and (now := time.monotonic()) - written >= TRACE_EVERY:
+                lines.write(f"{now:.3f} {most}\n")
+                most, written = 0, now
+            time.sleep(every.value)
 
 
 def _rss(group: Cgroup) -> int:
@@ -110,7 +136,6 @@ def _rss(group: Cgroup) -> int:
 OURS, PLAIN = "ours", "plain"
 # What `lowmem-wsgi run` sets.
 TUNED = {
-    "PYTHONMALLOC": "malloc",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(8 * MB),
     "MALLOC_MMAP_THRESHOLD_": str(4 * MB),
@@ -179,21 +204,19 @@ def served(
             options = [*options, "-k", "sync", "--threads", "1"]
     for name in TUNED:  # from the benchmark's own environment
         os.environ.pop(name, None)
+    with in_container(app, kind, directory, options=options, **how, **environ) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def in_container(app: str, kind: str, directory: Path, **how: Any) -> Iterator[Served]:
+    """An app in a new container, answering already. `how`: see `serve`."""
     with (
         container() as limited,
-        serve(
-            app,
-            kind,
-            tmp_path=directory,
-            cwd=APPS,
-            cgroup=limited.path,
-            options=options,
-            **how,
-            **environ,
-        ) as server,
+        serve(app, kind, tmp_path=directory, cwd=APPS, cgroup=limited.path, **how) as server,
     ):
         caller = Caller(server.port)
-        wait_for(lambda: caller.ask("/").ok, f"an answer: {server.log}")
+        wait_for(lambda: caller.ask("/").ok, lambda: f"an answer: {server.log}")
         yield Served(server, limited)
 
 

@@ -38,10 +38,18 @@ class Answer:
 class Caller:
     """One client, with its cookies. A request fails with its connection: no second try."""
 
-    def __init__(self, port: int, *, keep_alive: bool = False, timeout: float = 60) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        keep_alive: bool = False,
+        timeout: float = 60,
+        cookies: dict[str, str] | None = None,
+    ) -> None:
         self._keep_alive = keep_alive
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-        self._cookies: dict[str, str] = {}
+        # Of its own, or shared with another, as the tabs of a browser do.
+        self._cookies: dict[str, str] = {} if cookies is None else cookies
 
     def ask(self, path: str, body: bytes | None = None, **headers: str) -> Answer:
         """GET, or POST where there is a body."""
@@ -72,6 +80,50 @@ class Caller:
         self._connection.close()
 
 
+def upload(port: int, path: str, size: int, timeout: float, *, chunked: bool = False) -> Answer:
+    """Send a body of lines, and read the answer as soon as it comes, as curl and browsers do."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    began = time.monotonic()
+    stop = threading.Event()
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            for piece in pieces(size):
+                if stop.is_set():
+                    return
+                connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if chunked:
+                connection.send(b"0\r\n\r\n")
+
+    status, error, content = 0, "", b""
+    try:
+        connection.putrequest("POST", path)
+        if chunked:
+            connection.putheader("Transfer-Encoding", "chunked")
+        else:
+            connection.putheader("Content-Length", str(size))
+        connection.putheader("Connection", "close")
+        connection.endheaders()
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        response = connection.getresponse()
+        stop.set()
+        content = response.read()
+        status = response.status
+    except (OSError, http.client.HTTPException) as failure:
+        error = type(failure).__name__
+    stop.set()
+    connection.close()
+    return Answer(path, began, began, time.monotonic(), status, error, content)
+
+
+def pieces(size: int) -> Iterator[bytes]:
+    """The body of an upload, in pieces of 64 KB."""
+    piece = b"a line\n " * (8 * 1024)
+    for start in range(0, size, len(piece)):
+        yield piece[: size - start]
+
+
 class Crowd:
     """Some clients, a thread each, and all the answers they got so far."""
 
@@ -84,8 +136,10 @@ class Crowd:
         most: int | None = None,
         pause: float = 0,
         keep_alive: bool = False,
+        timeout: float = 60,
     ) -> None:
         self.answers: list[Answer] = []
+        self._timeout = timeout
         self._port = port
         self._request = request
         self._most = most
@@ -99,7 +153,7 @@ class Crowd:
             thread.start()
 
     def _ask(self) -> None:
-        caller = Caller(self._port, keep_alive=self._keep_alive)
+        caller = Caller(self._port, keep_alive=self._keep_alive, timeout=self._timeout)
         while not self._stopped.is_set():
             number = next(self._numbers)
             if self._most is not None and number >= self._most:

@@ -32,7 +32,6 @@ from _common import (
 
 TOKEN: dict[str, Any] = {
     "LOWMEM_ADMIN_TOKEN": "t",
-    "PYTHONMALLOC": "malloc",
     "MALLOC_ARENA_MAX": "1",
 }
 PATHS = {

@@ -37,7 +37,6 @@ MIX: dict[Request, int] = {
     ("/greedy/visit", None): 150,
     ("/greedy/upload", b"x" * 100 * 1024): 100,
     ("/greedy/upload", b"x" * MB): 30,  # over the limit
-    ("/clients", None): 150,
     ("/greedy/leak", None): 40,
     ("/greedy/spike?mb=60", None): 5,
 }

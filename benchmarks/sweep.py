@@ -19,13 +19,12 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import http.client
 import itertools
 import multiprocessing
 import os
 import re
+import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,6 @@ from typing import Any
 
 from _common import (
     APPS,
-    MB,
     Server,
     Target,
     bare_parser,
@@ -46,15 +44,12 @@ from _common import (
     scratch,
 )
 from _container import Container, container
-from _load import Answer, Caller, crowd, failures
+from _load import Caller, crowd, failures
+from _runaways import KINDS, ask
 
 from helpers.cgroup import cpu_cgroup
-from helpers.servers import serve, wait_for
+from helpers.servers import SLOWER, serve, wait_for
 
-KINDS = (
-    *("small_dicts", "array", "frame", "text", "bytearrays", "late_import", "body", "template"),
-    *("stream", "two"),
-)
 CONFIG = "python:lowmem_wsgi.gunicorn"
 ENTRIES = ("-c", "run", "line")
 PLAIN = "plain"  # Gunicorn alone, to compare with
@@ -151,58 +146,13 @@ def ends(found: Running) -> Figures:
 # --- runaways
 
 
-def ask(port: int, kind: str, patience: float) -> list[Answer]:
-    """The answers to one runaway, or to two at once."""
-    if kind == "two":
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(ask, port, kind, patience) for kind in ("small_dicts", "dicts")]
-            return [answer for future in asked for answer in future.result()]
-    if kind == "body":
-        return [upload(port, "/runaway/body", 150 * MB, patience)]
-    caller = Caller(port, timeout=3 * patience)
-    return [caller.ask(f"/runaway/{kind}")]
-
-
-def upload(port: int, path: str, size: int, patience: float) -> Answer:
-    """Send a body, and read the answer as soon as it comes, as curl and browsers do."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3 * patience)
-    began = time.monotonic()
-    stop = threading.Event()
-
-    def send() -> None:
-        piece = b"a line\n " * (8 * 1024)
-        with contextlib.suppress(OSError):
-            for _ in range(size // len(piece)):
-                if stop.is_set():
-                    break
-                connection.send(piece)
-
-    status, error, content = 0, "", b""
-    try:
-        connection.putrequest("POST", path)
-        connection.putheader("Content-Length", str(size))
-        connection.putheader("Connection", "close")
-        connection.endheaders()
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
-        response = connection.getresponse()
-        stop.set()
-        content = response.read()
-        status = response.status
-    except (OSError, http.client.HTTPException) as failure:
-        error = type(failure).__name__
-    stop.set()
-    connection.close()
-    return Answer(path, began, began, time.monotonic(), status, error, content)
-
-
 def runaways(site: Site, directory: Path, given: argparse.Namespace) -> Figures:
     with running(site, directory, SWEEP_PANDAS="yes") as found:
         wrong: Counter[str] = Counter()
         times: list[float] = []
         with crowd(found.port, 2, "/", pause=0.02 if site.cpu >= 1 else 0.1) as others:
             for _turn, kind in itertools.product(range(given.rounds), given.kind or KINDS):
-                for answer in ask(found.port, kind, site.patience):
+                for answer in ask(found.port, kind, 3 * site.patience * SLOWER):
                     times.append(answer.seconds)
                     late = " late" if answer.seconds > site.patience else ""
                     if answer.status != 503 or late:
@@ -427,7 +377,23 @@ def chosen(given: argparse.Namespace, scenario: str) -> list[Site]:
 
 
 def one(job: tuple[str, Site, argparse.Namespace, Path | None]) -> Figures:
-    scenario, site, given, logs = job
+    """Return the figures of one site. On Ctrl-C, end this process: it must not begin another."""
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        return measured(*job)
+    finally:
+        if interrupted:  # whatever else was raised while the site was taken down
+            os._exit(130)
+
+
+def measured(scenario: str, site: Site, given: argparse.Namespace, logs: Path | None) -> Figures:
     with scratch() as temporary:
         directory = temporary
         if logs is not None:
@@ -456,6 +422,13 @@ def main() -> int:
     options.add_argument("--server", action="append", choices=SERVERS, dest="kind_of_server")
     options.add_argument("--blas", action="append", help="OPENBLAS_NUM_THREADS; repeatable")
     given = options.parse_args()
+    try:
+        return sweep(given)
+    except KeyboardInterrupt:  # the sites have got it too, and are taken down
+        return 130
+
+
+def sweep(given: argparse.Namespace) -> int:
     figures: dict[str, list[tuple[str, Figures]]] = {}
     checked: list[Target] = []
     context = multiprocessing.get_context("fork")

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from endless import MB, array, bytearrays, dicts, frame, text, touched
 from flask import Flask, Response, render_template_string, request
 
-from lowmem_wsgi.memory.reading import Memory
-
 if os.environ.get("SWEEP_PANDAS"):
     import pandas  # noqa: F401
 
@@ -30,6 +28,8 @@ def small_dicts() -> object:
 
 def late_import() -> object:
     """Fill the container but for 50 MB, load a large package there, and go on growing."""
+    from lowmem_wsgi.memory.reading import Memory
+
     usage = Memory().read()
     found = [touched(MB) for _ in range((usage.limit - usage.used) // MB - 90)]
     import matplotlib.pyplot  # noqa: F401

@@ -1,0 +1,222 @@
+"""From what was recorded to figures with a spread, places and sentences. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+# One contender at one share of a CPU in one round, as it is in the JSON: see course.py.
+Record = dict[str, Any]
+NAN = float("nan")
+# A smaller difference is none, however close a contender's own measurements are. Counts are exact.
+LEAST = 0.03
+
+
+class Figure(NamedTuple):
+    """The median of all measurements, the least and the most of them."""
+
+    value: float
+    low: float
+    high: float
+    times: int
+
+    @property
+    def spread(self) -> float:
+        """How far apart the measurements lie, as a share of the figure; nan for one alone."""
+        if self.times < 2 or not self.value:
+            return NAN
+        return (self.high - self.low) / self.value
+
+
+class Metric(NamedTuple):
+    """A column of the table. `of`: its measurements in a record."""
+
+    key: str
+    title: str
+    unit: str
+    digits: int
+    of: Callable[[Record], list[float]]
+    most_wins: bool = False
+
+
+def _memory(key: str) -> Callable[[Record], list[float]]:
+    return lambda record: [record["memory"][key]]
+
+
+def _slices(key: str) -> Callable[[Record], list[float]]:
+    return lambda record: [found[key] for found in record["steady"]]
+
+
+def failed(record: Record, phases: Iterable[str] | None = None) -> float:
+    """Failed and wrong answers outside the runaways themselves."""
+    found = record["phases"]
+    return float(sum(found[p]["failed"] + found[p]["wrong"] for p in phases or found))
+
+
+METRICS = (
+    Metric("failed", "failed or wrong", "", 0, lambda r: [failed(r)]),
+    Metric("kills", "OOM kills", "", 0, lambda r: [r["kills"]]),
+    Metric("deaths", "deaths", "", 0, lambda r: [r["deaths"]]),
+    Metric("down", "unavailable", "s", 1, lambda r: [r["unavailable"]]),
+    Metric("refused", "runaways refused", "", 0, lambda r: [r["refused"]], most_wins=True),
+    Metric("initial", "initial", "MB", 0, _memory("initial")),
+    Metric("idle", "idle", "MB", 0, _memory("idle")),
+    Metric("spiked", "after spikes", "MB", 0, _memory("spiked")),
+    Metric("peak", "peak", "MB", 0, _memory("peak")),
+    Metric("final", "final", "MB", 0, _memory("final")),
+    Metric("p50", "p50", "ms", 1, _slices("p50")),
+    Metric("p99", "p99", "ms", 1, _slices("p99")),
+    Metric("p999", "p99.9", "ms", 1, _slices("p999")),
+    Metric("rate", "requests", "/s", 0, _slices("rate"), most_wins=True),
+    Metric("cpu", "CPU a request", "ms", 2, _slices("cpu")),
+    Metric("start", "start", "s", 1, lambda r: [r["start"]]),
+)
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+Row = dict[str, Figure]  # by the metric's key
+Table = dict[str, Row]  # by the contender's name
+
+
+def figure(values: Sequence[float]) -> Figure:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return Figure(NAN, NAN, NAN, 0)
+    return Figure(median(known), min(known), max(known), len(known))
+
+
+def summarise(records: Sequence[Record], share: float) -> Table:
+    """The figures of all contenders at a share of a CPU, the best first."""
+    of: dict[str, list[Record]] = {}
+    for record in records:
+        if record["share"] == share and not record["missing"]:
+            of.setdefault(record["contender"], []).append(record)
+    table = {
+        name: {m.key: figure([v for r in found for v in m.of(r)]) for m in METRICS}
+        for name, found in of.items()
+    }
+    ranks = standing(table)
+    return dict(sorted(table.items(), key=lambda item: ranks[item[0]]))
+
+
+def standing(table: Table) -> dict[str, tuple[int, ...]]:
+    """By contender: its places in what decides the order of the table, the weightiest first."""
+    places = [place(table, BY_KEY[key]) for key in ("failed", "kills", "down", "p99")]
+    return {name: tuple(found[name] for found in places) for name in table}
+
+
+def better(a: Figure, b: Figure, metric: Metric) -> bool:
+    """Whether `a` is better than `b` by more than the measurements of either lie apart."""
+    least = LEAST if metric.unit else 0.0
+    if metric.most_wins:
+        return a.low * (1 - least) > b.high
+    return a.high < b.low * (1 - least)
+
+
+def place(table: Table, metric: Metric) -> dict[str, int]:
+    """By contender: 1 where no other is better beyond the noise, and one more for each that is."""
+    column = {name: row[metric.key] for name, row in table.items()}
+    return {
+        name: 1 + sum(better(b, a, metric) for b in column.values())
+        for name, a in column.items()
+        if not math.isnan(a.value)
+    } | {name: len(column) for name, a in column.items() if math.isnan(a.value)}
+
+
+def leaders(table: Table, metric: Metric) -> list[str]:
+    """Who is best, and whoever cannot be told apart from the best; the best first."""
+    known = {n: r[metric.key] for n, r in table.items() if not math.isnan(r[metric.key].value)}
+    ordered = sorted(known, key=lambda n: known[n].value, reverse=metric.most_wins)
+    if not ordered:
+        return []
+    best = known[ordered[0]]
+    return [n for n in ordered if not better(best, known[n], metric)]
+
+
+def spread(table: Table, metric: Metric) -> float:
+    """The median of the contenders' spreads; nan where each was measured once."""
+    known = [s for row in table.values() if not math.isnan(s := row[metric.key].spread)]
+    return median(known) if known else NAN
+
+
+class Promise(NamedTuple):
+    """What is to be shown, and whether it is."""
+
+    text: str
+    figure: float
+    bound: float
+
+    @property
+    def kept(self) -> bool:
+        return self.figure <= self.bound
+
+
+def promises(table: Table, ours: Sequence[str], plain: str) -> list[Promise]:
+    """What lowmem-wsgi promises, at one share of a CPU."""
+    found = []
+    least = min((row["failed"].value for row in table.values()), default=0)
+    for name in (name for name in ours if name in table):
+        row = table[name]
+        found += [
+            Promise(f"{name}: OOM kills", row["kills"].high, 0),
+            Promise(f"{name}: failed or wrong answers", row["failed"].high, 0),
+            Promise(f"{name}: more failures than the best", row["failed"].value - least, 0),
+        ]
+        if plain in table:
+            bare = table[plain]
+            found += [
+                Promise(f"{name}: {words} / {plain}", row[key].value / bare[key].value, bound)
+                for key, words, bound in (
+                    ("p99", "p99", 1.03),
+                    ("idle", "memory at rest", 1.0),
+                    ("spiked", "memory after spikes", 1.0),
+                )
+            ]
+    return found
+
+
+def unavailable(answers: Sequence[tuple[float, float, bool]]) -> float:
+    """Seconds without service, from what neighbours were answered: (began, ended, good) each.
+
+    An outage begins with a request that fails, and ends with the next good answer to a request
+    that was made after that.
+    """
+    total, since = 0.0, None
+    last = max((ended for _, ended, _ in answers), default=0.0)
+    for began, ended, good in sorted(answers):
+        if since is None and not good:
+            since = began
+        elif since is not None and good:
+            total, since = total + ended - since, None
+    return total + (last - since if since is not None else 0.0)
+
+
+def binned(
+    points: Sequence[tuple[float, float]], spans: Sequence[tuple[float, float]], bins: int
+) -> list[float]:
+    """The most in each part of some spans of time taken together; nan where nothing is known."""
+    length = sum(end - begin for begin, end in spans)
+    found = [NAN] * bins
+    for moment, value in points:
+        before = 0.0
+        for begin, end in spans:
+            if begin <= moment < end and length > 0:
+                at = min(bins - 1, int(bins * (before + moment - begin) / length))
+                found[at] = value if math.isnan(found[at]) else max(found[at], value)
+            before += end - begin
+    return found
+
+
+def agreement(first: Table, second: Table, keys: Iterable[str]) -> dict[str, float]:
+    """By metric: the largest change of a contender's share of the median, from run to run."""
+    found = {}
+    names = [name for name in first if name in second]
+    for key in keys:
+        sides: list[Mapping[str, float]] = []
+        for table in (first, second):
+            middle = median(table[name][key].value for name in names)
+            sides.append({n: table[n][key].value / middle if middle else 1.0 for n in names})
+        changes = [abs(sides[1][n] / sides[0][n] - 1) for n in names if sides[0][n]]
+        found[key] = max(changes, default=0.0)
+    return found
