@@ -1,5 +1,6 @@
-"""Write docs/settings.md from the table in src/lowmem_wsgi/settings.py, and docs/metrics.md from
-those in src/lowmem_wsgi/metrics.py and src/lowmem_wsgi/admin/openmetrics.py.
+"""Write docs/settings.md from the table in src/lowmem_wsgi/settings/, docs/metrics.md from those
+in src/lowmem_wsgi/metrics.py and src/lowmem_wsgi/admin/openmetrics.py, and docs/api.md from the
+docstrings of the public names.
 
 python docs/generate.py            write the pages
 python docs/generate.py --check    exit with 1 if a page is not what would be written
@@ -7,13 +8,18 @@ python docs/generate.py --check    exit with 1 if a page is not what would be wr
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lowmem_wsgi
+import lowmem_wsgi.imports
 from lowmem_wsgi.admin.openmetrics import FAMILIES
 from lowmem_wsgi.metrics import COUNTERS
+from lowmem_wsgi.offload.call import Offloaded
 from lowmem_wsgi.settings import PRESETS, Setting, Settings, SettingsError, table
 
 DOCS = Path(__file__).parent
@@ -33,7 +39,7 @@ configuration written today keeps working."""
 TEMPLATE = """\
 # Settings
 
-<!-- Made by docs/generate.py from src/lowmem_wsgi/settings.py. Do not edit: run `make docs`. -->
+<!-- Made by docs/generate.py from src/lowmem_wsgi/settings/. Do not edit: run `make docs`. -->
 
 ## How values are read
 
@@ -69,7 +75,8 @@ All that is wrong is reported at once, in one `SettingsError`, when the app is w
 
 The rows from `memory_limit` to `purge_modules` are explained in [memory.md](memory.md),
 `heavy_modules` and `lazy_heavy` in [heavy.md](heavy.md), `recycle` and `ceiling` in
-[survive.md](survive.md).
+[survive.md](survive.md), `error_page` in
+[how-it-works.md](how-it-works.md#an-error-page-of-your-own).
 
 `balanced` is the default. Take `memory` if you want your app to survive and nothing else: no upload
 cap, no session lifetime, no rule for static files. `ultra` takes the source document's own numbers,
@@ -97,7 +104,8 @@ worker may come to need: twice what was loaded, and 32 MB for a request that nee
 a core (in a container: of its share), at least one. With 400 MB up to `warn` and two cores, an app
 of 30 MB gets four workers, one of 60 MB two, one of 93 MB one. The log says how many, and why. It
 is one worker where nothing enforces a limit, and in a config of the site's own, which sets
-`workers` itself.
+`workers` itself. Heroku sets `WEB_CONCURRENCY` by itself (2 on a dyno of 512 MB): of these,
+LowMemory starts only as many as fit. `--workers` holds as it is.
 
 `graceful_timeout` is 25 s: platforms kill 30 s after they have asked a server to end.
 
@@ -117,6 +125,7 @@ METRICS = """\
 run `make docs`. -->
 
 [How to scrape them](status.md#metrics), and what the other keys of the status document mean.
+[A dashboard for Grafana and alert rules](monitoring.md) use them.
 
 ## Counters
 
@@ -136,6 +145,86 @@ All workers of the site together, those that are gone as well. The first column 
 `lowmem_level` is a state set (a gauge in the older format). Of routes, there are a hundred at most,
 and `other`.
 """
+
+
+API = """\
+# Python API
+
+<!-- Made by docs/generate.py from the public docstrings. Do not edit: run `make docs`. -->
+
+Import these names from `lowmem_wsgi`, and the last two from `lowmem_wsgi.imports`. Every other
+module is internal. `lowmem_wsgi.__version__` is the version. `lowmem_wsgi.gunicorn` is a
+[Gunicorn config](run.md#gunicorns-options).
+
+An app also finds two values in the WSGI environ, `lowmem.level` and `lowmem.limits`:
+[how-it-works.md](how-it-works.md#limits-for-the-app).
+
+{entries}
+"""
+
+# What the page shows, in this order: the object, its heading, the methods that a site may call.
+PUBLIC: list[tuple[Any, str, tuple[str, ...]]] = [
+    (lowmem_wsgi.LowMemory, "LowMemory", ("status", "cleanup", "heavy", "start", "close")),
+    (lowmem_wsgi.on_pressure, "on_pressure", ()),
+    (lowmem_wsgi.SettingsError, "SettingsError", ()),
+    (lowmem_wsgi.offload, "offload", ()),
+    (Offloaded, "Offloaded", ("__call__", "submit", "stream")),
+    *(
+        (getattr(lowmem_wsgi, name), name, ())
+        for name in sorted(lowmem_wsgi.__all__)
+        if name.startswith("Offload")
+    ),
+    (lowmem_wsgi.imports.install, "imports.install", ()),
+    (lowmem_wsgi.imports.uninstall, "imports.uninstall", ()),
+]
+
+
+def api_page() -> str:
+    """docs/api.md, whole."""
+    return API.format(entries="\n\n".join(_entries()))
+
+
+def _entries() -> Iterator[str]:
+    for found, name, methods in PUBLIC:
+        yield f"## `{name}`"
+        bases = [base.__name__ for base in getattr(found, "__bases__", ()) if base is not object]
+        if inspect.isclass(found) and issubclass(found, Exception):
+            yield f"An exception. Also a: {', '.join(map(_code, bases))}."
+        elif found is not Offloaded:
+            yield f"```text\n{name}{_signature(found)}\n```"
+        yield _markdown(inspect.getdoc(found) or "")
+        for method in methods:
+            yield f"### `{name}.{method}`"
+            function = getattr(found, method)
+            yield f"```text\n{method}{_signature(function)}\n```"
+            yield _markdown(inspect.getdoc(function) or "")
+
+
+def _signature(found: Any) -> str:
+    """The signature, an argument a line where it is long; without self, and types unquoted."""
+    arguments, _, result = str(inspect.signature(found)).rpartition(") -> ")
+    if not arguments:
+        arguments, result = result.removesuffix(")"), ""
+    arguments = re.sub(r": '([^']*)'", r": \1", arguments[1:]).removeprefix("self").lstrip(", ")
+    line = f"({arguments})" + (f" -> {result.strip(chr(39))}" if result else "")
+    if len(line) < 80:
+        return line
+    parts = re.sub(r", (?=\*|\w+: )", ",\n    ", arguments)
+    return line.replace(arguments, f"\n    {parts},\n")
+
+
+def _markdown(doc: str) -> str:
+    """A docstring as Markdown: indented lines are code; `name   text` is a row of a list."""
+    parts = []
+    for part in doc.split("\n\n"):
+        if part.startswith("    "):
+            parts.append("```text\n" + inspect.cleandoc(part) + "\n```")
+        elif re.match(r"\w+ {2,}", part):
+            rows = re.sub(r"\n {2,}", " ", part)
+            parts.append(re.sub(r"^(\w+) {2,}", r"* `\1`: ", rows, flags=re.MULTILINE))
+        else:
+            parts.append(re.sub(r"\bLOWMEM_[A-Z_*]+", lambda found: _code(found[0]), part))
+    return "\n\n".join(parts)
 
 
 def metrics_page() -> str:
@@ -215,7 +304,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     stale = 0
-    for name, make in (("settings.md", settings_page), ("metrics.md", metrics_page)):
+    pages = {"settings.md": settings_page, "metrics.md": metrics_page, "api.md": api_page}
+    for name, make in pages.items():
         page, text = DOCS / name, make()
         if not arguments:
             page.write_text(text, encoding="utf-8")
