@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Run a command as root in a virtual machine with cgroup v2, in the current folder.
+# Run a command as root in a virtual machine with cgroup v2 (with -1: v1), in the current folder.
 #
-#   tools/cgroup2-vm.sh [-m MB] [-t SECONDS] COMMAND...
+#   tools/cgroup2-vm.sh [-1] [-m MB] [-t SECONDS] COMMAND...
 #
 # The machine is QEMU without KVM and Debian's cloud kernel: it boots in seconds, and computes 10 to
 # 20 times slower than this machine. It sees this machine's files, read-only, below an overlay in
 # memory. So what COMMAND writes is gone with the machine; TMPDIR is a disk of its own, whose page
-# cache is page cache. Loopback is the only network. Needs Debian, and root to install what is
-# missing. Exits with COMMAND's status; with 124 after SECONDS (default 1800).
+# cache is page cache. Loopback is the only network. Needs Debian on x86-64, and root. Exits with
+# COMMAND's status; with 124 after SECONDS (default 1800); with 125, and the reason, where no such
+# machine can be had.
 set -euo pipefail
 
-memory=3000 seconds=1800
-while getopts m:t: option; do
+memory=3000 seconds=1800 version=2
+while getopts 1m:t: option; do
   case $option in
+    1) version=1 ;;
     m) memory=$OPTARG ;;
     t) seconds=$OPTARG ;;
     *) exit 2 ;;
@@ -23,6 +25,14 @@ if [ $# -eq 0 ]; then
   sed -n 's/^# \{0,1\}//; 2,4p' "$0" >&2
   exit 2
 fi
+
+unavailable() {
+  echo "no virtual machine can be had here: $1" >&2
+  exit 125
+}
+[ "$(uname -sm)" = "Linux x86_64" ] || unavailable "it needs Linux on x86-64"
+[ "$(id -u)" = 0 ] || unavailable "it needs root"
+command -v apt-get >/dev/null || unavailable "it needs Debian's packages"
 
 here=$PWD
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lowmem-wsgi-vm
@@ -38,23 +48,35 @@ finish() {
 }
 trap finish EXIT
 
+virtiofsd=
+find_virtiofsd() {
+  for virtiofsd in /usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd; do
+    [ ! -x "$virtiofsd" ] || return 0
+  done
+  return 1
+}
+install() {
+  apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" >/dev/null 2>&1
+}
 missing=()
 for pair in qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio mkfs.ext4:e2fsprogs; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  apt-get update -qq || true
+  install "${missing[@]}" || unavailable "apt-get cannot install ${missing[*]}"
 fi
-for virtiofsd in /usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd; do
-  [ -x "$virtiofsd" ] && break
-done
+# Of its own since Debian 13; before, QEMU has it.
+find_virtiofsd || { install virtiofsd && find_virtiofsd; } || unavailable "virtiofsd is missing"
 
 # The kernel, and those of its modules that it needs to reach its files.
 kernel=$cache/kernel
-if [ ! -e "$kernel" ]; then
+download_kernel() {
   image=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\)/\1/p' | head -n 1)
-  (cd "$work" && apt-get download -qq "$image" 2>/dev/null && dpkg -x ./*.deb unpacked)
+  [ -n "$image" ] && cd "$work" && apt-get download -qq "$image" 2>/dev/null && dpkg -x ./*.deb unpacked
+}
+if [ ! -e "$kernel" ]; then
+  (download_kernel) || unavailable "apt-get cannot download linux-image-cloud-amd64"
   mv "$work/unpacked" "$kernel"
 fi
 drivers=(
@@ -96,8 +118,15 @@ mount -t devtmpfs dev dev
 mkdir -p dev/shm dev/pts disk
 mount -t tmpfs tmpfs dev/shm
 mount -t devpts devpts dev/pts
-mount -t cgroup2 none sys/fs/cgroup
-echo "+memory +cpu +pids" >sys/fs/cgroup/cgroup.subtree_control
+if [ $version = 2 ]; then
+  mount -t cgroup2 none sys/fs/cgroup
+  echo "+memory +cpu +pids" >sys/fs/cgroup/cgroup.subtree_control
+else
+  mount -t tmpfs tmpfs sys/fs/cgroup
+  mkdir sys/fs/cgroup/memory sys/fs/cgroup/cpu
+  mount -t cgroup -o memory none sys/fs/cgroup/memory
+  mount -t cgroup -o cpu none sys/fs/cgroup/cpu
+fi
 mount -t ext4 /dev/vda disk
 ifconfig lo 127.0.0.1 up
 mkdir -p tmp/vm
@@ -130,6 +159,7 @@ timeout "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m
   -drive file="$work/disk",if=virtio,format=raw,cache=unsafe \
   -kernel "$kernel"/boot/vmlinuz-* -initrd "$work/initrd.gz" \
   -append "console=ttyS0 quiet loglevel=0 panic=-1" </dev/null 2>&1 |
-  tr -d '\r' | tee "$work/output" | sed -u '1,/^VM-BEGINS/d; /^VM-ENDS/,$d'
+  stdbuf -oL tr -d '\r' | tee "$work/output" | sed -u '1,/^VM-BEGINS/d; /^VM-ENDS/,$d'
 status=$(sed -n 's/^VM-ENDS //p' "$work/output" | tail -n 1)
+[ -n "$status" ] || grep -q ^VM-BEGINS "$work/output" || unavailable "it does not boot"
 exit "${status:-124}"

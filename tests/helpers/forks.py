@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def fork() -> int:
+    """Fork, beside the threads of earlier tests and of the runner: the child ends soon."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        return os.fork()
 
 
 @contextlib.contextmanager
@@ -13,7 +23,7 @@ def child(work: Callable[[], object], *, stays: bool = True) -> Iterator[int]:
     """The pid of a child that does the work. It has done it by now and `stays` until it is killed,
     here at the latest; else it is about to do it, and ends then."""
     done, tell = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
@@ -40,7 +50,7 @@ def together(count: int, work: Callable[[], object]) -> list[int]:
     go, begin = os.pipe()
     pids = []
     for _ in range(count):
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             code = 1
             try:
@@ -66,7 +76,7 @@ def kill(pid: int) -> None:
 
 def asked(question: Callable[[], bool]) -> bool:
     """The answer of another process."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 99
         try:
@@ -76,3 +86,21 @@ def asked(question: Callable[[], bool]) -> bool:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, 1), "the child has failed"
     return bool(code)
+
+
+def found(look: Callable[[], object]) -> Any:
+    """What another process finds, as JSON has it."""
+    result, tell = os.pipe()
+    pid = fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.write(tell, json.dumps(look()).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(tell)
+    with open(result, "rb") as pipe:
+        text = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0, "the child has failed"
+    return json.loads(text)

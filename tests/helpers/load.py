@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .servers import SLOWER
+
 
 class Answer(NamedTuple):
     path: str
@@ -50,13 +52,13 @@ class Crowd:
         self._stopped.set()
 
     def join(self, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOWER
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         assert not any(thread.is_alive() for thread in self._threads), "a client got no answer"
 
     def _ask_on(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30 * SLOWER)
         for _ in self._numbers:
             if self._stopped.is_set():
                 break

@@ -67,6 +67,12 @@ class Server:
         path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
         return [int(pid) for pid in Path(path).read_text().split()]
 
+    def listens(self) -> bool:
+        address = ("127.0.0.1", self.port)
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=5):
+            return True
+        return False
+
     def request(
         self,
         method: str,
@@ -129,42 +135,49 @@ def serve(
     workers: int = 1,
     threads: int = 3,
     config: str | None = None,
+    command: Callable[[int], Sequence[str]] | None = None,
     options: Sequence[str] = (),
     cwd: Path = APPS,
     cgroup: Path | Sequence[Path] | None = None,
     env: Mapping[str, str] | None = None,
+    as_it_comes: bool = False,
     **more: str,
 ) -> Iterator[Server]:
     """Serve `app` (module:name, looked up in tests/apps) until the block ends.
 
     `server`: sync, gthread or gevent (Gunicorn), run (our command), waitress, werkzeug, uwsgi,
     mod_wsgi; the last two are not among what the tests install, and without them the test is
-    skipped. With `config`
+    skipped. `command`: of any other server, for a port that is free; `server` is then a name for
+    the log. With `config`
     Gunicorn takes that config and no numbers of ours. The server joins each `cgroup` before it
-    starts. `env` and `more`: of its environment.
+    starts. `env` and `more`: of its environment. `as_it_comes`: Gunicorn keeps its control socket.
     """
-    environ = {**(env or {}), **more}
+    environ = {**_patience(), **(env or {}), **more}
     log_path = tmp_path / f"{server}-{time.monotonic_ns()}.log"
-    if server in GUNICORN:
-        command = [sys.executable, "-m", "gunicorn", app, "--bind", "127.0.0.1:0"]
+    port = 0
+    if command is not None:
+        port = free_port()
+        words = [*command(port)]
+    elif server in GUNICORN:
+        words = [sys.executable, "-m", "gunicorn", app, "--bind", "127.0.0.1:0"]
         # Each server of ours has its own; the default would be shared by all of this user's.
-        command += _quiet_control_socket()
+        words += [] if as_it_comes else _quiet_control_socket()
         if config is not None:
-            command += ["-c", config]
+            words += ["-c", config]
         else:
-            command += ["-k", server, "-w", str(workers)]
+            words += ["-k", server, "-w", str(workers)]
             # With threads, Gunicorn quietly makes a sync worker a gthread one.
-            command += ["--threads", str(threads)] if server == "gthread" else []
+            words += ["--threads", str(threads)] if server == "gthread" else []
     elif server in OTHERS:
-        command = OTHERS[server](app, tmp_path, workers, threads)
+        words = OTHERS[server](app, tmp_path, workers, threads)
     else:
-        command = [sys.executable, str(HERE / "serve.py"), server, app]
+        words = [sys.executable, str(HERE / "serve.py"), server, app]
     for group in [cgroup] if isinstance(cgroup, Path) else cgroup or ():
         inside = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', str(group)]
-        command = [*inside, *command]
+        words = [*inside, *words]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [*command, *options],
+            [*words, *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -173,15 +186,31 @@ def serve(
         )
     running = Server(process, log_path, env=environ)
     try:
-        wait_for(lambda: process.poll() is not None or _LISTENING.search(running.log), "a port")
-        found = _LISTENING.search(running.log)
-        assert found, running.log
-        running.port = int(found[1])
-        if server == "mod_wsgi":  # which tells its port before it has it
-            wait_for(lambda: _listens(running.port), f"it to listen: {running.log}")
+        if not port:
+            wait_for(lambda: process.poll() is not None or _LISTENING.search(running.log), "a port")
+            found = _LISTENING.search(running.log)
+            assert found, running.log
+            port = int(found[1])
+        running.port = port
+        if command is not None or server == "mod_wsgi":  # which tells its port before it has it
+            wait_for(
+                lambda: process.poll() is not None or running.listens(),
+                lambda: f"it to listen: {running.log}",
+            )
+            assert process.poll() is None, running.log
         yield running
     finally:
         stop(process)
+
+
+def _patience() -> dict[str, str]:
+    """On a slower machine, Gunicorn waits longer too: for a worker's sign of life, and its end."""
+    if SLOWER == 1:
+        return {}
+    return {
+        "WORKER_TIMEOUT": f"{10 * SLOWER:.0f}",
+        "GUNICORN_CMD_ARGS": f"--graceful-timeout={25 * SLOWER:.0f}",
+    }
 
 
 def _uwsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
@@ -200,9 +229,7 @@ def _mod_wsgi(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]
     found = _installed("mod_wsgi-express")
     if os.geteuid() == 0:
         _skip("Apache does not serve as root")
-    with socket.socket() as free:  # it has to be told one
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()  # it has to be told one
     paths = [word for path in sys.path if path for word in ("--python-path", path)]
     return [
         *(found, "start-server", "--application-type", "module", app.partition(":")[0]),
@@ -224,10 +251,10 @@ def _run(app: str, tmp_path: Path, workers: int, threads: int) -> list[str]:
 OTHERS = {"uwsgi": _uwsgi, "mod_wsgi": _mod_wsgi, "run": _run}
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-        return True
-    return False
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _installed(name: str) -> str:

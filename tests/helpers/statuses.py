@@ -59,6 +59,8 @@ def at_rest(**changes: Any) -> dict[str, Any]:
         "deaths": {"count": 0, "OOM kill": 0, "timeout": 0, "crash": 0},
         "last_death": None,
         "diagnosis": "Nothing stands out: 61 MB of 512 MB, worst request +22 MB at POST /import.",
+        "findings": [],
+        "irreplaceable": None,
         "version": "0.1.0",
         "history": {"interval_seconds": 10, "points": points, "events": []},
         **changes,
@@ -113,6 +115,17 @@ def at_the_end() -> dict[str, Any]:
         "status": "critical",
         "diagnosis": "8 workers × 58 MB do not fit in 512 MB: set WEB_CONCURRENCY=4."
         f" {LEAK} grew 180 MB over 40 requests and it is still referenced: a leak there.",
+        "findings": [
+            {
+                "says": "8 workers × 58 MB do not fit in 512 MB: set WEB_CONCURRENCY=4.",
+                "remedy": "doctor.md#too-many-workers",
+            },
+            {
+                "says": f"{LEAK} grew 180 MB over 40 requests and it is still referenced: a leak"
+                " there.",
+                "remedy": "trace.md#when-a-route-grows",
+            },
+        ],
         "workers": workers,
         "routes": [route(LEAK, 40, 180, 31.5, 0.85), *others, route("other", 88, -1, 0.5, 0)],
         "cleanups": cleanup(now - 12, 4.2),
@@ -161,6 +174,7 @@ def brief() -> dict[str, Any]:
 def just_started() -> dict[str, Any]:
     """Nothing has been measured, and this system tells little."""
     status = at_rest(routes=[], diagnosis=None)
+    status["irreplaceable"] = "This server cannot replace a worker: restart it."
     status["memory"] |= {"source": "process", "uss_bytes": None, "processes_bytes": None}
     status["workers"] = [process(12, "worker", 41, None, None, age=2, requests=0, this=True)]
     status["requests"] |= {"total": 0}
@@ -179,6 +193,43 @@ def asked_for() -> dict[str, Any]:
     after = 481 * MB - sum(int(step["freed_bytes"]) for step in steps)  # type: ignore[call-overload]
     figures = {"before_bytes": 481 * MB, "after_bytes": after, "freed_bytes": 481 * MB - after}
     return {"at": time.time(), "level": "critical", **figures, "steps": steps}
+
+
+def traced(**changes: Any) -> dict[str, Any]:
+    """A trace that has ended."""
+    flask = "/srv/.venv/lib/python3.12/site-packages/flask/app.py"
+    line = {
+        "file": "/srv/shop/reports.py",
+        "line": 41,
+        "code": "CACHE[number] = render(rows)",
+        "grown_bytes": 5 * MB,
+        "blocks": 40,
+        "bytes_per_request": MB // 2,
+        "windows": 10,
+        "types": [{"type": "str", "objects": 2}],
+        "stack": [
+            {"file": "/srv/shop/reports.py", "line": 41, "code": ""},
+            {"file": flask, "line": 902, "code": ""},
+            {"file": flask, "line": 917, "code": ""},
+        ],
+    }
+    small = {**line, "line": 88, "code": "seen.append(number)", "bytes_per_request": 96}
+    return {
+        **{"trace": 1, "state": "done", "why": "All the requests were traced.", "pid": 10003},
+        **{"route": LEAK, "requests": 20, "seconds": 60.0, "traced": 20, "came": 160},
+        **{"windows": 10, "measured": 10, "paired": True},
+        "lines": [line, {**small, "grown_bytes": 960, "windows": 6}],
+        "cost": {
+            "seconds": 9.2,
+            "on_seconds": 0.4,
+            "busy_seconds": 0.3,
+            "request_seconds": 0.012,
+            "untraced_request_seconds": 0.0014,
+            "most_bytes": 80_000,
+            "cut": 0,
+        },
+        **changes,
+    }
 
 
 def cleanup(at: float, freed: float) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 
 from helpers.cgroup import memory_cgroup
 from helpers.servers import Server, serve, wait_for
-from lowmem_wsgi import gunicorn
 from lowmem_wsgi.system.cgroup import processors
+from lowmem_wsgi.workers.fitting import fitting
 
 MB = 1024 * 1024
 CONFIG = "python:lowmem_wsgi.gunicorn"
@@ -161,7 +161,7 @@ def test_as_many_workers_as_memory_allows(tmp_path: Path, size: int) -> None:
         count, warn, loaded = (int(number) for number in found.groups())
         assert warn == int(size * 0.78125)
         rounded = (loaded * MB, (loaded + 1) * MB)
-        assert count in [gunicorn._fitting(warn * MB, most, processors()) for most in rounded]
+        assert count in [fitting(warn * MB, most, processors()) for most in rounded]
         assert count > 1 or size < 512 or processors() < 1
         wait_for(lambda: boots(server) == count, f"{count} workers")
         assert started(server) == count
@@ -175,6 +175,20 @@ def test_as_many_workers_as_memory_allows(tmp_path: Path, size: int) -> None:
         wait_for(
             lambda: len(server.workers()) == count, lambda: f"{count} workers again: {server.log}"
         )
+
+
+def test_of_the_number_that_heroku_sets_by_itself_only_as_many_run_as_fit(tmp_path: Path) -> None:
+    """A worker for each 256 MB by Heroku's rule, where only one fits."""
+    asked = min(4, 2 * len(os.sched_getaffinity(0)) + 1)
+    env: dict[str, Any] = {"DYNO": "web.1", "DYNO_RAM": "1024", "WEB_CONCURRENCY": str(asked)}
+    with (
+        memory_cgroup(160 * MB) as group,
+        serve("plain:bare", tmp_path=tmp_path, config=CONFIG, cgroup=group.path, **env) as server,
+    ):
+        assert started(server) == 1
+        assert FITTING.search(server.log)
+        assert "Heroku sets WEB_CONCURRENCY=" in server.log
+        assert "but only 1 fit: use --workers for more" in server.log
 
 
 @pytest.mark.parametrize(

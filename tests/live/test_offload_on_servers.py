@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.cgroup import memory_cgroup
+from helpers.forks import fork
 from helpers.servers import APPS, Server, serve, wait_for
 from lowmem_wsgi.offload import admission as room
 
@@ -233,7 +234,7 @@ def test_a_child_that_the_oom_killer_takes_is_out_of_memory_and_the_site_lives(
 
 def squeeze(group: Any) -> None:
     """Fill what is left from a process of the test's own, which asks to be spared."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             Path("/proc/self/oom_score_adj").write_text("0")

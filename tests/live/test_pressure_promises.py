@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from helpers.forks import fork
 from helpers.servers import wait_for
 from lowmem_wsgi import LowMemory, on_pressure
 
@@ -283,7 +284,7 @@ def test_a_fork_in_the_middle_of_a_callback_can_call_it_again(
             os.write(write, b"called")
 
     bounded(app.cleanup)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:

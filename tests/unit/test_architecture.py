@@ -62,6 +62,7 @@ CONSTANTS = {
 OTHERS = {
     *("server", "worker", "builtins", "mallinfo", "trim", "timer", "record", "error", "root"),
     *("module", "spec", "result", "__spec__", "app", "_leave", "_thread"),
+    "bootstrap",  # of importlib, in the process that measures imports
 }
 # What sets an attribute by its name, or an item, and what changes a collection.
 BY_NAME = {"setattr", "delattr"}

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import falcon
 import pytest
 from django.core import signals
 from flask import Flask, got_request_exception
@@ -40,6 +41,26 @@ def served() -> Iterator[LowMemory]:
     app = LowMemory(flask())
     assert call(app, make_environ()).code == 503
     yield app
+    app.close()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["none of its own", "a handler of its own"])
+def test_falcon_makes_no_500_of_a_memory_error_unless_the_app_has_a_handler_for_it(
+    own: bool,
+) -> None:
+    class View:
+        def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+            raise MemoryError
+
+    def handle(request: Any, response: falcon.Response, error: Exception, params: Any) -> None:
+        response.status = falcon.HTTP_507
+
+    bare = falcon.App()
+    bare.add_route("/", View())
+    if own:
+        bare.add_error_handler(MemoryError, handle)
+    app = LowMemory(bare)
+    assert call(app, make_environ()).code == (507 if own else 503)
     app.close()
 
 
@@ -219,6 +240,24 @@ def test_flasks_signal_is_received_whatever_the_error(served: LowMemory, kind: s
         kept, context.request.environ = context.request.environ, Hostile()  # type: ignore[assignment]
         got_request_exception.send(app, exception=error)
         context.request.environ = kept
+
+
+def test_flasks_error_is_503_also_where_no_memory_is_left_to_note_it(
+    served: LowMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Flask("full")
+
+    @app.get("/")
+    def full() -> str:
+        raise MemoryError
+
+    def no_memory() -> bool:
+        raise MemoryError
+
+    wrapped = LowMemory(app)
+    assert call(wrapped, make_environ()).code == 503
+    monkeypatch.setattr("flask.has_request_context", no_memory)
+    assert call(wrapped, make_environ()).code == 503
 
 
 ASGI = """

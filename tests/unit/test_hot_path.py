@@ -24,14 +24,16 @@ def hello(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 def calls(work: Callable[[], object]) -> list[str]:
     """The library's functions that are called, in order. The fewest of some tries: now and then
-    something else is due."""
+    something else is due. Comprehensions and generator expressions are part of their function, as
+    Python 3.12 has them."""
     tries = []
     for _ in range(10):
         seen: list[str] = []
 
         def note(frame: FrameType, event: str, arg: object, seen: list[str] = seen) -> None:
             code = frame.f_code
-            if event == "call" and code.co_filename.startswith(PACKAGE):
+            part = code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+            if event == "call" and code.co_filename.startswith(PACKAGE) and not part:
                 seen.append(f"{code.co_filename[len(PACKAGE) + 1 :]} {code.co_name}")
 
         before = sys.getprofile()
@@ -54,7 +56,7 @@ def wrapped() -> LowMemory:
 
 def test_a_request_takes_few_steps_and_opens_no_cold_module(wrapped: LowMemory) -> None:
     seen = calls(lambda: call(wrapped, make_environ()))
-    assert len(seen) <= 41, "\n".join(seen)
+    assert len(seen) <= 35, "\n".join(seen)
     assert len({step.split()[0] for step in seen}) <= 13
 
 
@@ -63,13 +65,13 @@ def test_the_preset_memory_takes_fewer() -> None:
     for _ in range(100):
         assert call(app, make_environ()).code == 200
     seen = calls(lambda: call(app, make_environ()))
-    assert len(seen) <= 35, "\n".join(seen)
+    assert len(seen) <= 30, "\n".join(seen)
     assert not any(step.startswith(("guards/sessions", "guards/uploads")) for step in seen)
 
 
 def test_a_reading_takes_few_steps(wrapped: LowMemory) -> None:
     wrapped.runtime.monitor.stop()
     seen = calls(wrapped.runtime.monitor.tick)
-    assert len(seen) <= 75, "\n".join(seen)
+    assert len(seen) <= 64, "\n".join(seen)
     # Once for the level; once for the ceiling, which must read this process before the container.
     assert seen.count("system/cgroup.py glance") + seen.count("system/cgroup.py read") <= 2

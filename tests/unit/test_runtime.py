@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from helpers.fakes import MB, Clock, Process
-from helpers.forks import asked
+from helpers.forks import asked, fork
 from helpers.servers import wait_for
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, log, on_pressure, runtime
@@ -615,7 +615,7 @@ def test_a_second_app_of_other_thresholds_is_told_whose_hold(
     apps = [LowMemory(ok), LowMemory(ok)]  # kept: one that is thrown away leaves
     assert not caplog.records
     apps.append(LowMemory(ok, warn_at="50%", memory_limit="300MB"))
-    assert "memory_limit, warn_at: its values hold" in caplog.text
+    assert "memory_limit, warn_at. LowMemory uses those values" in caplog.text
 
 
 def test_the_level_reaches_apps() -> None:
@@ -646,13 +646,12 @@ def test_ultra_is_applied_once_and_undone_by_the_last_close() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forked in the worst moment: all locks held by threads that the child does not have."""
     wrapped = LowMemory(ok)
     call(wrapped, make_environ())
     running = wrapped.runtime
-    sessions = wrapped._pipeline.sessions
+    sessions = wrapped.pipeline.sessions
     assert sessions is not None
     locks: list[AbstractContextManager[object]] = [
         *(running.gc_runner._running, running.cleanups._lock, running.monitor._lock),
@@ -670,7 +669,7 @@ def test_a_forked_child_has_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch
     thread = threading.Thread(target=hold)
     thread.start()
     assert held.wait(10)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
@@ -812,7 +811,6 @@ def test_without_a_ceiling_there_is_no_watchdog() -> None:
 
 
 @on_linux
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_has_a_watchdog_of_its_own() -> None:
     wrapped = LowMemory(ok, ceiling="on", memory_limit="64GB")
     call(wrapped, make_environ())

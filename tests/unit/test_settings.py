@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -16,12 +17,12 @@ from lowmem_wsgi.settings import (
     MB,
     Settings,
     format_size,
-    parse_bool,
     parse_duration,
     parse_size,
     table,
     threshold_bytes,
 )
+from lowmem_wsgi.settings.values import parse_bool
 
 NAMES = [row.name for row in table()]
 
@@ -38,6 +39,7 @@ DEFAULTS: list[tuple[str, object, object]] = [
     ("gc_threshold", None, (25, 1, 1)),
     ("gc_freeze", True, True),
     ("trim", True, True),
+    ("system_malloc", True, True),
     ("recursion_limit", None, 200),
     ("memory_limit", None, None),
     ("warn_at", 0.78125, 0.78125),
@@ -46,11 +48,14 @@ DEFAULTS: list[tuple[str, object, object]] = [
     ("check_interval", 30.0, 30.0),
     ("heavy_modules", ("pandas", "numpy", "matplotlib"), ("pandas", "numpy", "matplotlib")),
     ("lazy_heavy", False, True),
+    ("lazy_imports", True, True),
+    ("start_anew", True, True),
     ("purge_modules", False, True),
     ("recycle", True, True),
     ("ceiling", None, None),
     ("max_in_flight", None, 3),
     ("exempt_paths", ("/healthz",), ("/healthz",)),
+    ("error_page", None, None),
     ("static_prefix", "/static/", "/static/"),
     ("static_max_age", 30.0, 30.0),
     ("admin_token", None, None),
@@ -137,6 +142,12 @@ def test_durations(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize(("parse", "text"), [(parse_size, "5TB"), (parse_duration, "5x")])
+def test_an_unknown_unit_is_a_wrong_value(parse: Callable[[object], object], text: str) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse(text)
+
+
 @pytest.mark.parametrize("word", ["1", "true", "on", "yes", "TRUE", " On ", True])
 def test_words_for_on(word: object) -> None:
     assert parse_bool(word) is True
@@ -179,6 +190,7 @@ def test_words_for_off(word: object) -> None:
         ("session_cookies", "a;b"),
         ("heavy_modules", "pan das"),
         ("exempt_paths", "healthz"),
+        ("error_page", "no/such/file"),
         ("status_path", "status"),
         ("status_path", "/status?x"),
         ("max_in_flight", "0"),
@@ -299,6 +311,12 @@ def test_any_keyword_value_is_read_or_refused(keywords: dict[str, object]) -> No
     read_or_refused(keywords, {})
 
 
-@given(st.integers(0, 2**50))
+@given(st.integers(0, 2**49))
 def test_sizes_for_people_are_short(size: int) -> None:
     assert len(format_size(size)) < 12
+
+
+def test_a_name_with_a_line_break_takes_one_line_of_the_error() -> None:
+    with pytest.raises(SettingsError) as error:
+        Settings.load({"no\nsuch": 1}, {})
+    assert str(error.value).splitlines()[1:] == ["  'no\\nsuch'=1: no such setting"]
