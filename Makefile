@@ -5,9 +5,11 @@ PORT ?= 8000
 VENV ?= .venv
 # What is tested: the tree. CI sets this to the wheel it has built.
 PACKAGE ?= -e .
+# Which tests; all, if empty.
+TESTS ?=
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo quick test test-all coverage lint types docs bench late excel table survival sweep diagnosis soak clean
+.PHONY: demo quick test test-all test-v2 matrix frameworks fuzz package coverage lint types docs bench late excel table survival sweep diagnosis gauntlet gauntlet-cost soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -26,11 +28,37 @@ quick: $(VENV)/tests
 	$(VENV)/bin/python -m pytest -q -n 2 tests/unit
 
 test: $(VENV)/tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(TESTS)
 
-# The tests on every Python from 3.10 to 3.13 that is installed.
+# The tests on every Python from 3.10 to 3.13 that is installed, and the unit tests on 3.14 and 3.15
+# (on Debian, as root: in a chroot). LIVE_ON="3.15" make test-all: all the tests on 3.15, and the unit
+# tests on the others.
 test-all:
 	tools/test-all.sh
+
+# The tests that only a real cgroup v2 can prove, in a small virtual machine (QEMU; on Debian, as
+# root; 8 minutes). Skipped with the reason where none can be had.
+test-v2: $(VENV)/tests
+	tools/test-v2.sh $(VENV)/bin/python
+
+# Every server with every framework (12 minutes), and docs/servers.md from the results. MATRIX= takes
+# options of pytest: with -k it is a part, and no page is written. Linux, as a user who may make a
+# cgroup. uWSGI needs a C compiler and python3-dev; mod_wsgi apache2-dev as well, and a Python that
+# the user nobody can read.
+matrix: VENV = .venvs/matrix
+matrix: .venvs/matrix/matrix
+	$(VENV)/bin/python -m pytest tests/matrix -q -n 2 --dist loadgroup $(or $(MATRIX),--page docs/servers.md)
+
+# The own tests of Flask, Django, Bottle and Falcon with every app wrapped, from their sources, and
+# docs/frameworks.md from the results (4 minutes). FRAMEWORKS=flask: that one, and no page is written.
+frameworks: VENV = .venvs/frameworks
+frameworks: .venvs/frameworks/frameworks
+	$(VENV)/bin/python tests/frameworks/run.py $(or $(FRAMEWORKS),--page docs/frameworks.md)
+
+# Each target of the fuzzer for MINUTES (10), as many at a time as there are processors; the examples
+# of each are counted. TARGETS="settings cookie_header": these alone.
+fuzz: $(VENV)/tests
+	$(VENV)/bin/python tests/fuzz/run.py --minutes $(or $(MINUTES),10) $(TARGETS)
 
 # Which lines and branches the unit tests reach, by module.
 coverage: $(VENV)/coverage
@@ -40,13 +68,28 @@ coverage: $(VENV)/coverage
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell .
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 types: $(VENV)/dev
 	$(VENV)/bin/mypy
 
-# The pages that are made from the code.
-docs: $(VENV)/tests
+# The wheel and the sdist, in dist/, and what an index and a type checker say of them.
+package: $(VENV)/package
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+	tools/verify-types.sh $(VENV)/bin dist/*.whl
+
+# The pages that are made from the code, and all of docs/ as a site, in site/. A warning
+# is an error, such as a link or an anchor that leads nowhere.
+docs: $(VENV)/docs
 	$(VENV)/bin/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 bench: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/in_process.py
@@ -85,22 +128,54 @@ sweep: $(VENV)/bench
 diagnosis: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/diagnosis.py --check
 
+# Every server's own way to live in 512 MB beside lowmem-wsgi, and docs/gauntlet from the results.
+# QUICK=1: 12 minutes on two cores; else some hours. GAUNTLET= takes options (--help). The same of
+# what a request costs as heap, workers and routes grow. Linux, as a user who may make cgroups;
+# uWSGI and mod_wsgi as in the matrix.
+gauntlet: .venvs/gauntlet/gauntlet
+	.venvs/gauntlet/bin/python benchmarks/gauntlet $(if $(QUICK),--quick) $(GAUNTLET)
+
+gauntlet-cost: .venvs/gauntlet/gauntlet
+	.venvs/gauntlet/bin/python benchmarks/gauntlet cost $(if $(QUICK),--quick) $(GAUNTLET)
+
 soak: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/soak.py --minutes 10
 
 clean:
-	rm -rf .venv .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venvs .gauntlet dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 # A file each for what is installed, so that make knows when to install anew.
-$(VENV)/python:
+$(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Older ones know no dependency groups.
+$(VENV)/python: $(VENV)/pip
 	$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/demo: $(VENV)/python pyproject.toml examples/flask_app/requirements-excel.txt
-	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements-excel.txt
+# Compiling all of pandas and matplotlib would take longer than the rest: Python compiles what it
+# imports.
+$(VENV)/demo: $(VENV)/pip pyproject.toml $(wildcard examples/flask_app/requirements*.txt)
+	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements.txt
+	$(PIP) install --no-compile -r examples/flask_app/requirements-excel.txt
 	@touch $@
 
-$(VENV)/tests $(VENV)/coverage $(VENV)/dev $(VENV)/bench: $(VENV)/python pyproject.toml
+# Two that have every server.
+.venvs/matrix/matrix .venvs/gauntlet/gauntlet: VENV = $(@D)
+.venvs/matrix/matrix .venvs/gauntlet/gauntlet: pyproject.toml
+	$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/python
+	$(PIP) install $(PACKAGE) --group $(@F)
+	$(PIP) install 'uwsgi>=2.0.30' || echo "uWSGI cannot be built here: it is not run"
+	$(PIP) install 'mod_wsgi>=5' || echo "mod_wsgi cannot be built here: it is not run"
+	@touch $@
+
+.venvs/frameworks/frameworks: VENV = .venvs/frameworks
+.venvs/frameworks/frameworks: pyproject.toml
+	$(MAKE) --no-print-directory VENV=.venvs/frameworks .venvs/frameworks/python
+	$(PIP) install $(PACKAGE) --group frameworks
+	@touch $@
+
+$(VENV)/tests $(VENV)/docs $(VENV)/coverage $(VENV)/dev $(VENV)/bench $(VENV)/package: $(VENV)/python pyproject.toml
 	$(PIP) install $(PACKAGE) --group $(notdir $@)
 	@touch $@
