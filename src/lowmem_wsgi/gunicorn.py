@@ -107,9 +107,9 @@ def on_reload(server: _Any) -> None:
 
 
 def pre_fork(server: _Any, worker: _Any) -> None:
-    """Freeze the heap before each fork.
+    """Freeze the heap before each fork, and fill its holes before the first.
 
-    A GC pass in a worker then writes to no shared page, and so copies none.
+    GC passes and new objects in a worker then write to no shared page, and so copy none.
     """
     _prepare(server)  # in case the site has replaced when_ready
     from .runtime import current
@@ -120,6 +120,7 @@ def pre_fork(server: _Any, worker: _Any) -> None:
 
         gc.collect()
         gc.freeze()
+        _fill_holes()
 
 
 def child_exit(server: _Any, worker: _Any) -> None:
@@ -448,6 +449,16 @@ def _loaded() -> int:
     from .system.procfs import OwnRss
 
     return OwnRss()()
+
+
+@_functools.cache
+def _fill_holes() -> None:
+    """Fill the holes of the heap, once: what is taken before each fork would add up."""
+    from .system.malloc import fill_holes, malloc_trim
+
+    if _settings.trim:
+        malloc_trim()
+    fill_holes()
 
 
 def _cores() -> float:

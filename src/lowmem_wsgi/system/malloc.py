@@ -18,10 +18,15 @@ from .native import has_gil
 # objects and not their sizes: 16 to 512 bytes each, a string or a small dictionary in the middle.
 OBJECT = 96
 
-# Fields of struct mallinfo2 and mallinfo (mallinfo(3)): bytes mapped singly (the fifth), and bytes
-# in use in the heaps (the eighth).
+# Fields of struct mallinfo2 and mallinfo (mallinfo(3)), in bytes: mapped singly, in use in the
+# heaps, free in the heaps, and of that at the end of the first heap.
 FIELDS = 10
-MAPPED, USED = 4, 7
+MAPPED, USED, FREE, TOP = 4, 7, 8, 9
+
+# The sizes of holes, their headers included, and free blocks that glibc's cache of a thread may
+# hold and counts as in use (bytes).
+HOLES, HEADER = (*(1 << power for power in range(22, 11, -1)), *range(4080, 16, -16)), 8
+CACHED = 256 * 1024
 
 
 # Domains of Python's allocators (enum PyMemAllocatorDomain).
@@ -130,28 +135,67 @@ def find_in_use(*, objects: bool = True) -> Callable[[], int] | None:
     the call does not wait to get the GIL back.
     """
     try:
-        import ctypes  # loaded already, by malloc_trim
-
-        library = ctypes.PyDLL(None)
-        # Before glibc 2.33 there is only mallinfo, which counts in ints: up to 4 GB.
-        new = hasattr(library, "mallinfo2")
-        number = ctypes.c_size_t if new else ctypes.c_uint
-
-        class Mallinfo(ctypes.Structure):
-            _fields_ = [(f"f{index}", number) for index in range(FIELDS)]
-
-        mallinfo = library.mallinfo2 if new else library.mallinfo
-        mallinfo.argtypes, mallinfo.restype = [], Mallinfo
-        mapped, used = f"f{MAPPED}", f"f{USED}"
-        blocks = getattr(sys, "getallocatedblocks", lambda: 0) if objects else lambda: 0
+        mallinfo = _find_mallinfo()
     except (ImportError, OSError, AttributeError, TypeError):
         return None
+    mapped, used = f"f{MAPPED}", f"f{USED}"
+    blocks = getattr(sys, "getallocatedblocks", lambda: 0) if objects else lambda: 0
 
     def in_use() -> int:
         found = mallinfo()
         return int(getattr(found, mapped) + getattr(found, used) + OBJECT * blocks())
 
     return in_use
+
+
+def _find_mallinfo() -> Callable[[], Any]:
+    """Return glibc's mallinfo2, or mallinfo before glibc 2.33, which counts up to 4 GB only."""
+    import ctypes  # loaded already, by malloc_trim
+
+    library = ctypes.PyDLL(None)
+    new = hasattr(library, "mallinfo2")
+    number = ctypes.c_size_t if new else ctypes.c_uint
+
+    class Mallinfo(ctypes.Structure):
+        _fields_ = [(f"f{index}", number) for index in range(FIELDS)]
+
+    mallinfo = library.mallinfo2 if new else library.mallinfo
+    mallinfo.argtypes, mallinfo.restype = [], Mallinfo
+    return mallinfo
+
+
+def fill_holes() -> int:
+    """Take, for good, each free block of this thread's heap that lies between blocks in use.
+
+    For a process that is about to fork. A child would put its first objects into these holes, and
+    so copy a page for each hole that it fills. With the holes filled, the child's objects are side
+    by side on new pages. The holes' pages are in memory anyway.
+
+    Return the bytes taken, which are no more than were free; 0 without glibc.
+    """
+    try:
+        import ctypes
+
+        mallinfo, library = _find_mallinfo(), ctypes.PyDLL(None)
+        malloc, free, sbrk = library.malloc, library.free, library.sbrk
+        malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
+        free.argtypes, free.restype = [ctypes.c_size_t], None
+        sbrk.argtypes, sbrk.restype = [ctypes.c_ssize_t], ctypes.c_size_t
+    except (ImportError, OSError, AttributeError, TypeError):
+        return 0
+    info = mallinfo()
+    # What is free below the end is a hole. malloc takes from the end only where no hole is large
+    # enough.
+    end = sbrk(0) - getattr(info, f"f{TOP}")
+    left = most = getattr(info, f"f{FREE}") - getattr(info, f"f{TOP}") + CACHED
+    for size in HOLES:
+        while size <= left:
+            block = malloc(size - HEADER)
+            if not 0 < block < end:
+                free(block)
+                break
+            left -= size
+    return int(most - left)
 
 
 def malloc_trim() -> bool:

@@ -130,3 +130,45 @@ def test_the_status_tells_the_allocator_in_force_and_not_only_the_variables() ->
 
 def test_a_free_threaded_python_keeps_its_allocator() -> None:
     assert use_system_malloc({}, gil=False) is None
+
+
+HOLES = textwrap.dedent("""
+    from lowmem_wsgi.system.malloc import fill_holes
+
+    def private():
+        with open("/proc/self/smaps_rollup") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
+
+    rows = [bytes(600) for _ in range(70_000)]
+    del rows[::7]  # a hole on most pages
+    gc.collect()
+
+    def copied():
+        # Return how many KB a child has of its own when it has made 3 MB of objects.
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            new = [bytes(600) for _ in range(5_000)]
+            os.write(writing, str(private()).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        return int(os.read(reading, 100))
+""")
+
+
+def test_a_child_whose_parent_has_filled_its_holes_copies_no_page_for_each_new_object() -> None:
+    print_both = HOLES + "print(copied(), fill_holes() and copied())"
+    before, after = map(int, said(print_both).split())
+    assert before > 20_000
+    assert 3_000 < after < 6_000
+
+
+def test_filling_takes_the_holes_and_no_more() -> None:
+    code = """
+before = rss()
+print(fill_holes(), fill_holes(), rss() - before)
+"""
+    first, second, grown = map(int, said(HOLES + code).split())
+    assert 6_000_000 < first < 8_000_000  # 10,000 of some 616 bytes
+    assert second < 500_000
+    assert grown < 2_000_000
