@@ -126,6 +126,10 @@ class Pipeline:
     def untrace(self) -> None:
         self.app, self._trace = self._app, None
 
+    def ending(self) -> bool:
+        """Return whether this worker is about to end, replaced by another."""
+        return self.worker.retiring
+
     def after_fork(self) -> None:
         if self._trace is not None:
             self._trace.after_fork()
@@ -318,7 +322,7 @@ class Request(Exchange):
             if pipeline.runtime.users:
                 pipeline.after_request(pipeline.in_flight.count)
             if DRAIN in self.environ:
-                drain(self.environ)
+                drain(self.environ, pipeline.ending)
         except Exception:
             log.failure("Cleaning up after a request")
 
@@ -358,7 +362,7 @@ class AdminRequest(Exchange):
         except Exception:
             log.failure("Weighing")
         if closed and DRAIN in self.environ:
-            drain(self.environ)
+            drain(self.environ, self._pipeline.ending)
 
 
 def failed(guard: Guard, error: Exception) -> None:

@@ -143,6 +143,20 @@ def test_a_leak_of_2_mb_a_request_loses_no_request_and_no_worker(
         wait_for(lambda: len(server.workers()) == workers, "as many workers as before")
 
 
+def test_connections_that_clients_keep_open_cost_no_request_of_a_fast_leak(tmp_path: Path) -> None:
+    """150 MB a second. When a worker ends, Gunicorn waits two seconds for such connections."""
+    with contained(tmp_path, size=512 * MB, WEB_CONCURRENCY="1") as (server, group):
+        with (
+            crowd(server.port, 2, "/", keep_alive=True, pause=1.5) as keeper,
+            crowd(server.port, 4, "/flask/leak", most=300, pause=4 / 75) as leaks,
+        ):
+            leaks.join()
+        assert not leaks.failed, server.log
+        assert not keeper.failed, server.log
+        assert RECYCLED in server.log
+        nobody_was_killed(server, group)
+
+
 def another_answers(server: Server, leaks: Crowd) -> bool:
     return len({answer.text for answer in leaks.answers}) > 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -30,6 +31,8 @@ _MOST_DIGITS = 18
 DRAIN_SECONDS = 5.0
 DRAIN_BYTES = 64 * 1024 * 1024
 _PIECE = 64 * 1024
+# A worker that is to be replaced waits for no client that sends less than a piece in IDLE seconds.
+IDLE = 0.25
 
 
 def declared_length(environ: WSGIEnvironment) -> int | None:
@@ -74,6 +77,7 @@ class Body(io.BufferedIOBase):
         self.overflowed: bool = False
         self.broken: bool = False
         self.short: bool = False
+        self.dropped: int = 0  # bytes, by `discard`
         self._counted = False
 
     def first_time(self) -> bool:
@@ -145,13 +149,19 @@ class Body(io.BufferedIOBase):
             if not data:
                 return
             left -= len(data)
+            self.dropped += len(data)
 
 
-def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic) -> None:
+def drain(
+    environ: WSGIEnvironment,
+    ending: Callable[[], bool] = bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Drop the bytes that the client still sends, so that the client then reads the answer.
 
     Call this after the response, and after the request has left its place to others. Reads at most
-    DRAIN_BYTES for at most DRAIN_SECONDS. Never raises.
+    DRAIN_BYTES for at most DRAIN_SECONDS, and not for an idle client once the worker is `ending`.
+    Never raises.
 
     Does nothing where the client's socket cannot be had, because only a socket bounds the time: on
     such servers an idle client would hold the thread. Gunicorn and werkzeug send `100 Continue`
@@ -179,13 +189,14 @@ def drain(environ: WSGIEnvironment, clock: Callable[[], float] = time.monotonic)
             sock = duplicate = _duplicate(environ, body.stream)
         if sock is None:
             return
-        # A timeout of the socket bounds one recv only, and a read may need many. So a timer closes
-        # the reading side when the time is up. This also ends a client that sends very slowly.
-        timer = _in(DRAIN_SECONDS, lambda: sock.shutdown(socket.SHUT_RD))
+        # A timeout of the socket bounds one recv only, and a read may need many. So another thread
+        # closes the reading side. This also ends a client that sends very slowly.
+        over = threading.Event()
+        threading.Thread(target=_bound, args=(sock, body, ending, over), daemon=True).start()
         try:
             body.discard(DRAIN_SECONDS, clock)
         finally:
-            timer.cancel()
+            over.set()
     except Exception:
         return  # the client is gone, or sends nonsense: no client to answer
     finally:
@@ -202,14 +213,14 @@ def _duplicate(environ: WSGIEnvironment, stream: Any) -> socket.socket | None:
     return None
 
 
-def _in(seconds: float, action: Callable[[], object]) -> threading.Timer:
-    def act() -> None:
-        try:
-            action()
-        except OSError:
-            pass  # closed meanwhile
-
-    timer = threading.Timer(seconds, act)
-    timer.daemon = True
-    timer.start()
-    return timer
+def _bound(
+    sock: socket.socket, body: Body, ending: Callable[[], bool], over: threading.Event
+) -> None:
+    """Close the reading side of `sock` when the client has had its time, if not `over` before."""
+    end, seen = time.monotonic() + DRAIN_SECONDS, 0
+    while not over.wait(IDLE):
+        idle, seen = body.dropped == seen, body.dropped
+        if time.monotonic() >= end or (idle and ending()):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sock.shutdown(socket.SHUT_RD)
+            return

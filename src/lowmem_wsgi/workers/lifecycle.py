@@ -364,9 +364,10 @@ class Worker:
         """Return how many seconds before memory is short to ask for a replacement.
 
         Until the end of a worker was measured, the end is assumed to take LONGER times as long as
-        the start.
+        the start. Connections that clients keep open now may take longer than any end before.
         """
-        return lead(self._pages.page.release or (self._started_in * LONGER if self._fresh else 0.0))
+        release = self._pages.page.release or (self._started_in * LONGER if self._fresh else 0.0)
+        return lead(max(release, self.server.kept() if self.server is not None else 0.0))
 
     def _left(self, growth: Rates) -> float:
         """Return the seconds until this worker meets its own ceiling."""
@@ -441,18 +442,26 @@ class Worker:
             self.record.requests,
             self._carried() + _stuck(situation),
         )
-        self._replace(page, at_once, situation.grown, situation.level, told)
+        patience = situation.spare / 2
+        self._replace(page, at_once, situation.grown, situation.level, told, patience)
 
     def _fits_beside(self, page: SharedPage, server: Server, now: Usage | Situation) -> bool:
         """Return whether a fresh worker can start before this one ends."""
         return page.master == server.master and fits(now.used, self._initial_uss, now.limit)
 
     def _replace(
-        self, page: SharedPage, at_once: bool, grown: int, why: str, told: tuple[object, ...]
+        self,
+        page: SharedPage,
+        at_once: bool,
+        grown: int,
+        why: str,
+        told: tuple[object, ...],
+        patience: float = float("inf"),
     ) -> bool:
         """Ask the server for a fresh worker, with the turn taken. Return whether it was asked.
 
-        `grown`: bytes, for the history. `told`: the log line and its arguments.
+        `grown`: bytes, for the history. `told`: the log line and its arguments. `patience`: seconds
+        that this worker may keep connections without a request.
         """
         assert self.record is not None
         assert self.server is not None
@@ -462,7 +471,7 @@ class Worker:
         page.history.event("recycle", grown, why)
         log.logger.warning(*told)
         try:
-            self.server.replace(at_once)
+            self.server.replace(at_once, patience)
         except Exception:
             log.failure("Asking for a fresh worker")
             self.record.enter(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -16,17 +17,20 @@ class Server(NamedTuple):
     """A server that can replace its workers.
 
     `master`: pid of the process that starts the workers. `size`: the number of workers.
-    `replace(at_once)`: ask for a fresh worker; this worker then finishes its requests in flight.
-    `at_once`: start the fresh worker before this one ends, with a master that handles this (see
-    lowmem_wsgi.gunicorn). `threads`: the threads of the worker's pool.
+    `replace(at_once, patience)`: ask for a fresh worker; this worker then finishes its requests in
+    flight. `at_once`: start the fresh worker before this one ends, with a master that handles this
+    (see lowmem_wsgi.gunicorn). `patience`: the most seconds to wait for a request on a connection
+    that a client keeps open. `threads`: the threads of the worker's pool. `kept()`: return for how
+    many seconds the connections that clients keep open now delay the end of the worker.
     """
 
     name: str
     master: int
     size: int
-    replace: Callable[[bool], None]
+    replace: Callable[[bool, float], None]
     threads: int = 0
     submit: Callable[..., Any] | None = None  # the pool's method
+    kept: Callable[[], float] = float
 
 
 def find_server() -> Server | None:
@@ -50,13 +54,13 @@ def _gunicorn() -> Server | None:
     if type(worker).__name__ in LOSES_REQUESTS:
         return None
 
-    def replace(at_once: bool) -> None:
+    def replace(at_once: bool, patience: float) -> None:
         if at_once:
             with contextlib.suppress(PermissionError):  # the master runs as root: `gunicorn --user`
                 os.kill(worker.ppid, signal.SIGTTIN)  # start one worker more
         try:
             if "gunicorn.workers.gthread" in sys.modules and hasattr(worker, "nr_conns"):
-                _empty_gthread(worker)
+                _empty_gthread(worker, patience)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -68,21 +72,33 @@ def _gunicorn() -> Server | None:
         replace,
         worker.cfg.threads if pool is not None else 0,
         getattr(pool, "submit", None),
+        lambda: _kept(worker),
     )
+
+
+def _kept(worker: Any) -> float:
+    """Return how many seconds Gunicorn's threaded worker waits for the connections it has kept."""
+    if not (getattr(worker, "keepalived_conns", None) or getattr(worker, "_keep", None)):
+        return 0.0
+    linger = getattr(sys.modules["gunicorn.workers.gthread"], "STOP_KEEPALIVE_LINGER", math.inf)
+    return float(min(linger, worker.cfg.keepalive))
 
 
 # On SIGTERM these two close connections that they have promised the client to keep.
 LOSES_REQUESTS = ("TornadoWorker", "GeventPyWSGIWorker")
 
 
-def _empty_gthread(worker: Any) -> None:
+def _empty_gthread(worker: Any, patience: float) -> None:
     """Make the threaded worker of Gunicorn 22 to 26 finish its connections before SIGTERM.
 
     On SIGTERM this worker drops connections that it has accepted (22, 23), or promised the client
     to keep (24 to 26). So the worker first accepts no connection and keeps none, until none is
-    left or `graceful_timeout` has passed. From 27 on Gunicorn does so itself.
+    left or `graceful_timeout` has passed. From 27 on Gunicorn does so itself: a connection without
+    a request waits for STOP_KEEPALIVE_LINGER seconds, here for `patience` at most.
     """
-    if hasattr(sys.modules["gunicorn.workers.gthread"], "STOP_KEEPALIVE_LINGER"):
+    gthread: Any = sys.modules["gunicorn.workers.gthread"]
+    if hasattr(gthread, "STOP_KEEPALIVE_LINGER"):
+        gthread.STOP_KEEPALIVE_LINGER = min(gthread.STOP_KEEPALIVE_LINGER, patience)
         return
     worker.max_keepalived = 0  # so that answers say Connection: close
     if hasattr(worker, "set_accept_enabled"):
@@ -101,7 +117,7 @@ def _uwsgi() -> Server | None:
     # Without a master, uWSGI does not restart a worker that ends.
     if uwsgi is None or not uwsgi.worker_id() or not uwsgi.masterpid():
         return None
-    return Server("uWSGI", uwsgi.masterpid(), uwsgi.numproc, lambda _: _signal("SIGHUP"))
+    return Server("uWSGI", uwsgi.masterpid(), uwsgi.numproc, lambda *_: _signal("SIGHUP"))
 
 
 def _mod_wsgi() -> Server | None:
@@ -109,7 +125,7 @@ def _mod_wsgi() -> Server | None:
     if mod_wsgi is None or not mod_wsgi.process_group:  # embedded in Apache's own process
         return None
     return Server(
-        "mod_wsgi", os.getppid(), mod_wsgi.maximum_processes, lambda _: _signal("SIGUSR1")
+        "mod_wsgi", os.getppid(), mod_wsgi.maximum_processes, lambda *_: _signal("SIGUSR1")
     )
 
 

@@ -339,6 +339,23 @@ def test_a_client_that_sends_slowly_holds_no_thread(
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("ending", [True, False], ids=["about to end", "serving"])
+def test_an_idle_client_is_waited_for_unless_the_worker_is_about_to_end(
+    connection: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, ending: bool
+) -> None:
+    monkeypatch.setattr(body, "DRAIN_SECONDS", 60)
+    ours, client = connection
+    client.sendall(b"x")
+    arguments = [on("uWSGI", ours, monkeypatch), lambda: ending]
+    thread = threading.Thread(target=drain, args=arguments, daemon=True)
+    thread.start()
+    thread.join(10 if ending else 1)
+    assert thread.is_alive() is not ending
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_stream_without_an_end_is_not_drained() -> None:
     client = Endless()
     for framing in ({"HTTP_TRANSFER_ENCODING": "chunked"}, {"CONTENT_LENGTH": "nonsense"}):

@@ -22,6 +22,7 @@ from helpers.forks import asked, child, kill
 from helpers.wsgi import call, make_environ
 from lowmem_wsgi import LowMemory, runtime
 from lowmem_wsgi.memory.attribution import Attribution
+from lowmem_wsgi.memory.ceiling import RESERVE_SHARE
 from lowmem_wsgi.memory.interrupt import Interrupt
 from lowmem_wsgi.memory.levels import CRITICAL, OK, WARN, Levels
 from lowmem_wsgi.settings import Settings
@@ -149,6 +150,7 @@ class Worker:
         served: bool = True,
         kills: int | None = None,
         release: float = LEAST_LEAD / 2,
+        kept: float = 0.0,
         started: bool = True,
         **settings: Any,
     ) -> None:
@@ -161,7 +163,14 @@ class Worker:
         self.in_flight = self.runtime.in_flight
         self.levels = Levels(WARN_AT, CRITICAL_AT)
         self.replaced: list[bool] = []
-        self.server = Server("Fake", os.getpid(), size, self.replaced.append) if served else None
+        self.patience: list[float] = []
+
+        def replace(at_once: bool, patience: float) -> None:
+            self.replaced.append(at_once)
+            self.patience.append(patience)
+
+        fake = Server("Fake", os.getpid(), size, replace, kept=lambda: kept)
+        self.server = fake if served else None
         self.worker = life_of(
             self.runtime,
             lambda: self.server,
@@ -273,6 +282,24 @@ def test_it_is_replaced_the_sooner_the_longer_a_worker_takes_here_to_be_gone(
     worker.live(60, grow=20, until=lambda: worker.replaced)
     before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
     assert before == pytest.approx(lead(release), abs=0.11)
+
+
+def test_connections_that_clients_keep_open_count_as_an_end_that_took_as_long() -> None:
+    worker = Worker(release=0.3, kept=2.0)
+    worker.live(60, grow=20, until=lambda: worker.replaced)
+    before = (CRITICAL_AT - worker.process.rss) / (20 * MB)
+    assert before == pytest.approx(lead(2.0), abs=0.11)
+
+
+@pytest.mark.parametrize("grow", [20, 100])
+def test_connections_without_a_request_are_kept_for_half_of_the_time_that_memory_lasts(
+    grow: int,
+) -> None:
+    worker = Worker(kept=2.0)
+    worker.live(60, grow=grow, until=lambda: worker.replaced)
+    (patience,) = worker.patience
+    room = LIMIT * (1 - RESERVE_SHARE) - worker.process.rss
+    assert patience == pytest.approx(room / (grow * MB) / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("age", [0.02, 0.5, 5.0])
@@ -911,7 +938,7 @@ def test_who_has_left_in_order_has_said_so_or_had_nothing_left_to_do(
     assert postmortem.left_in_order(worker.seen) is expected
 
 
-def ignored(at_once: bool) -> None:
+def ignored(at_once: bool, patience: float) -> None:
     """The `replace` of a server that is not asked for a fresh worker."""
 
 
@@ -1282,7 +1309,7 @@ def test_a_worker_of_uwsgi_that_has_a_master_is_reloaded(
     assert (server is not None) is found
     if server is not None:
         assert server[:3] == ("uWSGI", 77, 4)
-        server.replace(False)
+        server.replace(False, 1.0)
         assert sent == [(os.getpid(), signal.SIGHUP)]
 
 
@@ -1298,7 +1325,7 @@ def test_a_daemon_process_of_mod_wsgi_is_restarted_and_apaches_own_is_not(
     assert (server is not None) is found
     if server is not None:
         assert server[:3] == ("mod_wsgi", os.getppid(), 3)
-        server.replace(False)
+        server.replace(False, 1.0)
         assert sent == [(os.getpid(), signal.SIGUSR1)]
 
 
@@ -1350,7 +1377,7 @@ def test_a_worker_of_gunicorns_ends_and_has_another_started_before_if_that_is_wa
     server = find_server()
     assert server is not None
     assert server[:3] == ("Gunicorn", os.getppid(), 2)
-    server.replace(at_once)
+    server.replace(at_once, 1.0)
     expected = [(os.getpid(), signal.SIGTERM)]
     assert sent == ([(os.getppid(), signal.SIGTTIN), *expected] if at_once else expected)
 
