@@ -7,9 +7,13 @@ VENV ?= .venv
 PACKAGE ?= -e .
 # Which tests; all, if empty.
 TESTS ?=
+# A file with the versions to install, as pip's --constraint wants it; the newest, if empty.
+LOCKED ?=
+LOCK = tools/locked.txt
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+INSTALL = $(PIP) install $(if $(LOCKED),--constraint $(LOCKED))
 
-.PHONY: demo quick test test-all test-v2 matrix frameworks fuzz package coverage lint types docs bench late excel table survival sweep diagnosis gauntlet gauntlet-cost soak clean
+.PHONY: demo quick test test-all test-v2 matrix frameworks fuzz package coverage lint types lock docs bench footprint late excel table survival sweep diagnosis gauntlet gauntlet-cost soak clean
 
 demo: $(VENV)/demo
 	@echo
@@ -77,6 +81,14 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(VENV)/bin/mypy
 
+# The newest versions of all that CI installs, for each Python, into tools/locked.txt.
+lock: $(VENV)/lock
+	echo '# Made by `make lock`: the versions that CI installs. Elsewhere: make test LOCKED=$(LOCK)' >$(LOCK).new
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-header --no-annotate \
+	  --no-emit-index-url --extra gunicorn $(addprefix --group ,dev docs coverage package matrix) \
+	  pyproject.toml >>$(LOCK).new
+	mv $(LOCK).new $(LOCK)
+
 # The wheel and the sdist, in dist/, and what an index and a type checker say of them.
 package: $(VENV)/package
 	rm -rf dist
@@ -97,6 +109,12 @@ bench: $(VENV)/bench
 	$(VENV)/bin/python benchmarks/request_cost.py
 	$(VENV)/bin/python benchmarks/shared_passes.py
 	$(VENV)/bin/python benchmarks/at_rest.py
+
+# A whole container at rest beside stock Gunicorn, and after spikes with each allocator (15 minutes).
+# Linux, as a user who may make a cgroup.
+footprint: $(VENV)/bench
+	$(VENV)/bin/python benchmarks/footprint.py
+	$(VENV)/bin/python benchmarks/allocators.py
 
 # A container at rest with pandas and its kin at the top of the app, with late imports and without
 # (3 minutes). Linux, as a user who may make a cgroup.
@@ -157,25 +175,25 @@ $(VENV)/python: $(VENV)/pip
 # Compiling all of pandas and matplotlib would take longer than the rest: Python compiles what it
 # imports.
 $(VENV)/demo: $(VENV)/pip pyproject.toml $(wildcard examples/flask_app/requirements*.txt)
-	$(PIP) install $(PACKAGE) -r examples/flask_app/requirements.txt
-	$(PIP) install --no-compile -r examples/flask_app/requirements-excel.txt
+	$(INSTALL) $(PACKAGE) -r examples/flask_app/requirements.txt
+	$(INSTALL) --no-compile -r examples/flask_app/requirements-excel.txt
 	@touch $@
 
 # Two that have every server.
 .venvs/matrix/matrix .venvs/gauntlet/gauntlet: VENV = $(@D)
 .venvs/matrix/matrix .venvs/gauntlet/gauntlet: pyproject.toml
 	$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/python
-	$(PIP) install $(PACKAGE) --group $(@F)
-	$(PIP) install 'uwsgi>=2.0.30' || echo "uWSGI cannot be built here: it is not run"
-	$(PIP) install 'mod_wsgi>=5' || echo "mod_wsgi cannot be built here: it is not run"
+	$(INSTALL) $(PACKAGE) --group $(@F)
+	$(INSTALL) 'uwsgi>=2.0.30' || echo "uWSGI cannot be built here: it is not run"
+	$(INSTALL) 'mod_wsgi>=5' || echo "mod_wsgi cannot be built here: it is not run"
 	@touch $@
 
 .venvs/frameworks/frameworks: VENV = .venvs/frameworks
 .venvs/frameworks/frameworks: pyproject.toml
 	$(MAKE) --no-print-directory VENV=.venvs/frameworks .venvs/frameworks/python
-	$(PIP) install $(PACKAGE) --group frameworks
+	$(INSTALL) $(PACKAGE) --group frameworks
 	@touch $@
 
-$(VENV)/tests $(VENV)/docs $(VENV)/coverage $(VENV)/dev $(VENV)/bench $(VENV)/package: $(VENV)/python pyproject.toml
-	$(PIP) install $(PACKAGE) --group $(notdir $@)
+$(VENV)/tests $(VENV)/docs $(VENV)/coverage $(VENV)/dev $(VENV)/bench $(VENV)/package $(VENV)/lock: $(VENV)/python pyproject.toml
+	$(INSTALL) $(PACKAGE) --group $(notdir $@)
 	@touch $@
