@@ -27,22 +27,23 @@ def on_files(files: Any, config: Any) -> Any:
     for source, target in PAGES.items():
         if files.get_file_from_path(target) is None:
             text = (ROOT / source).read_text(encoding="utf-8")
-            folder = posixpath.dirname(source)
-            files.append(File.generated(config, target, content=moved(text, folder)))
+            content = moved(text, posixpath.dirname(source), "docs")
+            files.append(File.generated(config, target, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead the links of a page in docs/ to where their targets are on the site."""
-    return markdown if page.file.generated_by else moved(markdown, "docs")
+    folder = posixpath.dirname(f"docs/{page.file.src_uri}")
+    return markdown if page.file.generated_by else moved(markdown, folder, folder)
 
 
-def moved(markdown: str, folder: str) -> str:
-    """Return a page of the repository's `folder` with its links as the site needs them."""
+def moved(markdown: str, folder: str, to: str) -> str:
+    """Return a page of the repository's `folder` with its links as it needs them in `to`."""
 
     def link(found: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, found[1]))
-        target = PAGES.get(path, posixpath.relpath(path, "docs"))
-        return f"]({target}{found[2] or ''})"
+        target = posixpath.join("docs", PAGES[path]) if path in PAGES else path
+        return f"]({posixpath.relpath(target, to)}{found[2] or ''})"
 
     return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", link, markdown)

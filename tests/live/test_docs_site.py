@@ -142,9 +142,13 @@ def test_no_page_is_wider_than_its_window_or_asks_another_host(
         visit.close()
 
 
-def test_the_search_finds_512_and_asks_no_other_host(origin: str) -> None:
+@pytest.mark.parametrize("from_folder", [False, True], ids=["served", "from a folder"])
+def test_the_search_finds_512_and_asks_no_other_host(
+    site: Path, origin: str, from_folder: bool
+) -> None:
     with chromium() as browser:
-        visit = Visit(browser, origin, viewport={"width": 1200, "height": 900})
+        address = site.as_uri() if from_folder else origin
+        visit = Visit(browser, address, viewport={"width": 1200, "height": 900})
         page = visit.open("/index.html")
         page.locator("label.md-search__icon[for=__search]").first.click(force=True)
         page.locator("input.md-search__input").first.fill("512")
