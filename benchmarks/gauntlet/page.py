@@ -372,7 +372,7 @@ def _promises(run: Document) -> Iterator[str]:
     for share in run["plan"]["shares"]:
         for found in promises(summarise(run["records"], share), HIGHLIGHTED, PLAIN):
             verdict = "kept" if found.kept else "**broken**"
-            yield f"| {share:g} | {found.text} | {found.figure:.2f} | {found.bound:g} | {verdict} |"
+            yield f"| {share:g} | {found.text} | {found.figure:.3f} | {found.bound:g} | {verdict} |"
 
 
 def _cost(costs: Document) -> Iterator[str]:

@@ -178,7 +178,7 @@ def report(run: Document, given: argparse.Namespace) -> int:
         print()
         for promise in promises(table, HIGHLIGHTED, PLAIN):
             verdict = "kept  " if promise.kept else "BROKEN"
-            print(f"{verdict}  {promise.text}: {promise.figure:.2f} (<= {promise.bound:g})")
+            print(f"{verdict}  {promise.text}: {promise.figure:.3f} (<= {promise.bound:g})")
             broken += not promise.kept
     print(f"\nWritten to {shown(given.out)}: {', '.join(files)}")
     return int(given.check and broken > 0)
@@ -189,8 +189,11 @@ def shown(path: Path) -> str:
 
 
 def compare(first: Document, second: Document) -> int:
-    """Print how far two runs agree."""
-    for share in first["plan"]["shares"]:
+    """Print how far two runs agree, at each CPU share that both have."""
+    shares = [share for share in first["plan"]["shares"] if share in second["plan"]["shares"]]
+    if not shares:
+        raise ValueError("the two runs have no CPU share in common")
+    for share in shares:
         one, other = (summarise(run["records"], share) for run in (first, second))
         keys = [metric.key for metric in METRICS if metric.digits or metric.unit == "MB"]
         changes = agreement(one, other, keys)
