@@ -121,7 +121,8 @@ class Ceiling:
         self._unused: int | None = None
         self._raised: tuple[int, int] | None = None  # the second step; made before it is needed
         self._open_until = float("-inf")
-        self._loading: dict[int, int] = {}  # thread that loads a package -> unused bytes before
+        self._loading: set[int] = set()  # threads that load packages
+        self._before_loads = (0, 0)  # bytes mapped, and mapped and not in use
         self._lock = original("_thread", "allocate_lock")()
         self._hits.clear()
 
@@ -207,22 +208,34 @@ class Ceiling:
         usage = self._read()
         if usage.limit - usage.used < PACKAGE:
             raise MemoryError("too little memory left to load a heavy package")
-        self._loading[threading.get_ident()] = self._idle()
+        if not self._loading:
+            self._before_loads = self._idle()
+        self._loading.add(threading.get_ident())
         self._raised = (min(self._given()), self._hard())  # also for open_reserve
         self._put(self.limit, self._raised[0])
 
     def load_ends(self) -> None:
         """Lower the limit again. Do not count what the package has mapped and not touched."""
-        before = self._loading.pop(threading.get_ident(), None)
-        if before is not None and self._unused is not None:
-            self._unused += max(0, self._idle() - before)
-            self.arm()
+        if threading.get_ident() not in self._loading:
+            return
+        self._loading.discard(threading.get_ident())
+        if not self._loading and self._unused is not None:
+            # Memory given back meanwhile is idle too, but was mapped before: it leaves holes.
+            pairs = zip(self._idle(), self._before_loads, strict=True)
+            self._unused += max(0, min(now - then for now, then in pairs))
+        self.arm()
 
-    def _idle(self) -> int:
-        """Return the bytes mapped and not in use, without the stacks of the running threads."""
+    def _idle(self) -> tuple[int, int]:
+        """Return the bytes mapped, and those mapped and not in use.
+
+        Both without the stacks of the running threads.
+        """
         self._count_stacks()
         mapped = self._mapped()
-        return 0 if mapped is None else max(0, mapped.data - mapped.anonymous - self._stacks)
+        if mapped is None:
+            return 0, 0
+        data = max(0, mapped.data - self._stacks)
+        return data, max(0, data - mapped.anonymous)
 
     def possible(self) -> bool:
         """Return whether a ceiling is possible here."""

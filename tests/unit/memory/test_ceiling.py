@@ -526,6 +526,46 @@ def test_what_comes_after_the_load_is_a_hole_again(tmp_path: Path, limits: Limit
     assert site.ceiling.holes == 10 * MB
 
 
+def test_what_others_give_back_while_a_package_loads_are_holes(
+    tmp_path: Path, limits: Limits
+) -> None:
+    """A request that ends beside it gives 250 MB back; the package maps 40 that it does not use."""
+    site = Site(tmp_path)
+    site.map(data=370 * MB, rss=340 * MB)
+    site.ceiling.arm()
+    site.ceiling.load_begins()
+    site.map(data=410 * MB, rss=90 * MB)
+    site.ceiling.load_ends()
+    assert site.ceiling.holes == 250 * MB
+    assert limits.now[0] == 410 * MB + ROOM - 250 * MB
+
+
+def test_what_two_loads_at_once_map_and_do_not_use_counts_once(
+    tmp_path: Path, limits: Limits
+) -> None:
+    site = Site(tmp_path)
+    site.ceiling.arm()
+    site.ceiling.load_begins()
+    ends = threading.Event()
+
+    def load() -> None:
+        site.ceiling.load_begins()
+        began.set()
+        ends.wait(10)
+        site.ceiling.load_ends()
+
+    began, other = threading.Event(), threading.Thread(target=load)
+    other.start()
+    began.wait(10)
+    site.map(data=160 * MB, rss=90 * MB)
+    site.ceiling.load_ends()
+    ends.set()
+    other.join()
+    site.map(data=200 * MB, rss=90 * MB)
+    site.ceiling.arm()
+    assert site.ceiling.holes == 40 * MB
+
+
 def test_a_load_that_gives_back_what_was_unused_takes_nothing_from_the_rest(
     tmp_path: Path, limits: Limits
 ) -> None:
