@@ -60,7 +60,20 @@ CONSTANTS = {
 }
 # Objects of others that LowMemory changes on purpose: servers, the interpreter, foreign libraries.
 OTHERS = {
-    *("server", "worker", "builtins", "mallinfo", "trim", "timer", "record", "error", "root"),
+    *(
+        "server",
+        "worker",
+        "builtins",
+        "mallinfo",
+        "trim",
+        "malloc",
+        "free",
+        "sbrk",
+        "gthread",
+        "record",
+        "error",
+        "root",
+    ),
     *("module", "spec", "result", "__spec__", "app", "_leave", "_thread"),
     "bootstrap",  # of importlib, in the process that measures imports
 }
