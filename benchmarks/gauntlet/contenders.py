@@ -41,7 +41,7 @@ BUILT = {
     "mod_wsgi": "a C compiler, python3-dev and apache2-dev",
 }
 IN_C = "The server parses HTTP and writes answers in compiled code, outside the interpreter."
-AT_400 = "Its limit refuses what would take a process past some 400 MB, and so answers more requests 500."
+AT_400 = "Its limit refuses what takes a process past some 400 MB: more requests are answered 500."
 ONE_PROCESS = "There is one process: no master holds an interpreter of its own."
 
 

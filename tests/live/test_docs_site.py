@@ -151,7 +151,7 @@ def test_the_search_finds_512_and_asks_no_other_host(
         visit = Visit(browser, address, viewport={"width": 1200, "height": 900})
         page = visit.open("/index.html")
         page.locator("label.md-search__icon[for=__search]").first.click(force=True)
-        page.locator("input.md-search__input").first.fill("512")
+        page.locator("input.md-search__input").first.press_sequentially("512")
         result = page.locator(".md-search-result__item").first
         result.wait_for()
         assert "512" in result.inner_text()
