@@ -442,7 +442,7 @@ class Worker:
             self.record.requests,
             self._carried() + _stuck(situation),
         )
-        patience = situation.spare / 2
+        patience = max(situation.spare / 2, LEAST_LEAD)
         self._replace(page, at_once, situation.grown, situation.level, told, patience)
 
     def _fits_beside(self, page: SharedPage, server: Server, now: Usage | Situation) -> bool:
