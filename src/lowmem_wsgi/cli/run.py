@@ -106,7 +106,8 @@ MARKS: dict[tuple[str, ...], str] = {
 }
 USAGE = "usage: lowmem-wsgi run [--check] [--dry-run] [GUNICORN'S OPTIONS] MODULE:APP"
 HELP = """\
-Serve the app with Gunicorn and LowMemory's config: the app wrapped, one worker, three threads.
+Serve the app with Gunicorn and LowMemory's config: the app wrapped, as many workers
+as fit, three threads each.
 LowMemory first sets these variables, except those that you have set. To keep a variable unset, set
 it to nothing (NAME=).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_a_procfile_and_the_variables_to_set() -> None:
     Path("Procfile").unlink()
     light = files.write("heroku", replace(FIGURES, imports={}))
     assert light.then[0].startswith("heroku config:set LOWMEM_SECRET_KEY=")
+
+
+@pytest.mark.parametrize("app", ["app:create_app('x')", 'app:create_app("x")', "app:app"])
+def test_an_app_with_quotes_reaches_the_command_as_it_is(app: str) -> None:
+    figures = replace(FIGURES, app=app)
+    (service,) = blocks(made("render", figures))["services"]
+    commands = [service["startCommand"], made("heroku", figures).partition(": ")[2]]
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        commands.append(tomllib.loads(made("fly", figures))["processes"]["app"])
+    assert [shlex.split(command)[-1] for command in commands] == [app] * len(commands)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no tomllib")

@@ -236,8 +236,17 @@ def test_only_a_lack_of_memory_is_mended_by_sending_in_pieces() -> None:
 
 def test_what_happens_while_pages_are_asked_at_once_is_never_deadly() -> None:
     assert of(failure=Failure("killed", AT_ONCE, "signal 9")) == [("large request", ADVICE)]
-    for kind in ("hung", "raised", "exited"):
-        assert of(failure=Failure(kind, AT_ONCE, "text")) == []
+    for kind in ("raised", "exited", "crashed"):
+        assert of(failure=Failure(kind, AT_ONCE, "text")) == [("page ends the worker", ADVICE)]
+    assert of(failure=Failure("hung", AT_ONCE)) == [("page does not end", ADVICE)]
+
+
+def test_a_crash_is_no_lack_of_memory() -> None:
+    crash = Failure("crashed", "/", "signal 11")
+    assert of(failure=crash, worker=None) == [("page ends the worker", DIE)]
+    at_import = of(failure=replace(crash, at="import"), worker=None, routes=())
+    assert ("does not load", DIE) in at_import
+    assert "born too large" not in dict(at_import)
 
 
 def test_no_figure_of_free_memory_is_negative() -> None:

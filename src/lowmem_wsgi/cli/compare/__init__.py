@@ -72,8 +72,6 @@ def _run(options: argparse.Namespace, progress: Progress) -> int:
         except OSError as error:
             raise _Cannot(f"compare cannot work here: {error}") from None
         stop.check()
-        if options.html is not None:
-            _write(options.html, chart.page(made))
     progress.clear()
     try:
         if options.json:
@@ -82,6 +80,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> int:
             show(report.text(made, colour(sys.stdout, os.environ)))
     except OSError as error:
         raise _Cannot(f"cannot print: {error.strerror}") from None
+    if options.html is not None:
+        _write(options.html, chart.page(made))
     return 0
 
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ...settings import NUMBERS
+from ...workers.variables import STARTED
 from ..run import SAFE_PATH
 
 BARE, OURS, DOCUMENT = "bare", "lowmem-wsgi", "document"
 _CONFIG = Path(__file__).with_name("gunicorn_config.py")
 # Variables of the site's own server, which would make the three differ in more than is compared.
-_LEFT_OUT = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "PORT", "_LOWMEM_STARTED")
+_LEFT_OUT = (*NUMBERS, "GUNICORN_CMD_ARGS", "PORT", STARTED)
 
 
 class Contender(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -66,7 +67,8 @@ def crawl(get: Callable[[str], Page], goes_on: Callable[[], bool] = lambda: True
 def links(text: str) -> list[str]:
     """Return the targets of a page's links, in order; not of those that robots must not follow."""
     reader = _Links()
-    reader.feed(text)
+    with contextlib.suppress(AssertionError):  # Python's parser, of <![
+        reader.feed(text)
     return reader.found
 
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -78,6 +79,10 @@ def main(argv: Sequence[str]) -> int:
         return UNUSABLE
     except KeyboardInterrupt:
         return 130
+    except Exception:  # Python's own exit code for it would mean: advice
+        progress.clear()
+        traceback.print_exc()
+        return UNUSABLE
     finally:
         progress.clear()
     return code

@@ -178,9 +178,11 @@ def _ask_for(seconds: float, app: Any, path: str) -> tuple[int, str]:
 
 def _ask(app: Any, path: str) -> tuple[int, str]:
     """Make one request by GET, as a client. Return the status, and what the app raised (500)."""
+    from urllib.parse import unquote_to_bytes
     from wsgiref.util import setup_testing_defaults
 
     where, _, query = path.partition("?")
+    where = unquote_to_bytes(where).decode("latin-1")  # as PEP 3333 has it
     environ: dict[str, Any] = {
         **{"PATH_INFO": where, "QUERY_STRING": query, "HTTP_HOST": _host(), "SERVER_NAME": _host()},
         **{"HTTPS": "on", "wsgi.url_scheme": "https", "SERVER_PORT": "443"},

@@ -195,14 +195,20 @@ def _fly(text: str) -> Deployment:
         found: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return Deployment("fly.toml")
-    commands = found.get("processes") or {}
+    commands = _table(found, "processes")
     command = commands.get("app") or next(iter(commands.values()), "")
     made = _command(str(command), "fly.toml")
-    given = {str(name): str(value) for name, value in (found.get("env") or {}).items()}
+    given = {name: str(value) for name, value in _table(found, "env").items()}
     delay = re.fullmatch(r"(\d+)\s*s?", str(found.get("kill_timeout", "")))
     return made._replace(
         variables={**given, **made.variables}, grace=float(delay[1]) if delay else None
     )
+
+
+def _table(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a table of a TOML file; an empty one if there is none of this name."""
+    table = found.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 FILES: dict[str, tuple[Sequence[str], Callable[[str], Deployment]]] = {

@@ -259,7 +259,7 @@ def _secret(plan: Plan, first: Mapping[str, Any], setting: bool) -> Secret:
     """Return what the app's secret is like. Loads the app once more, to see whether it changes."""
     if not first["length"]:
         return Secret(app=False, length=0, setting=setting)
-    given = {hashlib.sha256(value.encode()).hexdigest() for value in plan.environ.values()}
+    given = {hashlib.sha256(os.fsencode(value)).hexdigest() for value in plan.environ.values()}
     changes = False
     if first["digest"] not in given:
         again = measure(plan._replace(only_secret=True)).facts.get("digest", first)

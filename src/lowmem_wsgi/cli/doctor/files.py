@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -128,6 +130,7 @@ def _heroku(figures: Figures, name: str) -> Written:
 
 def _fly(figures: Figures, name: str) -> Written:
     pairs = {"PORT": "8080", **variables(figures)}
+    command = json.dumps(f"lowmem-wsgi run {_word(figures)}")
     env = "".join(f'{key} = "{value}"\n' for key, value in pairs.items())
     checks = (
         '\n[[http_service.checks]]\ngrace_period = "10s"\ninterval = "30s"\nmethod = "GET"\n'
@@ -141,7 +144,7 @@ def _fly(figures: Figures, name: str) -> Written:
         f'app = "{name}"\n'
         'kill_signal = "SIGTERM"\n'
         'kill_timeout = "30s"\n'
-        f'\n[processes]\napp = "lowmem-wsgi run {_word(figures)}"\n'
+        f"\n[processes]\napp = {command}\n"
         f"\n[env]\n{env}"
         "\n[http_service]\ninternal_port = 8080\nforce_https = true\n"
         'auto_stop_machines = "stop"\nauto_start_machines = true\nmin_machines_running = 0\n'
@@ -195,13 +198,10 @@ def _requirements() -> tuple[str, ...]:
 
 def _word(figures: Figures) -> str:
     """Return the app as a word of a start command."""
-    app = figures.app or "app:app"
-    return f"'{app}'" if "(" in app else app
+    return shlex.quote(figures.app or "app:app")
 
 
 def _quoted(figures: Figures) -> str:
-    import json
-
     return json.dumps(figures.app or "app:app")
 
 

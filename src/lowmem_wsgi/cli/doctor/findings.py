@@ -94,6 +94,8 @@ def does_not_load(figures: Figures) -> Finding | None:
         )
     if failure.kind == "exited":
         remedy = "do not exit at import"
+    elif failure.kind == "crashed":
+        remedy = "a compiled package crashed: update it, or leave it out"
     elif failure.lines:
         remedy = "mend the line that the traceback ends with"
     elif "(" in (figures.app or ""):
@@ -224,28 +226,36 @@ def _too_large(failure: Failure, figures: Figures) -> Finding | None:
 
 def page_ends_the_worker(figures: Figures) -> Finding | None:
     failure = figures.failure
-    if failure is None or failure.kind not in ("exited", "raised"):
+    if failure is None or failure.kind not in ("exited", "crashed", "raised"):
         return None
-    if not failure.at.startswith("/"):
+    which = _page(failure, figures)
+    if not which:
         return None
-    return Finding(
-        DIE,
-        "page ends the worker",
-        f"GET {failure.at} ended the worker ({failure.text})",
-        f"mend GET {failure.at}",
-    )
+    figure = f"{which} ended the worker ({failure.text})"
+    return Finding(_gravity(failure), "page ends the worker", figure, f"mend {which}")
 
 
 def page_does_not_end(figures: Figures) -> Finding | None:
     failure = figures.failure
-    if failure is None or failure.kind != "hung" or not failure.at.startswith("/"):
+    if failure is None or failure.kind != "hung":
         return None
-    return Finding(
-        DIE,
-        "page does not end",
-        f"GET {failure.at} does not end",
-        f"mend GET {failure.at}",
-    )
+    which = _page(failure, figures)
+    if not which:
+        return None
+    figure = f"{which} did not end"
+    return Finding(_gravity(failure), "page does not end", figure, f"mend {which}")
+
+
+def _gravity(failure: Failure) -> str:
+    """Return what the end of a worker means: asked for one after the other, its pages were well."""
+    return ADVICE if failure.at == AT_ONCE else DIE
+
+
+def _page(failure: Failure, figures: Figures) -> str:
+    """Return which page failed; "" if it was none."""
+    if failure.at == AT_ONCE:
+        return f"one of the pages (asked {figures.served.threads} at once)"
+    return f"GET {failure.at}" if failure.at.startswith("/") else ""
 
 
 def _smaller(figures: Figures, route: Route | None = None) -> str:
@@ -537,7 +547,7 @@ def swap(figures: Figures) -> Finding | None:
         ADVICE,
         "swap",
         f"the container may swap {short(figures.swap)}: short of memory, the site becomes slow "
-        "before anything frees memory",
+        "instead of failing in one request",
         "run the container without swap (docker run --memory-swap as large as --memory)",
     )
 

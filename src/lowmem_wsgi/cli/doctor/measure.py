@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ...settings import MB
 from ...system.memory_cgroup import inside, kills, memory_cgroup
-from ..children import end_with_parent
+from ..children import end_with_parent, no_orphans
 from .ends import DONE, ended
 from .figures import AT_ONCE
 
@@ -69,7 +69,8 @@ def measure(plan: Plan, progress: Callable[[str], object] = lambda _: None) -> T
 
     `progress`: called with what the child measures now.
     """
-    with memory_cgroup(plan.limit) as group, tempfile.TemporaryFile() as output:
+    orphans = no_orphans() if sys.platform == "linux" else contextlib.nullcontext()
+    with memory_cgroup(plan.limit) as group, tempfile.TemporaryFile() as output, orphans:
         reader, writer = os.pipe()
         inherit = {
             "pipe": writer,

@@ -80,12 +80,6 @@ def _run(argv: Sequence[str], progress: Progress) -> int:
     made = report.Report(
         str(app), platform.python_version(), modules, packages, options.least, found, folder
     )
-    if chart is not None:
-        try:
-            chart.write_bytes(icicle.page(made))
-        except OSError as error:
-            tell(f"--html {chart}: {error.strerror}")
-            return FAILED
     try:
         if options.json:
             show(json.dumps(report.document(made), indent=1))
@@ -94,6 +88,12 @@ def _run(argv: Sequence[str], progress: Progress) -> int:
     except OSError as error:
         tell(f"cannot print: {error.strerror}")
         return FAILED
+    if chart is not None:
+        try:
+            chart.write_bytes(icicle.page(made))
+        except OSError as error:
+            tell(f"--html {chart}: {error.strerror}")
+            return FAILED
     return 0
 
 
