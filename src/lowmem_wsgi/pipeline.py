@@ -24,6 +24,7 @@ from .http.exchange import Exchange, Stream
 from .http.paths import PATH, ROUTE
 from .http.refusals import ERROR_PAGE, Refusal
 from .http.route_names import Names, route_pattern
+from .http.traced_route import TracedRoute
 from .settings import Settings, format_size
 
 if TYPE_CHECKING:
@@ -118,13 +119,13 @@ class Pipeline:
 
     def trace(self, route: re.Pattern[str], trace: LineTrace) -> None:
         """Let `trace` see each request of the route, until `untrace`."""
-        from .http.traced_route import TracedRoute
-
         self._trace = trace
         self.app = TracedRoute(self._app, route, trace.begin)
 
-    def untrace(self) -> None:
-        self.app, self._trace = self._app, None
+    def untrace(self, trace: LineTrace) -> None:
+        """Let `trace` see no more requests, unless another has come in its place."""
+        if self._trace is trace:
+            self.app, self._trace = self._app, None
 
     def ending(self) -> bool:
         """Return whether this worker is about to end, replaced by another."""
@@ -133,7 +134,7 @@ class Pipeline:
     def after_fork(self) -> None:
         if self._trace is not None:
             self._trace.after_fork()
-            self.untrace()
+            self.untrace(self._trace)
         if self.sessions is not None:
             self.sessions.after_fork()
 
@@ -378,6 +379,6 @@ THROUGH = tuple(
     function.__code__
     for function in (
         *(Exchange.run, Exchange.first, Stream.begin, Stream._begin, Pipeline.nested),
-        *(Body.read, Body.read1, Body.readline, Body._take, Body._ask),
+        *(Body.read, Body.read1, Body.readline, Body._take, Body._ask, TracedRoute.__call__),
     )
 )

@@ -104,7 +104,8 @@ KINDS = {
         cuts=1,  # it cancels a thread that has just accepted a connection
         notes=(
             "Without `--master` a worker that has grown is not replaced.",
-            "`--threads` lets LowMemory's own threads run. With one thread: `--enable-threads`.",
+            "`--threads` lets LowMemory's own threads run. With one thread, before uWSGI 2.0.27: "
+            "`--enable-threads`.",
             "Without `--die-on-term`, SIGTERM makes uWSGI load the app anew.",
             "Not served: chunked uploads.",
             "A worker that has grown is replaced. Of 26 replacements under load, with three"

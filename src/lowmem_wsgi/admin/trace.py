@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ..middleware import LowMemory
 
 REQUESTS, MOST_REQUESTS, SECONDS = 20, 1000, 60.0
-# Seconds after its time until a trace that tells nothing counts as failed.
-LATE = 15.0
 
 # Why a trace ended -> its state, and a sentence.
 ENDS = {
@@ -37,11 +35,7 @@ def told(lowmem: LowMemory) -> dict[str, Any]:
     """Return the site's trace; its `state` is "none" before the first."""
     note = lowmem.worker.trace_note
     found = note.read()
-    if found is None:
-        return {"state": "none"}
-    if found["state"] == note.RUNNING and time.time() > found["began"] + SECONDS + LATE:
-        found |= {"state": "failed", "why": "The worker tells nothing any more. Trace again."}
-    return found
+    return {"state": "none"} if found is None else found
 
 
 def start(lowmem: LowMemory, query: dict[str, list[str]]) -> dict[str, Any] | Refusal:
@@ -97,7 +91,7 @@ def _run(lowmem: LowMemory, trace: dict[str, Any], traced: LineTrace, pattern: A
     note = lowmem.worker.trace_note
 
     def done(result: dict[str, Any] | None) -> None:
-        lowmem.pipeline.untrace()
+        lowmem.pipeline.untrace(traced)
         if result is None:
             end = ("failed", "The trace has failed: the log has the error.")
         else:

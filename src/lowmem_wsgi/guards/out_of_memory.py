@@ -74,9 +74,9 @@ def watch(app: object = None) -> None:
 
     Flask and Django send a signal before they log the error. LowMemory's receivers raise nothing,
     but for a MemoryError in Flask: Django calls its receivers in the middle of its own error
-    handling. Falcon has no signal: the
-    wrapped `app`, if Falcon's, lets a MemoryError out, unless the app has a handler of MemoryError
-    itself. A handler of Exception no longer gets a MemoryError.
+    handling. Falcon has no signal: the wrapped `app`, if it is Falcon's, lets a MemoryError out,
+    unless the app has a handler of MemoryError itself. A handler of Exception no longer gets a
+    MemoryError.
     """
     try:
         if "flask" in sys.modules:

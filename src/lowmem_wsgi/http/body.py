@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import io
 import os
@@ -191,8 +192,9 @@ def drain(
             return
         # A timeout of the socket bounds one recv only, and a read may need many. So another thread
         # closes the reading side. This also ends a client that sends very slowly.
+        # (Not by threading.Thread: its start waits for ever if no memory is left for the thread.)
         over = threading.Event()
-        threading.Thread(target=_bound, args=(sock, body, ending, over), daemon=True).start()
+        _thread.start_new_thread(_bound, (sock, body, ending, over))
         try:
             body.discard(DRAIN_SECONDS, clock)
         finally:

@@ -31,8 +31,9 @@ class TracedRoute:
         self._begin = begin
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = as_text(environ[PATH])
-        if self._route.fullmatch(f"{environ.get('REQUEST_METHOD', '')} {path}"):
+        method, path = environ.get("REQUEST_METHOD", ""), as_text(environ[PATH])
+        mount = as_text(environ.get("SCRIPT_NAME", ""))  # a part of the status' name for the route
+        if any(self._route.fullmatch(f"{method} {at}{path}") for at in {"", mount}):
             token = self._begin()
             if token is not None:
                 environ[TOKEN] = token
@@ -54,6 +55,6 @@ def route_pattern_of(route: str) -> re.Pattern[str]:
 
 
 def _part(part: str) -> str:
-    if part == "…" or part.startswith("<path"):
+    if part == "…" or part.startswith("<path") or part.endswith(":path>"):
         return ".+"
     return "[^/]+" if part.startswith("<") else re.escape(part)

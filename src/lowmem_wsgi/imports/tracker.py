@@ -43,8 +43,8 @@ def listen(
     """
     new = installed() is None
     tracker = install(modules)
-    tracker.attach(listener)
-    until(lambda: tracker.detach(listener))
+    if tracker.attach(listener):
+        until(lambda: tracker.detach(listener))
     if new:
         until(tracker.stop)
 
@@ -122,10 +122,12 @@ class Tracker:
         """Also track these modules. Idempotent."""
         self.modules = tuple(dict.fromkeys((*self.modules, *modules)))
 
-    def attach(self, listener: Listener) -> None:
-        """Call `listener` at loads from now on. Idempotent."""
-        if listener not in self._listeners:
-            self._listeners += (listener,)
+    def attach(self, listener: Listener) -> bool:
+        """Call `listener` at loads from now on. Return False if that is so already."""
+        if listener in self._listeners:
+            return False
+        self._listeners += (listener,)
+        return True
 
     def detach(self, listener: Listener) -> None:
         """Stop calling `listener`. Idempotent."""

@@ -28,8 +28,9 @@ PAUSE = 40.0
 # Frames of a stack. A deeper one makes each allocation dearer.
 FRAMES = 6
 # A window is cut, and its figures are dropped, after so many seconds of one request, or at so many
-# bytes of tracemalloc's own. After the first cut, LowMemory records one frame: that is faster.
-LONGEST, MOST = 2.0, 32 * MB
+# bytes of tracemalloc's own: a snapshot takes 3.5 times as much, and there are two. After the first
+# cut, LowMemory records one frame: that is faster.
+LONGEST, MOST = 2.0, 8 * MB
 CUTS = 3
 # Seconds that a window stays open for a second request while other requests pay for it.
 SECOND = 0.1
@@ -168,7 +169,7 @@ class LineTrace:
     def _pause(self) -> float:
         if self._window is None:
             return TICK
-        return SOON if max(self._window.waiting.copy().values()) > DROPPED else WAITING
+        return SOON if max(self._window.waiting.copy().values(), default=0.0) > DROPPED else WAITING
 
     def _look(self) -> None:
         dropped = set()
@@ -267,10 +268,12 @@ class LineTrace:
         with self._lock:
             self._ended = True
         window = self._window
-        if window is not None and window.snapshots:
-            self._close(window.snapshots[0][0])
-        elif window is not None:
-            self._stop(window)
+        try:
+            if window is not None and window.snapshots:
+                self._close(window.snapshots[0][0])
+        finally:
+            if self._window is not None:  # also where no memory was left for the figures
+                self._stop(self._window)
 
     def after_fork(self) -> None:
         """Stop tracemalloc in a new child process, which runs no thread of the trace."""

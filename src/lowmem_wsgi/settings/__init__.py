@@ -240,7 +240,7 @@ class Settings:
     heavy_modules: Setting[tuple[str, ...]] = Setting(
         MODULES,
         "pandas,numpy,matplotlib",
-        "Heavy packages. The status shows their cost, and the next two settings act on them.",
+        "Heavy packages. The status shows their cost; lazy_heavy and purge_modules act on them.",
     )
     lazy_heavy: Setting[bool] = Setting(
         SWITCH, "off", "Import the heavy modules at their first use.", ultra="on"

@@ -108,9 +108,22 @@ def use_system_malloc(
 
 
 def missing(environ: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Return the rows of MALLOPT that the user has neither set nor kept unset."""
+    """Return the rows of MALLOPT that the user has neither set nor kept unset.
+
+    GLIBC_TUNABLES sets the same: glibc.malloc.arena_max for MALLOC_ARENA_MAX.
+    """
     known = {*environ, *environ.get(UNSET, "").split(",")}
-    return {name: row for name, row in MALLOPT.items() if name not in known}
+    tunables = environ.get("GLIBC_TUNABLES", "")
+    return {
+        name: row
+        for name, row in MALLOPT.items()
+        if name not in known and f"{_tunable(name)}=" not in tunables
+    }
+
+
+def _tunable(name: str) -> str:
+    """Return the name in GLIBC_TUNABLES of a variable of MALLOPT."""
+    return "glibc." + name.rstrip("_").lower().replace("_", ".", 1)
 
 
 def in_force(environ: Mapping[str, str], *, switched: bool) -> dict[str, str | None]:

@@ -52,6 +52,9 @@ JUST_NOW = 0.3
 FLUSH_EVERY = 1.0
 # Enough readings for the longest lead, at the shortest pauses.
 MOST_READINGS = 256
+# Seconds to wait for another worker's replacement to be ready. Some servers run fewer workers than
+# they may, and a worker may be ready only after its first request.
+UNREADY = 30.0
 # The most seconds that the start of a worker is assumed to take when not measured.
 LONGEST_START = 1.0
 
@@ -115,7 +118,7 @@ class Worker:
         self._started_in, self._fresh = 0.0, False
         self._ok_at = self._eased_at = self._now()  # when the level was last ok, and not pressed
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
-        self._asked = False  # to be replaced
+        self._asked: float | None = None  # when this worker was asked to be replaced
         self._flushed_at = float("-inf")
         self._starting, self._flushing = threading.Lock(), threading.Lock()
 
@@ -225,8 +228,8 @@ class Worker:
             pass  # this worker has ended, or `give_up` has freed its record: do not replace it
         elif record.state in (RETIRING, REPLACED):
             self._see_off(page)
-        elif self._asked:
-            self._retire_as_asked(page, usage, rss)
+        elif self._asked is not None and self._retire_as_asked(page, usage, rss):
+            pass
         elif self._recycling and self._may_be_time(usage, level):
             self._consider(page, usage, level, rss)
 
@@ -294,9 +297,10 @@ class Worker:
             self._eased_at = self._now()
             return False
         growth = self._lately(self._now())
+        # Workers that have grown alike are replaced one after the other: see `Situation`.
+        ahead = max(SLOWLY, self._lead() * self.count())
         soon = (
-            usage.used + growth.used * SLOWLY >= self._levels.critical
-            or self._left(growth) <= SLOWLY
+            usage.used + growth.used * ahead >= self._levels.critical or self._left(growth) <= ahead
         )
         wanted = level != OK or soon or self._ceiling.hit_since() is not None
         if not wanted:
@@ -383,7 +387,7 @@ class Worker:
         if why is None and self.retiring:
             why = "This worker is being replaced already."
         if why is None:
-            self._asked = True
+            self._asked = self._now()
         return why
 
     def irreplaceable(self) -> str | None:
@@ -391,25 +395,32 @@ class Worker:
         if not self._recycling:
             return "LOWMEM_RECYCLE is off, so LowMemory replaces no worker."
         if self.server is None:
-            return "This server cannot replace a worker: restart it, or use Gunicorn or mod_wsgi."
+            return (
+                "This server, or its kind of worker, cannot replace a worker: restart it, or use "
+                "Gunicorn with threads, uWSGI or mod_wsgi."
+            )
         return None
 
-    def _retire_as_asked(self, page: SharedPage, usage: Usage, rss: int) -> None:
+    def _retire_as_asked(self, page: SharedPage, usage: Usage, rss: int) -> bool:
+        """Return False if another worker comes first: try again at the next reading."""
         assert self.record is not None
         assert self.server is not None
+        assert self._asked is not None
         if not page.take_turn():
-            return  # another worker is being replaced: try again at the next reading
+            return False
         at_once = self._fits_beside(page, self.server, usage)
         others = [seen for seen in page.workers() if seen.pid != os.getpid() and is_alive(seen.pid)]
-        if not at_once and sum(seen.state == READY for seen in others) < self.server.size - 1:
+        ready = sum(seen.state == READY for seen in others)
+        if not at_once and ready < self.server.size - 1 and self._now() - self._asked < UNREADY:
             page.end_turn()  # the replacement of another worker is not ready yet
-            return
-        self._asked = False
+            return False
+        self._asked = None
         told = (
             "♻️ recycled, as asked for: this worker has grown from %s to %s in %d requests",
             *(format_size(self.record.born_rss), format_size(rss), self.record.requests),
         )
         self._replace(page, at_once, max(0, rss - self.record.born_rss), "asked", told)
+        return True
 
     def _retire(self, page: SharedPage, situation: Situation, others: list[Seen]) -> None:
         assert self.record is not None
@@ -427,7 +438,7 @@ class Worker:
             return
         at_once = self._fits_beside(page, self.server, situation)
         ready = sum(seen.state == READY for seen in others)
-        if not at_once and ready < self.server.size - 1 and situation.lasted < 30:
+        if not at_once and ready < self.server.size - 1 and situation.lasted < UNREADY:
             page.end_turn()  # the replacement of another worker is not ready yet
             return
         if not any(seen.state != READY for seen in others):
@@ -457,8 +468,8 @@ class Worker:
         why: str,
         told: tuple[object, ...],
         patience: float = float("inf"),
-    ) -> bool:
-        """Ask the server for a fresh worker, with the turn taken. Return whether it was asked.
+    ) -> None:
+        """Ask the server for a fresh worker, with the turn taken.
 
         `grown`: bytes, for the history. `told`: the log line and its arguments. `patience`: seconds
         that this worker may keep connections without a request.
@@ -476,8 +487,6 @@ class Worker:
             log.failure("Asking for a fresh worker")
             self.record.enter(READY)
             page.end_turn()
-            return False
-        return True
 
     def _carried(self) -> str:
         """Return for the log what has grown in this worker, as far as known."""

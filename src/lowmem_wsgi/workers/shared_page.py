@@ -61,7 +61,7 @@ FIGURES_AT = RECORDS_AT + PLACES * RECORD_SIZE
 TOTALS_AT = FIGURES_AT + PLACES * SIDES_SIZE
 HISTORY_AT = TOTALS_AT + SIDES_SIZE
 TRACE_AT = HISTORY_AT + history.SIZE
-SIZE = TRACE_AT + trace_note.SIZE  # 1.5 MB, of which 0.1 MB are touched
+SIZE = TRACE_AT + trace_note.SIZE  # 1.4 MB, of which 0.1 MB are touched
 
 # A page with another layout comes from another version: LowMemory clears that page.
 OFFSETS = (RECORD_SIZE, FIGURES_AT, TOTALS_AT, HISTORY_AT, TRACE_AT)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import mmap
 import struct
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 HEAD = struct.Struct("<II")  # the length of the text; the number of the trace that is to stop
 SIZE = 64 * 1024  # of which a trace touches what it writes
+# Seconds after its time until a trace that tells nothing counts as failed.
+LATE = 15.0
 
 
 class TraceNote:
@@ -34,7 +37,10 @@ class TraceNote:
         self._alive = alive
 
     def read(self) -> dict[str, Any] | None:
-        """Return the last trace; None if there was none. A dead worker's trace has failed."""
+        """Return the last trace; None if there was none.
+
+        A trace has failed if its worker is dead, or has told nothing for too long.
+        """
         with self._locked():
             length, _ = HEAD.unpack_from(self._map, self._at)
             at = self._at + HEAD.size
@@ -43,9 +49,14 @@ class TraceNote:
             found: dict[str, Any] = json.loads(text)
         except ValueError:  # none yet
             return None
-        if found["state"] == self.RUNNING and not self._alive(found["pid"]):
-            why = f"Worker {found['pid']} ended during the trace: the log says why. Trace again."
-            found |= {"state": "failed", "why": why}
+        if found["state"] == self.RUNNING:
+            why = None
+            if not self._alive(found["pid"]):
+                why = f"Worker {found['pid']} ended during the trace: the log says why."
+            elif time.time() > found["began"] + found["seconds"] + LATE:
+                why = "The worker tells nothing any more."
+            if why is not None:
+                found |= {"state": "failed", "why": f"{why} Trace again."}
         return found
 
     def begin(self, trace: dict[str, Any]) -> bool:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from helpers.servers import wait_for
-from lowmem_wsgi.http.traced_route import route_pattern_of
+from helpers.wsgi import make_environ
+from lowmem_wsgi.http.paths import PATH
+from lowmem_wsgi.http.traced_route import TracedRoute, route_pattern_of
 from lowmem_wsgi.memory import line_trace
 from lowmem_wsgi.memory.grown_lines import (
     Frames,
@@ -25,6 +27,7 @@ from lowmem_wsgi.memory.grown_lines import (
 )
 from lowmem_wsgi.memory.in_flight import InFlight
 from lowmem_wsgi.memory.line_trace import LineTrace
+from lowmem_wsgi.pipeline import THROUGH
 
 kept: list[bytearray] = []
 
@@ -154,6 +157,20 @@ def test_an_environ_that_the_app_keeps_counts_as_kept() -> None:
     environ.clear()
 
 
+def test_where_no_memory_is_left_for_the_figures_the_trace_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> dict[Any, Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(line_trace, "types_by_place", none)
+    running = Running(wanted=1, seconds=5)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    running.request(leak)
+    wait_for(lambda: not tracemalloc.is_tracing(), "the trace to end")
+    assert running.end() == {}
+
+
 def test_the_apps_own_tracemalloc_is_left_alone() -> None:
     tracemalloc.start()
     try:
@@ -231,12 +248,36 @@ def test_what_grew_in_most_windows_comes_before_one_large_growth() -> None:
         ("GET /clients/<int:id>/x", "GET /clients/17/x", True),
         ("/clients/<n>", "GET /clients/17/x", False),
         ("/files/<path:name>", "GET /files/a/b", True),
+        ("/files/<name:path>", "GET /files/a/b", True),
         ("GET /static/…", "GET /static/a/b.css", True),
         ("/a.b", "GET /axb", False),
     ],
 )
 def test_a_route_is_named_as_the_status_names_it(route: str, asked: str, matches: bool) -> None:
     assert bool(route_pattern_of(route).fullmatch(asked)) == matches
+
+
+@pytest.mark.parametrize(
+    ("mount", "path", "traced"),
+    [("", "/app/x", True), ("/app", "/x", True), ("/app", "/app/x", True), ("/app", "/y", False)],
+)
+def test_a_route_below_a_mount_is_named_with_or_without_it(
+    mount: str, path: str, traced: bool
+) -> None:
+    seen: list[object] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        return []
+
+    site = TracedRoute(app, route_pattern_of("/app/x"), lambda: seen.append(1))
+    environ = make_environ() | {"SCRIPT_NAME": mount, PATH: path}
+    site(environ, lambda *_: lambda _: None)
+    assert bool(seen) == traced
+
+
+def test_a_request_behind_a_traced_route_can_be_interrupted_as_any() -> None:
+    """Code of LowMemory's own between server and app is never interrupted, but for THROUGH."""
+    assert TracedRoute.__call__.__code__ in THROUGH
 
 
 @pytest.mark.parametrize("route", ["", "export", "GET export", "/a b", "/\n", "/" + "x" * 300])

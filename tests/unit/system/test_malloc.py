@@ -116,6 +116,8 @@ def test_what_the_user_has_set_or_keeps_unset_is_not_set_at_run_time() -> None:
     assert [*missing({})] == [*MALLOPT]
     given = {"MALLOC_ARENA_MAX": "2", UNSET: "MALLOC_TRIM_THRESHOLD_,OMP_NUM_THREADS"}
     assert [*missing(given)] == ["MALLOC_MMAP_THRESHOLD_"]
+    tunables = "glibc.malloc.arena_max=4:glibc.malloc.mmap_threshold=1048576"
+    assert [*missing({"GLIBC_TUNABLES": tunables})] == ["MALLOC_TRIM_THRESHOLD_"]
 
 
 def test_the_status_tells_the_allocator_in_force_and_not_only_the_variables() -> None:

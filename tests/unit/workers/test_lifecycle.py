@@ -1421,3 +1421,15 @@ def test_a_server_whose_finder_fails_is_skipped(monkeypatch: pytest.MonkeyPatch)
     found = Server("Found", 1, 1, ignored)
     monkeypatch.setattr(servers, "FINDERS", (fails, lambda: None, lambda: found))
     assert find_server() is found
+
+
+# --- A replacement that was asked for
+
+
+@pytest.mark.parametrize("waited", [5.0, 31.0])
+def test_one_that_is_asked_for_waits_for_no_worker_that_never_comes(waited: float) -> None:
+    """Of four workers that the server may run, it runs one."""
+    worker = Worker(size=4)
+    worker.worker.ask_to_replace()
+    worker.live(waited)
+    assert bool(worker.replaced) == (waited > 30)
