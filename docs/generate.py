@@ -107,7 +107,8 @@ is one worker where nothing enforces a limit, and in a config of the site's own,
 `workers` itself. Heroku sets `WEB_CONCURRENCY` by itself (2 on a dyno of 512 MB): of these,
 LowMemory starts only as many as fit. `--workers` holds as it is.
 
-`graceful_timeout` is 25 s: platforms kill 30 s after they have asked a server to end.
+`graceful_timeout` is 25 s: many platforms kill 30 s after they have asked a server to end,
+[some sooner](platforms.md#how-long-a-stop-takes).
 
 `GUNICORN_CMD_ARGS` and the command line beat all four, as they beat any Gunicorn config. `PORT`
 is read by Gunicorn itself.

@@ -316,7 +316,7 @@ def _figure(value: float, metric: Metric) -> str:
 
 def _names(names: Sequence[str]) -> str:
     return (
-        ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+        "; ".join(names) if len(names) <= 4 else f"{'; '.join(names[:3])}; and {len(names) - 3} more"
     )
 
 
