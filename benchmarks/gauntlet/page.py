@@ -315,9 +315,8 @@ def _figure(value: float, metric: Metric) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return (
-        "; ".join(names) if len(names) <= 4 else f"{'; '.join(names[:3])}; and {len(names) - 3} more"
-    )
+    first, more = "; ".join(names[:3]), len(names) - 3
+    return "; ".join(names) if more <= 1 else f"{first}; and {more} more"
 
 
 def _bold(name: str) -> str:
