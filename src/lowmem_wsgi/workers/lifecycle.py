@@ -396,8 +396,8 @@ class Worker:
             return "LOWMEM_RECYCLE is off, so LowMemory replaces no worker."
         if self.server is None:
             return (
-                "This server, or its kind of worker, cannot replace a worker: restart it, or use "
-                "Gunicorn with threads, uWSGI or mod_wsgi."
+                "This server cannot replace a worker: restart it, or use Gunicorn with threads, "
+                "uWSGI or mod_wsgi."
             )
         return None
 
