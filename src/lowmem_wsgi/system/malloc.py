@@ -28,6 +28,9 @@ MAPPED, USED, FREE, TOP = 4, 7, 8, 9
 HOLES, HEADER = (*(1 << power for power in range(22, 11, -1)), *range(4080, 16, -16)), 8
 CACHED = 256 * 1024
 
+# Bytes that malloc is asked for, to see whether glibc counts them.
+PROBE = 1024 * 1024
+
 
 # Domains of Python's allocators (enum PyMemAllocatorDomain).
 RAW, OBJECTS = 0, (1, 2)
@@ -75,6 +78,8 @@ def use_system_malloc(
         library, python = ctypes.CDLL(None), ctypes.pythonapi
         get, put, mallopt = python.PyMem_GetAllocator, python.PyMem_SetAllocator, library.mallopt
         library.gnu_get_libc_version  # noqa: B018  # glibc alone has it
+        if not is_glibcs():
+            return None
     except (ImportError, OSError, AttributeError, MemoryError):  # a sandbox may forbid ctypes
         return None
 
@@ -140,7 +145,7 @@ def in_force(environ: Mapping[str, str], *, switched: bool) -> dict[str, str | N
 
 
 def find_in_use(*, objects: bool = True) -> Callable[[], int] | None:
-    """Return a function that returns the bytes in use; None without glibc.
+    """Return a function that returns the bytes in use; None without glibc's malloc.
 
     `objects`: also count those that Python's own allocator holds.
 
@@ -148,6 +153,8 @@ def find_in_use(*, objects: bool = True) -> Callable[[], int] | None:
     the call does not wait to get the GIL back.
     """
     try:
+        if not is_glibcs():
+            return None
         mallinfo = _find_mallinfo()
     except (ImportError, OSError, AttributeError, TypeError):
         return None
@@ -159,6 +166,34 @@ def find_in_use(*, objects: bool = True) -> Callable[[], int] | None:
         return int(getattr(found, mapped) + getattr(found, used) + OBJECT * blocks())
 
     return in_use
+
+
+def is_glibcs() -> bool:
+    """Return whether malloc is glibc's own; another may be preloaded (LD_PRELOAD), as jemalloc.
+
+    Raises AttributeError without glibc, and OSError or ImportError without ctypes.
+    """
+    mallinfo, malloc, free = _find_mallinfo(), *_malloc_and_free()
+
+    def in_use() -> int:
+        found = mallinfo()
+        return int(getattr(found, f"f{MAPPED}") + getattr(found, f"f{USED}"))
+
+    before = in_use()
+    block = malloc(PROBE)
+    counted = in_use() - before >= PROBE
+    free(block)
+    return counted
+
+
+def _malloc_and_free() -> tuple[Any, Any]:
+    import ctypes
+
+    library = ctypes.PyDLL(None)
+    malloc, free = library.malloc, library.free
+    malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
+    free.argtypes, free.restype = [ctypes.c_size_t], None
+    return malloc, free
 
 
 def _find_mallinfo() -> Callable[[], Any]:
@@ -189,10 +224,8 @@ def fill_holes() -> int:
     try:
         import ctypes
 
-        mallinfo, library = _find_mallinfo(), ctypes.PyDLL(None)
-        malloc, free, sbrk = library.malloc, library.free, library.sbrk
-        malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
-        free.argtypes, free.restype = [ctypes.c_size_t], None
+        mallinfo, malloc, free = _find_mallinfo(), *_malloc_and_free()
+        sbrk = ctypes.PyDLL(None).sbrk
         sbrk.argtypes, sbrk.restype = [ctypes.c_ssize_t], ctypes.c_size_t
     except (ImportError, OSError, AttributeError, TypeError):
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import subprocess
 import sys
@@ -132,6 +133,22 @@ def test_the_status_tells_the_allocator_in_force_and_not_only_the_variables() ->
 
 def test_a_free_threaded_python_keeps_its_allocator() -> None:
     assert use_system_malloc({}, gil=False) is None
+
+
+JEMALLOC = ctypes.util.find_library("jemalloc")
+
+
+@pytest.mark.skipif(JEMALLOC is None, reason="jemalloc is not installed (Debian: libjemalloc2)")
+def test_another_malloc_that_is_preloaded_is_left_alone() -> None:
+    code = """
+        from lowmem_wsgi.system.malloc import fill_holes, find_in_use, is_glibcs
+        print(is_glibcs(), use_system_malloc(), find_in_use(), fill_holes())
+    """
+    assert said(code, LD_PRELOAD=JEMALLOC or "") == "False None None 0"
+
+
+def test_glibcs_own_malloc_is_known() -> None:
+    assert said("from lowmem_wsgi.system.malloc import is_glibcs; print(is_glibcs())") == "True"
 
 
 HOLES = textwrap.dedent("""
