@@ -81,11 +81,12 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(VENV)/bin/mypy
 
-# The newest versions of all that CI installs, for each Python, into tools/locked.txt.
+# The newest versions of all that CI installs, for each Python, into tools/locked.txt. (Without
+# setuptools: a Python that brings its own keeps it.)
 lock: $(VENV)/lock
 	echo '# Made by `make lock`: the versions that CI installs. Elsewhere: make test LOCKED=$(LOCK)' >$(LOCK).new
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-header --no-annotate \
-	  --no-emit-index-url --extra gunicorn $(addprefix --group ,dev docs coverage package matrix) \
+	  --no-emit-index-url --no-emit-package setuptools --extra gunicorn $(addprefix --group ,dev docs coverage package matrix) \
 	  pyproject.toml >>$(LOCK).new
 	mv $(LOCK).new $(LOCK)
 

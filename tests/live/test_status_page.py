@@ -194,6 +194,7 @@ class Site:
         self.refuses: tuple[str, dict[str, Any]] | None = None
         self.polls = self.cleanups = self.replaced = 0
         self.trace: dict[str, Any] = {"state": "none"}
+        self.comes: dict[str, Any] | None = None  # the trace, once one is started
         self.started: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -206,6 +207,7 @@ class Site:
         if environ["PATH_INFO"] == f"{STATUS}/trace":
             if environ["REQUEST_METHOD"] == "POST":
                 self.started.append(environ["QUERY_STRING"])
+                self.trace = self.comes or self.trace
             return self._json(start_response, "200 OK", self.trace)
         assert environ["PATH_INFO"] == STATUS, environ["PATH_INFO"]
         if "format=json" in environ["QUERY_STRING"]:
@@ -662,14 +664,14 @@ def test_each_finding_has_its_remedy_beside_it(visit: Visit, site: Site) -> None
 
 def test_a_trace_is_started_followed_stopped_and_shown(visit: Visit, site: Site) -> None:
     page = show(visit, site, "at_the_end")
-    site.trace = statuses.traced(state="running", traced=3, lines=[], cost=None)
+    site.comes = statuses.traced(state="running", traced=3, lines=[], cost=None)
     page.get_by_label("Route", exact=True).fill(statuses.LEAK)
     page.get_by_role("button", name="Trace 20 requests").click()
     page.get_by_text("3 of 20 requests").wait_for()
     assert site.started == ["route=GET+%2Fexport%2F%3Cformat%3E"]
     page.get_by_role("button", name="Stop").click()
     wait_for(lambda: site.started[1:] == ["stop=1"], "the stop")
-    site.trace = statuses.traced()
+    site.trace = site.comes = statuses.traced()
     page.get_by_text("what 10 requests left behind").wait_for()
     row = page.locator("#lines tbody tr").first.inner_text()
     for words in (
