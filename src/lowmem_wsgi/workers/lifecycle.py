@@ -296,9 +296,10 @@ class Worker:
         if early and self._ceiling.hit_since() is None:  # then Situation.pressed is false
             self._eased_at = self._now()
             return False
-        growth = self._lately(self._now())
+        lead, workers = self._lead(), self.count()
+        growth = rates(self._readings, self._now(), lead, workers)
         # Workers that have grown alike are replaced one after the other: see `Situation`.
-        ahead = max(SLOWLY, self._lead() * self.count())
+        ahead = max(SLOWLY, lead * workers)
         soon = (
             usage.used + growth.used * ahead >= self._levels.critical or self._left(growth) <= ahead
         )
@@ -333,7 +334,8 @@ class Worker:
     ) -> Situation:
         assert self.record is not None
         now, own = self._now(), page.read(self.record.index)
-        growth = self._lately(now)
+        lead = self._lead()
+        growth = rates(self._readings, now, lead, self.count())
         ceiling = self._ceiling
         return Situation(
             level=level,
@@ -347,7 +349,7 @@ class Worker:
             lasted=now - self._ok_at,
             age=now - self.record.born,
             started_in=self._started_in,
-            lead=self._lead(),
+            lead=lead,
             rss=rss,
             born_rss=self.record.born_rss,
             idle=self.idle(),
@@ -360,9 +362,6 @@ class Worker:
             slow=any(now - request.begun > SLOW for request in own.in_flight) if own else False,
             in_vain=page.in_vain,
         )
-
-    def _lately(self, now: float) -> Rates:
-        return rates(self._readings, now, self._lead(), self.count())
 
     def _lead(self) -> float:
         """Return how many seconds before memory is short to ask for a replacement.
