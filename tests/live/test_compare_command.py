@@ -20,6 +20,7 @@ import pytest
 
 from helpers.browser import Visit, chromium
 from helpers.cgroup import memory_cgroup
+from helpers.commands import assert_refused
 from helpers.servers import HERE, SLOWER, clean_environ, wait_for
 from lowmem_wsgi.system.cgroup import own_directories
 
@@ -283,13 +284,7 @@ def test_what_is_wrong_is_one_line(case: str, site: Path) -> None:
     (site / "app.pyc").write_bytes(b"\xff\xfe\x00")
     (site / "post.txt").write_text("POST /x\n")
     done = run(site, *words)
-    first, *rest = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (code, "")
-    assert first.startswith("lowmem-wsgi: ")
-    assert expected in first
-    # The lines below, if any, are the app's own, or its server's.
-    assert all(line.startswith("  ") for line in rest)
-    assert "lowmem_wsgi" not in "".join(rest)
+    assert_refused(done, code, expected)
     assert left(site, 0) == []
     assert (site / "app.py").read_text() == modules["app"]
 

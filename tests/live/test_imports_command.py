@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from helpers.browser import Visit, chromium
+from helpers.commands import assert_refused
 from helpers.servers import HERE, SLOWER, clean_environ, wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -347,13 +348,7 @@ def test_what_is_wrong_is_one_line(case: str, tmp_path: Path) -> None:
         syntax="app = (",
     )
     done = run(tmp_path, *words)
-    first, *rest = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (code, "")
-    assert first.startswith("lowmem-wsgi: ")
-    assert expected in first
-    # The lines below, if any, are the app's own.
-    assert all(line.startswith("  ") for line in rest)
-    assert "lowmem_wsgi" not in "".join(rest)
+    assert_refused(done, code, expected)
     assert running(tmp_path) == []
 
 
