@@ -43,6 +43,9 @@ BUILT = {
 IN_C = "The server parses HTTP and writes answers in compiled code, outside the interpreter."
 AT_400 = "Its limit refuses what takes a process past some 400 MB: more requests are answered 500."
 ONE_PROCESS = "There is one process: no master holds an interpreter of its own."
+NEW_WORKER = (
+    "A worker ends after three requests: most of the time a new one is still loading the app."
+)
 
 
 class Contender(NamedTuple):
@@ -89,6 +92,7 @@ DOCS = {
     "document": "../source-document.md",
     "run": "../run.md",
     "settings": "../settings.md",
+    "heavy": "../heavy.md#late-imports",
     "servers": "../servers.md",
 }
 
@@ -108,6 +112,7 @@ HIGHLIGHTED = (RUN, CONFIG)  # of these the promises are checked
 
 _NATIVE = MappingProxyType({"p50": IN_C, "p99": IN_C, "p999": IN_C, "rate": IN_C, "cpu": IN_C})
 _SINGLE = MappingProxyType(dict.fromkeys(("initial", "idle", "final", "start"), ONE_PROCESS))
+_LOADING = MappingProxyType({"spiked": NEW_WORKER})
 _UWSGI = MappingProxyType(
     {**_NATIVE, "initial": "Its master is compiled, and shares the loaded app with the worker."}
 )
@@ -124,7 +129,7 @@ CONTENDERS: dict[str, Contender] = {
         _gunicorn("Gunicorn sync", STOCK, f"{GUNICORN} --worker-class sync"),
         _gunicorn(PLAIN, STOCK, GTHREAD),
         _gunicorn("Gunicorn gthread, preload", TUNED, f"{GTHREAD} --preload"),
-        _gunicorn("Gunicorn max_requests 3", TUNED, f"{GTHREAD} --max-requests 3"),
+        _gunicorn("Gunicorn max_requests 3", TUNED, f"{GTHREAD} --max-requests 3", wins=_LOADING),
         _gunicorn(
             "Gunicorn max_requests 1000",
             TUNED,
@@ -203,6 +208,12 @@ CONTENDERS: dict[str, Contender] = {
         _ours("Gunicorn + one line", GTHREAD, DOCS["servers"], app=WRAPPED),
         _ours(CONFIG, f"{GUNICORN} -c python:lowmem_wsgi.gunicorn", DOCS["run"]),
         _ours(RUN, "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}", DOCS["run"]),
+        _ours(
+            "lowmem-wsgi run, late imports",
+            "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",
+            DOCS["heavy"],
+            env=MappingProxyType({"LOWMEM_LAZY_HEAVY": "on"}),
+        ),
         _ours(
             "lowmem-wsgi run, ultra",
             "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,6 +23,9 @@ BINS = 24  # of the memory over time, a phase
 TRIES = 3  # starts that end without an answer
 SETTLED = 1.0  # s after the spikes, before memory is read
 WARM_UP, WARM_UP_SECONDS = 40, 0.3  # requests, for so long at most
+# Of a processor, that the containers which are damaged at the same time have together. The rest of
+# two is left to the clients.
+DAMAGED = 0.4
 Say = Callable[[str], None]
 Spans = list[tuple[float, float]]
 
@@ -84,16 +89,40 @@ def batch(
             say(f"steady, slice {number + 1} of {plan.slices}")
             for name in shuffled(boxes, 100 * turn + number):
                 loaded(*boxes[name], first=not number)
-        for name in shuffled(boxes, 1000 + turn):
-            say(f"{name}: damage")
-            record = boxes[name][1].record
-            try:
-                damaged(*boxes[name], say)
-            except Exception as error:  # of ours: the others are still worth measuring
-                record["missing"] = f"the benchmark failed: {error!r}"
-                say(f"  {record['missing']}")
+        for name in all_damaged(shuffled(boxes, 1000 + turn), boxes, share, say):
             exits[name].close()
-            yield record
+            yield boxes[name][1].record
+
+
+def side_by_side(share: float) -> int:
+    """How many containers are damaged at the same time: one, unless their CPUs are slow."""
+    return max(1, round(DAMAGED / share))
+
+
+def all_damaged(
+    names: Sequence[str], boxes: dict[str, tuple[Box, Run]], share: float, say: Say
+) -> Iterator[str]:
+    """Damage all, in this order. Yields each name when its record is complete."""
+    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def work() -> None:
+        while not todo.empty():
+            with contextlib.suppress(queue.Empty):
+                name = todo.get_nowait()
+                try:
+                    damaged(*boxes[name], say)
+                except Exception as error:  # of ours: the others are still worth measuring
+                    boxes[name][1].record["missing"] = f"the benchmark failed: {error!r}"
+                    say(f"{name}: the benchmark failed: {error!r}")
+                done.put(name)
+
+    for name in names:
+        todo.put(name)
+    for _ in range(side_by_side(share)):
+        threading.Thread(target=work, daemon=True).start()  # Ctrl-C does not wait for it
+    for _ in names:
+        yield done.get()
 
 
 def started(box: Box, run: Run) -> str:
@@ -157,7 +186,7 @@ def damaged(box: Box, run: Run, say: Say) -> None:
                 found["kills"] = box.container.kills - kills
                 found["deaths"] = box.deaths - deaths
                 found["seconds"] = time.monotonic() - began
-                say(f"    {phase.name}: {found['seconds']:.1f} s")
+                say(f"{record['contender']}: {phase.name}, {found['seconds']:.1f} s")
         finally:
             beside.stop()
         beside.join()
@@ -189,7 +218,8 @@ def damaged(box: Box, run: Run, say: Say) -> None:
         if found["failed"] + found["wrong"]
     }
     say(
-        f"  {record['kills']} OOM kills, {record['deaths']} deaths, {lost or 'nothing'} failed,"
+        f"{record['contender']}: {record['kills']} OOM kills, {record['deaths']} deaths,"
+        f" {lost or 'nothing'} failed,"
         f" {record['unavailable']:.1f} s unavailable, {record['refused']} of {len(refused)}"
         f" runaways refused, peak {record['memory']['peak']:.0f} MB"
     )

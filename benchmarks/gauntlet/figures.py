@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 # One contender at one share of a CPU in one round, as it is in the JSON: see course.py.
 Record = dict[str, Any]
 NAN = float("nan")
-# A smaller difference is none, however close a contender's own measurements are. Counts are exact.
+# A smaller difference is none, however close a contender's own measurements are.
 LEAST = 0.03
+# Counts and outages vary more: one death more or less takes several answers with it.
+ROUGH = 1 / 3
 
 
 class Figure(NamedTuple):
@@ -39,6 +41,7 @@ class Metric(NamedTuple):
     digits: int
     of: Callable[[Record], list[float]]
     most_wins: bool = False
+    least: float = LEAST  # the relative difference that is one
 
 
 def _memory(key: str) -> Callable[[Record], list[float]]:
@@ -56,11 +59,11 @@ def failed(record: Record, phases: Iterable[str] | None = None) -> float:
 
 
 METRICS = (
-    Metric("failed", "failed or wrong", "", 0, lambda r: [failed(r)]),
-    Metric("kills", "OOM kills", "", 0, lambda r: [r["kills"]]),
-    Metric("deaths", "deaths", "", 0, lambda r: [r["deaths"]]),
-    Metric("down", "unavailable", "s", 1, lambda r: [r["unavailable"]]),
-    Metric("refused", "runaways refused", "", 0, lambda r: [r["refused"]], most_wins=True),
+    Metric("failed", "failed or wrong", "", 0, lambda r: [failed(r)], least=ROUGH),
+    Metric("kills", "OOM kills", "", 0, lambda r: [r["kills"]], least=ROUGH),
+    Metric("deaths", "deaths", "", 0, lambda r: [r["deaths"]], least=ROUGH),
+    Metric("down", "unavailable", "s", 1, lambda r: [r["unavailable"]], least=ROUGH),
+    Metric("refused", "runaways refused", "", 0, lambda r: [r["refused"]], most_wins=True, least=0),
     Metric("initial", "initial", "MB", 0, _memory("initial")),
     Metric("idle", "idle", "MB", 0, _memory("idle")),
     Metric("spiked", "after spikes", "MB", 0, _memory("spiked")),
@@ -100,18 +103,39 @@ def summarise(records: Sequence[Record], share: float) -> Table:
     return dict(sorted(table.items(), key=lambda item: ranks[item[0]]))
 
 
+# What decides the order of the table, the weightiest first.
+ORDER = ("failed", "kills", "down", "p99")
+
+
 def standing(table: Table) -> dict[str, tuple[int, ...]]:
-    """By contender: its places in what decides the order of the table, the weightiest first."""
-    places = [place(table, BY_KEY[key]) for key in ("failed", "kills", "down", "p99")]
+    """By contender: its places in what decides the order of the table."""
+    places = [place(table, BY_KEY[key]) for key in ORDER]
     return {name: tuple(found[name] for found in places) for name in table}
 
 
+def before(a: Row, b: Row) -> bool:
+    """Whether a contender comes before another in the order, of the two alone."""
+    for metric in (BY_KEY[key] for key in ORDER):
+        if better(a[metric.key], b[metric.key], metric):
+            return True
+        if better(b[metric.key], a[metric.key], metric):
+            return False
+    return False
+
+
 def better(a: Figure, b: Figure, metric: Metric) -> bool:
-    """Whether `a` is better than `b` by more than the measurements of either lie apart."""
-    least = LEAST if metric.unit else 0.0
+    """Whether `a` is better than `b` by more than the measurements of either lie apart.
+
+    Counts must differ by more than chance makes likely as well: by twice the root of their sum, the
+    two standard deviations of a Poisson count. None at all is better than any count.
+    """
     if metric.most_wins:
-        return a.low * (1 - least) > b.high
-    return a.high < b.low * (1 - least)
+        return a.low * (1 - metric.least) > b.high
+    if not metric.unit and a.high > 0:
+        one, other = a.value * a.times, b.value * b.times
+        if other - one <= 2 * math.sqrt(one + other):
+            return False
+    return a.high < b.low * (1 - metric.least)
 
 
 def place(table: Table, metric: Metric) -> dict[str, int]:
@@ -208,15 +232,38 @@ def binned(
     return found
 
 
-def agreement(first: Table, second: Table, keys: Iterable[str]) -> dict[str, float]:
-    """By metric: the largest change of a contender's share of the median, from run to run."""
+class Change(NamedTuple):
+    """From one run to another: how far the contenders' ratios to the median of all moved."""
+
+    usual: float  # the median contender's change
+    most: float
+    name: str  # whose
+
+
+def agreement(first: Table, second: Table, keys: Iterable[str]) -> dict[str, Change]:
+    """By metric: how far the contenders' ratios to the median of all moved from run to run."""
     found = {}
     names = [name for name in first if name in second]
     for key in keys:
         sides: list[Mapping[str, float]] = []
         for table in (first, second):
-            middle = median(table[name][key].value for name in names)
-            sides.append({n: table[n][key].value / middle if middle else 1.0 for n in names})
-        changes = [abs(sides[1][n] / sides[0][n] - 1) for n in names if sides[0][n]]
-        found[key] = max(changes, default=0.0)
+            known = {n: v for n in names if not math.isnan(v := table[n][key].value)}
+            middle = median(known.values()) if known else 0.0
+            sides.append({n: v / middle if middle else 1.0 for n, v in known.items()})
+        one, other = sides
+        changes = {n: abs(other[n] / one[n] - 1) for n in one if one[n] and n in other}
+        if changes:
+            worst = max(changes, key=lambda name: changes[name])
+            found[key] = Change(median(changes.values()), changes[worst], worst)
     return found
+
+
+def reversals(first: Table, second: Table) -> list[tuple[str, str]]:
+    """Pairs of which the first comes before the second in one run, and after in the other."""
+    names = [name for name in first if name in second]
+    return [
+        (a, b)
+        for a in names
+        for b in names
+        if before(first[a], first[b]) and before(second[b], second[a])
+    ]

@@ -14,15 +14,20 @@ from typing import Any
 
 from . import charts, cost
 from .contenders import CONTENDERS, HIGHLIGHTED, OURS, PLAIN
+from .course import side_by_side
 from .figures import (
+    BY_KEY,
     LEAST,
     METRICS,
+    ROUGH,
     Metric,
     Row,
     Table,
+    agreement,
     failed,
     leaders,
     promises,
+    reversals,
     spread,
     standing,
     summarise,
@@ -42,14 +47,15 @@ The same site and the same clients, in the same container of {limit} MB without 
 ways to serve a Python web app. Measured on {date}: {machine}. A {plan} run of {rounds}; CPU
 {shares}.
 
-{charts}
-
 {tables}
 
 ## How to read the tables
 
 * The order is by failed answers first, then OOM kills, seconds unavailable and p99. Contenders
-  that cannot be told apart share a place.
+  that cannot be told apart share a place. Two differ where all measurements of one are better than
+  all of the other. A time must differ by
+  {least} % and an outage or a count {rough} % at least, and a count by more than chance makes
+  likely (twice the root of the sum); none at all is better than any count.
 * **Bold**: the best of the column, and each that cannot be told apart from the best.
 * *Failed* is no whole answer, or an error; *wrong* is an answer that is not right (an upload over
   the cap that was taken, a session that came back). The runaways themselves are not counted
@@ -72,7 +78,7 @@ ways to serve a Python web app. Measured on {date}: {machine}. A {plan} run of {
 
 {noise}
 
-## What lowmem-wsgi promises
+{again}## What lowmem-wsgi promises
 
 {promises}
 
@@ -159,16 +165,26 @@ CHARTS = {
 }
 
 
-def written(run: Document, costs: Document | None = None) -> dict[str, str]:
-    """The files, by name. `costs`: of a run of cost.py, for the page."""
+def written(
+    run: Document, costs: Document | None = None, again: Document | None = None
+) -> dict[str, str]:
+    """The files, by name.
+
+    `costs`: of a run of cost.py, for the page. `again`: another run on the same machine, for the
+    page to say how far the two agree.
+    """
     name = f"{run['date']}-{run['plan']['name']}"
     files = {f"{name}.json": json.dumps(run, indent=1) + "\n"}
-    share = run["plan"]["shares"][0]
-    for dress in charts.DRESSES:
-        for chart, text in drawn(run, share, dress).items():
-            files[f"{name}-{chart}-{dress}.svg"] = text
-    files["README.md"] = page(run, name, costs)
+    for share in run["plan"]["shares"]:
+        for dress in charts.DRESSES:
+            for chart, text in drawn(run, share, dress).items():
+                files[f"{_stem(name, share, chart)}-{dress}.svg"] = text
+    files["README.md"] = page(run, name, costs, again)
     return files
+
+
+def _stem(name: str, share: float, chart: str) -> str:
+    return f"{name}-{chart}" if share == 1 else f"{name}-{chart}-{share:g}-cpu"
 
 
 def drawn(run: Document, share: float, dress: str) -> dict[str, str]:
@@ -191,7 +207,9 @@ def drawn(run: Document, share: float, dress: str) -> dict[str, str]:
     }
 
 
-def page(run: Document, name: str, costs: Document | None = None) -> str:
+def page(
+    run: Document, name: str, costs: Document | None = None, again: Document | None = None
+) -> str:
     plan = run["plan"]
     rounds = f"{plan['rounds']} round" + ("s" if plan["rounds"] > 1 else "")
     return TEMPLATE.format(
@@ -203,14 +221,16 @@ def page(run: Document, name: str, costs: Document | None = None) -> str:
         plan=plan["name"],
         rounds=rounds,
         shares=", ".join(f"{share:g}" for share in plan["shares"]),
-        charts="\n\n".join(_picture(name, chart, words) for chart, words in CHARTS.items()),
-        tables="\n\n".join("\n".join(_tables(run, share)) for share in plan["shares"]),
+        tables="\n\n".join("\n".join(_tables(run, share, name)) for share in plan["shares"]),
+        least=round(100 * LEAST),
+        rough=round(100 * ROUGH),
         restart_delay=plan["restart_delay"],
         unhealthy=plan["unhealthy"],
         lifetime=plan["lifetime"],
         phase_seconds=plan["phase_seconds"],
         reasons="\n".join(_reasons(run)),
         noise="\n".join(_noise(run)),
+        again="".join(f"{line}\n" for line in _again(run, again)) if again else "",
         promises="\n".join(_promises(run)),
         cost="".join(f"{line}\n" for line in _cost(costs)) if costs else "",
         phases="\n".join(_phases(plan)),
@@ -232,8 +252,7 @@ def _lost(run: Document, share: float, name: str, phase: str) -> tuple[int, int]
     return lost, sum(record["phases"][phase]["asked"] for record in found)
 
 
-def _picture(name: str, chart: str, words: str) -> str:
-    stem = f"{name}-{chart}" if chart else name
+def _picture(stem: str, words: str) -> str:
     dark, light = (f"{stem}-{dress}.svg" for dress in ("dark", "light"))
     return (
         f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
@@ -241,10 +260,13 @@ def _picture(name: str, chart: str, words: str) -> str:
     )
 
 
-def _tables(run: Document, share: float) -> Iterator[str]:
+def _tables(run: Document, share: float, stem: str) -> Iterator[str]:
     table = summarise(run["records"], share)
-    yield f"## {'A whole CPU' if share == 1 else f'{share:g} of a CPU'}"
+    yield f"## {_of_a_cpu(share)}"
     yield ""
+    for chart, words in CHARTS.items():
+        yield _picture(_stem(stem, share, chart), words)
+        yield ""
     yield from sentences(table)
     yield ""
     order = order_of(table)
@@ -266,6 +288,10 @@ def _tables(run: Document, share: float) -> Iterator[str]:
             for found in (_lost(run, share, name, phase) for phase in PHASES)
         )
         yield f"| {_bold(name)} | " + " | ".join(counts) + f" | {_what(run, share, name)} |"
+
+
+def _of_a_cpu(share: float) -> str:
+    return "A whole CPU" if share == 1 else f"{share:g} of a CPU"
 
 
 def order_of(table: Table) -> dict[str, str]:
@@ -351,10 +377,8 @@ def _reasons(run: Document) -> Iterator[str]:
 def _noise(run: Document) -> Iterator[str]:
     table = summarise(run["records"], run["plan"]["shares"][0])
     yield (
-        "Contenders take turns, in a new order each time. Two of them differ where all measurements"
-        f" of one are better than all of the other, by {100 * LEAST:.0f} % at least. How far a"
-        " contender's own measurements lie apart, as a share of the figure (the median of all"
-        " contenders):"
+        "Contenders take turns, in a new order each time. How far a contender's own measurements"
+        " lie apart, as a share of the figure (the median of all contenders):"
     )
     yield ""
     known = [(metric, spread(table, metric)) for metric in METRICS]
@@ -363,6 +387,37 @@ def _noise(run: Document) -> Iterator[str]:
     if once:
         yield ""
         yield f"Measured once a contender, or 0 each time, so without a spread: {', '.join(once)}."
+
+
+AGAIN = ("p50", "p99", "rate", "cpu", "initial", "idle", "spiked", "peak", "final")
+
+
+def _again(run: Document, again: Document) -> Iterator[str]:
+    """How far another run on the same machine agrees."""
+    yield "## Two runs"
+    yield ""
+    yield (
+        "The same plan was run twice on this machine. A ratio is a contender's figure over the"
+        " median of all contenders' figures in the same run."
+    )
+    yield ""
+    shares = [share for share in run["plan"]["shares"] if share in again["plan"]["shares"]]
+    for share in shares:
+        one, other = (summarise(found["records"], share) for found in (run, again))
+        turned = [f"{a} and {b}" for a, b in reversals(one, other)]
+        order = (
+            f"these stand in the other order: {'; '.join(turned)}"
+            if turned
+            else "no two contenders stand in the other order"
+        )
+        yield f"{_of_a_cpu(share)}: {order}."
+        yield ""
+        yield "| ratio | its usual change | its largest | whose |"
+        yield "|---|---:|---:|---|"
+        for key, change in agreement(one, other, AGAIN).items():
+            usual, most = (f"{100 * part:.0f} %" for part in (change.usual, change.most))
+            yield f"| {BY_KEY[key].title} | {usual} | {most} | {change.name} |"
+        yield ""
 
 
 def _promises(run: Document) -> Iterator[str]:
@@ -386,7 +441,7 @@ def _cost(costs: Document) -> Iterator[str]:
         " visits."
     )
     yield ""
-    yield _picture(f"{costs['date']}-cost", "", "CPU time a request")
+    yield _picture(f"{costs['date']}-cost", "CPU time a request")
     yield ""
     for side in cost.COLOURS:
         most = max(cost.flatness(figures, side).values(), default=0.0)
@@ -418,6 +473,12 @@ def _phases(plan: dict[str, Any]) -> Iterator[str]:
         f"| beside uploads to recovery | {NEIGHBOURS} neighbours ask for the page, each"
         f" {1000 * PAUSE:.0f} ms after its last answer (on a slow CPU, later in proportion). |"
     )
+    for share in plan["shares"]:
+        if (count := side_by_side(share)) > 1:
+            yield (
+                f"| uploads to recovery at {share:g} of a CPU | {count} contenders at a time, each"
+                " in its own container. |"
+            )
 
 
 def _contenders(run: Document) -> Iterator[str]:

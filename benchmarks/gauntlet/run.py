@@ -20,7 +20,7 @@ from _common import positive, print_table, scratch
 from .box import settings
 from .contenders import CONTENDERS, HIGHLIGHTED, PLAIN
 from .course import batch
-from .figures import METRICS, Record, agreement, promises, summarise
+from .figures import METRICS, Record, agreement, promises, reversals, summarise
 from .machine import machine, versions
 from .page import written
 from .plan import FULL, PLANS, QUICK, Plan
@@ -44,6 +44,7 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
     found.add_argument("--resume", type=Path, metavar="FILE", help="go on from here, or save here")
     found.add_argument("--render", type=Path, metavar="JSON", help="write the page of this run")
+    found.add_argument("--again", type=Path, metavar="JSON", help="another run, for the page")
     found.add_argument(
         "--compare", type=Path, nargs=2, metavar="JSON", help="how far two runs agree"
     )
@@ -161,7 +162,8 @@ def load(path: Path) -> Document:
 def report(run: Document, given: argparse.Namespace) -> int:
     """Write all files in one step, and print the table."""
     costs = sorted(given.out.glob("*-cost.json"))
-    files = written(run, load(costs[-1]) if costs else None)
+    again = load(given.again) if given.again else None
+    files = written(run, load(costs[-1]) if costs else None, again)
     given.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (given.out / f".{name}.new").write_text(text, encoding="utf-8")
@@ -195,11 +197,11 @@ def compare(first: Document, second: Document) -> int:
         raise ValueError("the two runs have no CPU share in common")
     for share in shares:
         one, other = (summarise(run["records"], share) for run in (first, second))
-        keys = [metric.key for metric in METRICS if metric.digits or metric.unit == "MB"]
-        changes = agreement(one, other, keys)
-        same = list(one) == list(other)
-        print(f"CPU {share:g}: {'the same order' if same else 'another order'}")
+        keys = [metric.key for metric in METRICS if metric.unit]
+        turned = [f"{a} and {b}" for a, b in reversals(one, other)]
+        print(f"CPU {share:g}: in the other order: {'; '.join(turned) or 'none'}")
         print_table(
-            ["ratio to the median", "changed by, at most"], [[k, v] for k, v in changes.items()]
+            ["ratio to the median", "usual change", "largest", "whose"],
+            [[key, *change] for key, change in agreement(one, other, keys).items()],
         )
     return 0

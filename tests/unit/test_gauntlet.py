@@ -142,9 +142,31 @@ def test_promises_are_checked_against_plain_gunicorn_and_the_best() -> None:
 def test_two_runs_agree_by_each_contenders_ratio_to_the_median() -> None:
     first = summarise([record(RUN, p99=20), record(PLAIN, p99=20)], 1.0)
     twice = summarise([record(RUN, p99=40), record(PLAIN, p99=40)], 1.0)  # a slower machine
-    assert figures.agreement(first, twice, ["p99"]) == {"p99": 0.0}
+    assert figures.agreement(first, twice, ["p99"])["p99"].most == 0.0
     other = summarise([record(RUN, p99=20), record(PLAIN, p99=30)], 1.0)
-    assert figures.agreement(first, other, ["p99"])["p99"] == pytest.approx(0.2)
+    found = figures.agreement(first, other, ["p99"])["p99"]
+    assert found.most == pytest.approx(0.2)
+    assert found.name == PLAIN or found.most == pytest.approx(found.usual)
+
+
+def test_counts_that_chance_explains_are_no_difference() -> None:
+    kills = BY_KEY["kills"]
+    assert not figures.better(figure([6.0]), figure([7.0]), kills)
+    assert not figures.better(figure([3.0]), figure([9.0]), kills)
+    assert figures.better(figure([3.0]), figure([30.0]), kills)
+    assert figures.better(figure([3.0] * 3), figure([9.0] * 3), kills)  # measured more often
+
+
+def test_none_at_all_is_better_than_any_count() -> None:
+    assert figures.better(figure([0.0]), figure([1.0]), BY_KEY["failed"])
+    assert not figures.better(figure([0.0, 1.0]), figure([1.0, 1.0]), BY_KEY["failed"])
+
+
+def test_two_runs_name_the_pairs_that_changed_sides() -> None:
+    first = summarise([record(RUN), record(PLAIN, lost=50), record(GRANIAN, lost=500)], 1.0)
+    second = summarise([record(RUN), record(PLAIN, lost=500), record(GRANIAN, lost=50)], 1.0)
+    assert figures.reversals(first, first) == []
+    assert figures.reversals(first, second) == [(PLAIN, GRANIAN)]
 
 
 # --- What is checked
@@ -275,6 +297,30 @@ def test_bad_shares_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == (
         "gauntlet: --cpu takes a share of one processor, from 0.05 to 1\n"
     )
+
+
+def test_the_page_says_how_far_a_second_run_agrees() -> None:
+    first = a_run(record(RUN), record(PLAIN, lost=50), record(GRANIAN, lost=500))
+    second = a_run(record(RUN), record(PLAIN, lost=500), record(GRANIAN, lost=50))
+    text = page.written(first, again=second)["README.md"]
+    assert f"these stand in the other order: {PLAIN} and {GRANIAN}." in text
+    assert (
+        "no two contenders stand in the other order"
+        in page.written(first, again=first)["README.md"]
+    )
+    assert "Two runs" not in page.written(first)["README.md"]
+
+
+def test_each_share_of_a_cpu_has_its_charts_and_its_table() -> None:
+    found = a_run(record(RUN), record(RUN, share=0.1))
+    found["plan"]["shares"] = (1.0, 0.1)
+    texts = page.written(found)
+    assert "2026-01-02-quick-memory-0.1-cpu-dark.svg" in texts
+    for name in texts:
+        if name.endswith(".svg"):
+            assert name in texts["README.md"]
+    assert "## 0.1 of a CPU" in texts["README.md"]
+    assert "4 contenders at a time" in texts["README.md"]
 
 
 def test_records_are_not_changed_by_the_page() -> None:
