@@ -115,7 +115,7 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def shuffled(names: Iterable[str], turn: int) -> list[str]:
+def shuffled(names: Iterable[str], turn: int | str) -> list[str]:
     """The names in another order each turn, so that none always follows the same one."""
     found = list(names)
     random.Random(turn).shuffle(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import socket
 import threading
 import time
 from collections import Counter
@@ -86,14 +87,16 @@ def upload(port: int, path: str, size: int, timeout: float, *, chunked: bool = F
     began = time.monotonic()
     stop = threading.Event()
 
-    def send() -> None:
+    def send(sock: socket.socket) -> None:
+        # By the socket itself: with the answer there, the connection forgets its socket, and would
+        # connect anew for the next piece.
         with contextlib.suppress(OSError):
             for piece in pieces(size):
                 if stop.is_set():
                     return
-                connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                sock.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             if chunked:
-                connection.send(b"0\r\n\r\n")
+                sock.sendall(b"0\r\n\r\n")
 
     status, error, content = 0, "", b""
     try:
@@ -104,7 +107,7 @@ def upload(port: int, path: str, size: int, timeout: float, *, chunked: bool = F
             connection.putheader("Content-Length", str(size))
         connection.putheader("Connection", "close")
         connection.endheaders()
-        sender = threading.Thread(target=send, daemon=True)
+        sender = threading.Thread(target=send, args=(connection.sock,), daemon=True)
         sender.start()
         response = connection.getresponse()
         stop.set()

@@ -111,8 +111,9 @@ class Box:
 
     def close(self) -> None:
         self._over.set()
-        self._keeper.join(self.plan.waits(self.share) + 5)
-        self.end()
+        self.end()  # nobody then waits for an answer of it
+        self._keeper.join()
+        self.end()  # what the keeper has started meanwhile
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -175,7 +176,8 @@ def environment(row: Contender, directory: Path, lifetime: int) -> dict[str, str
     }
     found = clean_environ(base)
     for name in [name for name in found if name.startswith(("OPENBLAS_NUM", "MALLOC_"))]:
-        del found[name]
+        if name not in row.env:  # the contender is to have only what it sets itself
+            del found[name]
     return found
 
 

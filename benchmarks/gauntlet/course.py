@@ -7,16 +7,16 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from _common import percentile, shuffled
+from _common import shuffled
 
 from .box import ACTIVE, RESTING, START, Box, boxed
 from .contenders import CONTENDERS
-from .figures import Record, binned, unavailable
-from .phases import DAMAGE, Tally, is_page, neighbours, steady
+from .figures import Record, binned, percentiles, unavailable
+from .phases import DAMAGE, Tally, in_time, is_page, neighbours, steady
 from .plan import Plan
 
 BINS = 24  # of the memory over time, a phase
@@ -33,13 +33,14 @@ Spans = list[tuple[float, float]]
 class Run:
     """What one contender has shown so far in this round."""
 
-    def __init__(self, name: str, share: float, turn: int) -> None:
+    def __init__(self, name: str, share: float, turn: int, plan: Plan) -> None:
         self.record: Record = {
-            **{"contender": name, "share": share, "round": turn, "missing": ""},
+            **{"contender": name, "share": share, "round": turn, "missing": "", "plan": plan.name},
             **{"version": CONTENDERS[name].version, "began": time.strftime("%Y-%m-%dT%H:%M:%S")},
             **{"memory": {}, "phases": {}, "steady": [], "trace": {}},
         }
         self.spans: dict[str, Spans] = {}
+        self.milliseconds: list[float] = []  # of all good answers of the steady phase
 
     def span(self, phase: str, began: float) -> None:
         self.spans.setdefault(phase, []).append((began, time.monotonic()))
@@ -55,15 +56,15 @@ class Run:
 
 
 def batch(
-    names: Sequence[str], share: float, turn: int, plan: Plan, directory: Path, say: Say
+    names: Sequence[str], share: float, turn: int, plan: Plan, directory: Path, say: Say, seed: str
 ) -> Iterator[Record]:
-    """Start all; let all rest; load them in turn; damage one after the other. Yields a record as
-    soon as it is complete."""
+    """Start all; let all rest; load them in turn; damage one after the other, or some at a time
+    (see `side_by_side`). Yields a record as soon as it is complete. `seed`: of the orders."""
     with contextlib.ExitStack() as stack:
         boxes: dict[str, tuple[Box, Run]] = {}
         exits: dict[str, contextlib.ExitStack] = {}
-        for name in shuffled(names, turn):
-            run = Run(name, share, turn)
+        for name in shuffled(names, f"{seed} start {turn}"):
+            run = Run(name, share, turn, plan)
             say(f"{name}: start")
             exits[name] = stack.enter_context(contextlib.ExitStack())
             reason = CONTENDERS[name].missing(directory)
@@ -87,9 +88,12 @@ def batch(
             run.record["memory"]["idle"] = box.container.used_mb
         for number in range(plan.slices):
             say(f"steady, slice {number + 1} of {plan.slices}")
-            for name in shuffled(boxes, 100 * turn + number):
+            for name in shuffled(boxes, f"{seed} slice {turn} {number}"):
                 loaded(*boxes[name], first=not number)
-        for name in all_damaged(shuffled(boxes, 1000 + turn), boxes, share, say):
+        order = shuffled(boxes, f"{seed} damage {turn}")
+        for name in all_damaged(
+            order, lambda name: damaged(*boxes[name], say), side_by_side(share)
+        ):
             exits[name].close()
             yield boxes[name][1].record
 
@@ -100,29 +104,38 @@ def side_by_side(share: float) -> int:
 
 
 def all_damaged(
-    names: Sequence[str], boxes: dict[str, tuple[Box, Run]], share: float, say: Say
-) -> Iterator[str]:
-    """Damage all, in this order. Yields each name when its record is complete."""
+    names: Sequence[str], damage: Callable[[str], None], at_a_time: int
+) -> Generator[str, None, None]:
+    """Damage all, in this order, so many at a time. Yields each name when its damage is done.
+
+    Raises what `damage` raises. Whoever stops early does not wait for the damage that goes on.
+    """
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
-    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
+    stopped = threading.Event()
 
     def work() -> None:
-        while not todo.empty():
-            with contextlib.suppress(queue.Empty):
-                name = todo.get_nowait()
+        with contextlib.suppress(queue.Empty):
+            while not stopped.is_set():
+                name, failure = todo.get_nowait(), None
                 try:
-                    damaged(*boxes[name], say)
-                except Exception as error:  # of ours: the others are still worth measuring
-                    boxes[name][1].record["missing"] = f"the benchmark failed: {error!r}"
-                    say(f"{name}: the benchmark failed: {error!r}")
-                done.put(name)
+                    damage(name)
+                except BaseException as error:
+                    failure = error
+                done.put((name, failure))
 
     for name in names:
         todo.put(name)
-    for _ in range(side_by_side(share)):
-        threading.Thread(target=work, daemon=True).start()  # Ctrl-C does not wait for it
-    for _ in names:
-        yield done.get()
+    try:
+        for _ in range(at_a_time):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in names:
+            name, failure = done.get()
+            if failure is not None:
+                raise failure
+            yield name
+    finally:
+        stopped.set()
 
 
 def started(box: Box, run: Run) -> str:
@@ -151,12 +164,12 @@ def loaded(box: Box, run: Run, *, first: bool) -> None:
     tally, times, seconds, cpu = steady(box)
     run.span("steady", began)
     run.count("steady", tally)
-    milliseconds = [1000 * one for one in times] or [math.nan]
+    milliseconds = [1000 * one for one in times]
+    run.milliseconds += milliseconds
+    run.record["steady_all"] = {"answers": len(run.milliseconds), **percentiles(run.milliseconds)}
     run.record["steady"].append(
         {
-            "p50": percentile(milliseconds, 0.5),
-            "p99": percentile(milliseconds, 0.99),
-            "p999": percentile(milliseconds, 0.999),
+            **percentiles(milliseconds),
             "rate": len(times) / seconds,
             "cpu": 1000 * cpu / len(times) if times else math.nan,
         }
@@ -166,6 +179,14 @@ def loaded(box: Box, run: Run, *, first: bool) -> None:
 
 def damaged(box: Box, run: Run, say: Say) -> None:
     """All that comes after the steady phase; completes the record."""
+    try:
+        _damaged(box, run, say)
+    except Exception as error:  # of ours: the others are still worth measuring
+        run.record["missing"] = f"the benchmark failed: {error!r}"
+        say(f"{run.record['contender']}: {run.record['missing']}")
+
+
+def _damaged(box: Box, run: Run, say: Say) -> None:
     record, ends, plan = run.record, [("", time.monotonic())], box.plan
     with box.guarded():
         beside = neighbours(box)
@@ -205,7 +226,10 @@ def damaged(box: Box, run: Run, say: Say) -> None:
         "deaths": box.deaths,
         "restarts": box.restarts,
         "refused": sum(refused),
-        "unavailable": unavailable([(a.began, a.ended, is_page(a)) for a in beside.answers]),
+        "slowest": max((a.seconds for a in beside.answers if is_page(a)), default=math.nan),
+        "unavailable": unavailable(
+            [(a.began, a.ended, is_page(a) and in_time(a, box.share)) for a in beside.answers]
+        ),
     }
     points = box.points()
     record["trace"] = {

@@ -17,12 +17,13 @@ ROUGH = 1 / 3
 
 
 class Figure(NamedTuple):
-    """The median of all measurements, the least and the most of them."""
+    """The median of all measurements, the least and the most of them, and their sum."""
 
     value: float
     low: float
     high: float
     times: int
+    total: float
 
     @property
     def spread(self) -> float:
@@ -52,26 +53,50 @@ def _slices(key: str) -> Callable[[Record], list[float]]:
     return lambda record: [found[key] for found in record["steady"]]
 
 
-def failed(record: Record, phases: Iterable[str] | None = None) -> float:
-    """Failed and wrong answers outside the runaways themselves."""
-    found = record["phases"]
-    return float(sum(found[p]["failed"] + found[p]["wrong"] for p in phases or found))
+def _answers(key: str) -> Callable[[Record], list[float]]:
+    return lambda record: [float(sum(found[key] for found in record["phases"].values()))]
+
+
+# In one round of a slow contender these few answers have no such percentile.
+PARTS = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+ENOUGH = {"p50": 10, "p99": 100, "p999": 1000}
+
+
+def _latency(key: str) -> Callable[[Record], list[float]]:
+    """Each slice's percentile; that of all slices together, where a slice has too few answers."""
+
+    def measured(record: Record) -> list[float]:
+        found = [one[key] for one in record["steady"]]
+        return [record["steady_all"][key]] if any(map(math.isnan, found)) else found
+
+    return measured
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """p50, p99 and p99.9 of some answers; nan where they are too few to tell."""
+    ordered = sorted(milliseconds)
+    return {
+        key: ordered[math.ceil(part * len(ordered)) - 1] if len(ordered) >= ENOUGH[key] else NAN
+        for key, part in PARTS.items()
+    }
 
 
 METRICS = (
-    Metric("failed", "failed or wrong", "", 0, lambda r: [failed(r)], least=ROUGH),
+    Metric("failed", "failed", "", 0, _answers("failed"), least=ROUGH),
+    Metric("wrong", "wrong", "", 0, _answers("wrong"), least=ROUGH),
     Metric("kills", "OOM kills", "", 0, lambda r: [r["kills"]], least=ROUGH),
     Metric("deaths", "deaths", "", 0, lambda r: [r["deaths"]], least=ROUGH),
     Metric("down", "unavailable", "s", 1, lambda r: [r["unavailable"]], least=ROUGH),
+    Metric("slowest", "slowest beside", "s", 1, lambda r: [r["slowest"]], least=ROUGH),
     Metric("refused", "runaways refused", "", 0, lambda r: [r["refused"]], most_wins=True, least=0),
     Metric("initial", "initial", "MB", 0, _memory("initial")),
     Metric("idle", "idle", "MB", 0, _memory("idle")),
     Metric("spiked", "after spikes", "MB", 0, _memory("spiked")),
     Metric("peak", "peak", "MB", 0, _memory("peak")),
     Metric("final", "final", "MB", 0, _memory("final")),
-    Metric("p50", "p50", "ms", 1, _slices("p50")),
-    Metric("p99", "p99", "ms", 1, _slices("p99")),
-    Metric("p999", "p99.9", "ms", 1, _slices("p999")),
+    Metric("p50", "p50", "ms", 1, _latency("p50")),
+    Metric("p99", "p99", "ms", 1, _latency("p99")),
+    Metric("p999", "p99.9", "ms", 1, _latency("p999"), least=ROUGH),
     Metric("rate", "requests", "/s", 0, _slices("rate"), most_wins=True),
     Metric("cpu", "CPU a request", "ms", 2, _slices("cpu")),
     Metric("start", "start", "s", 1, lambda r: [r["start"]]),
@@ -85,8 +110,8 @@ Table = dict[str, Row]  # by the contender's name
 def figure(values: Sequence[float]) -> Figure:
     known = [value for value in values if not math.isnan(value)]
     if not known:
-        return Figure(NAN, NAN, NAN, 0)
-    return Figure(median(known), min(known), max(known), len(known))
+        return Figure(NAN, NAN, NAN, 0, 0.0)
+    return Figure(median(known), min(known), max(known), len(known), sum(known))
 
 
 def summarise(records: Sequence[Record], share: float) -> Table:
@@ -104,13 +129,12 @@ def summarise(records: Sequence[Record], share: float) -> Table:
 
 
 # What decides the order of the table, the weightiest first.
-ORDER = ("failed", "kills", "down", "p99")
+ORDER = ("failed", "kills", "down", "wrong", "p99")
 
 
-def standing(table: Table) -> dict[str, tuple[int, ...]]:
-    """By contender: its places in what decides the order of the table."""
-    places = [place(table, BY_KEY[key]) for key in ORDER]
-    return {name: tuple(found[name] for found in places) for name in table}
+def standing(table: Table) -> dict[str, int]:
+    """By contender: 1, and one more for each other that comes before it."""
+    return {a: 1 + sum(before(table[b], table[a]) for b in table) for a in table}
 
 
 def before(a: Row, b: Row) -> bool:
@@ -126,14 +150,14 @@ def before(a: Row, b: Row) -> bool:
 def better(a: Figure, b: Figure, metric: Metric) -> bool:
     """Whether `a` is better than `b` by more than the measurements of either lie apart.
 
-    Counts must differ by more than chance makes likely as well: by twice the root of their sum, the
-    two standard deviations of a Poisson count. None at all is better than any count.
+    Counts must differ by more than chance makes likely as well: by two standard deviations of the
+    difference of two Poisson rates.
     """
     if metric.most_wins:
         return a.low * (1 - metric.least) > b.high
-    if not metric.unit and a.high > 0:
-        one, other = a.value * a.times, b.value * b.times
-        if other - one <= 2 * math.sqrt(one + other):
+    if not metric.unit and a.times and b.times:
+        chance = math.sqrt(a.total / a.times**2 + b.total / b.times**2)
+        if b.total / b.times - a.total / a.times <= 2 * chance:
             return False
     return a.high < b.low * (1 - metric.least)
 
@@ -179,13 +203,14 @@ class Promise(NamedTuple):
 def promises(table: Table, ours: Sequence[str], plain: str) -> list[Promise]:
     """What lowmem-wsgi promises, at one share of a CPU."""
     found = []
-    least = min((row["failed"].value for row in table.values()), default=0)
+    least = min((row["failed"].high for row in table.values()), default=0)
     for name in (name for name in ours if name in table):
         row = table[name]
         found += [
             Promise(f"{name}: OOM kills", row["kills"].high, 0),
-            Promise(f"{name}: failed or wrong answers", row["failed"].high, 0),
-            Promise(f"{name}: more failures than the best", row["failed"].value - least, 0),
+            Promise(f"{name}: failed answers", row["failed"].high, 0),
+            Promise(f"{name}: wrong answers", row["wrong"].high, 0),
+            Promise(f"{name}: more failures than the best", row["failed"].high - least, 0),
         ]
         if plain in table:
             bare = table[plain]
@@ -203,8 +228,8 @@ def promises(table: Table, ours: Sequence[str], plain: str) -> list[Promise]:
 def unavailable(answers: Sequence[tuple[float, float, bool]]) -> float:
     """Seconds without service, from what neighbours were answered: (began, ended, good) each.
 
-    An outage begins with a request that fails, and ends with the next good answer to a request
-    that was made after that.
+    Good: right, and in time. An outage begins with a request that is not answered so, and ends with
+    the next good answer, of any neighbour, to a request that was made after that.
     """
     total, since = 0.0, None
     last = max((ended for _, ended, _ in answers), default=0.0)
@@ -258,12 +283,26 @@ def agreement(first: Table, second: Table, keys: Iterable[str]) -> dict[str, Cha
     return found
 
 
-def reversals(first: Table, second: Table) -> list[tuple[str, str]]:
-    """Pairs of which the first comes before the second in one run, and after in the other."""
+class Order(NamedTuple):
+    """How far the order of two runs agrees, over all pairs of contenders."""
+
+    same: int  # told apart in both runs, in the same order
+    turned: list[tuple[str, str]]  # told apart in both, in opposite orders
+    unsure: int  # told apart in one run at most
+
+
+def order(first: Table, second: Table) -> Order:
     names = [name for name in first if name in second]
-    return [
-        (a, b)
-        for a in names
-        for b in names
-        if before(first[a], first[b]) and before(second[b], second[a])
-    ]
+    same, turned, unsure = 0, [], 0
+    for number, a in enumerate(names):
+        for b in names[number + 1 :]:
+            sides = [
+                before(table[a], table[b]) - before(table[b], table[a]) for table in (first, second)
+            ]
+            if 0 in sides:
+                unsure += 1
+            elif sides[0] == sides[1]:
+                same += 1
+            else:
+                turned.append((a, b) if sides[0] > 0 else (b, a))
+    return Order(same, turned, unsure)

@@ -1,7 +1,7 @@
-"""mod_wsgi-express with `memory-limit` and `virtual-memory-limit`, for which it has no options.
+"""mod_wsgi-express with `memory-limit`, for which it has no option.
 
-They are of the directive WSGIDaemonProcess alone. So: have the configuration written, add both, and
-become Apache. The first two arguments are the limits in bytes; the others mod_wsgi-express's.
+The limit is of the directive WSGIDaemonProcess alone. So: have the configuration written, add the
+limit, and become Apache. The first argument is the limit in bytes; the others mod_wsgi-express's.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 def main() -> None:
-    memory, virtual, *words = sys.argv[1:]
+    memory, *words = sys.argv[1:]
     express = Path(sys.executable).with_name("mod_wsgi-express")
     subprocess.run([express, "setup-server", *words], check=True)
     root = Path(words[words.index("--server-root") + 1])
     configuration = root / "httpd.conf"
     text = configuration.read_text()
-    limits = f"threads=3 \\\n   memory-limit={memory} \\\n   virtual-memory-limit={virtual} \\\n"
+    limits = f"threads=3 \\\n   memory-limit={memory} \\\n"
     assert "threads=3 \\\n" in text, "mod_wsgi-express writes its configuration otherwise now"
     configuration.write_text(text.replace("threads=3 \\\n", limits))
     os.execl(root / "apachectl", "apachectl", "start", "-DFOREGROUND")

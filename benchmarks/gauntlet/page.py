@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,16 +25,15 @@ from .figures import (
     Row,
     Table,
     agreement,
-    failed,
     leaders,
+    order,
     promises,
-    reversals,
     spread,
     standing,
     summarise,
 )
 from .machine import in_words
-from .phases import CLIENTS, DAMAGE, NEIGHBOURS, PAUSE
+from .phases import CLIENTS, DAMAGE, LATE, NEIGHBOURS, PAUSE
 
 Document = dict[str, Any]
 PHASES = ("steady", *(phase.name for phase in DAMAGE))
@@ -51,24 +51,32 @@ ways to serve a Python web app. Measured on {date}: {machine}. A {plan} run of {
 
 ## How to read the tables
 
-* The order is by failed answers first, then OOM kills, seconds unavailable and p99. Contenders
-  that cannot be told apart share a place. Two differ where all measurements of one are better than
-  all of the other. A time must differ by
-  {least} % and an outage or a count {rough} % at least, and a count by more than chance makes
-  likely (twice the root of the sum); none at all is better than any count.
+* A contender's place is 1, and one more for each other contender that is better. Of two, the one
+  with fewer failed answers is better; where these cannot be told apart, fewer OOM kills decide,
+  then seconds unavailable, wrong answers and p99.
+* Two figures are told apart where all measurements of one are better than all of the other, by
+  {least} % at least. Counts, outages and p99.9 must differ by {rough} % of the larger. Counts
+  must also differ by more than chance makes likely: two standard deviations of Poisson rates.
 * **Bold**: the best of the column, and each that cannot be told apart from the best.
-* *Failed* is no whole answer, or an error; *wrong* is an answer that is not right (an upload over
-  the cap that was taken, a session that came back). The runaways themselves are not counted
-  there: "runaways refused" counts the kinds that were answered 500 or 503 in time, while the site
-  went on.
-* *Deaths* are workers that did not end in order, by the server's log or by the kernel's count of
-  OOM kills, and ends of the whole server. After such an end the platform starts the server anew,
-  {restart_delay:g} s later; it also does where the site gives no good answer for {unhealthy:g} s.
-* *Unavailable* is the time from a neighbour's failed request to its next good answer, all outages
-  together.
+* *Failed*: no whole answer, or an error. *Wrong*: an answer that is not right, such as an upload
+  over the cap that was taken, or a session that came back. Wrong answers are about the rules of
+  the site, and not about memory. The tables by phase have the sums over all rounds, the first
+  table medians.
+* *Runaways refused*: the kinds of which all requests were answered 500 or 503 within {patience:g}
+  s (below half a CPU {slow:g} s), with nobody killed and the site answering afterwards. "Failed"
+  does not count the runaways themselves.
+* *Deaths*: workers that did not end in order, by the server's log or by the kernel's count of OOM
+  kills, and ends of the whole server. The platform starts a server that ended anew,
+  {restart_delay:g} s later, and a server that gives no good answer for {unhealthy:g} s (below
+  half a CPU later in proportion).
+* *Unavailable*: the time from a neighbour's request that failed, or took over {late:g} s, to the
+  next good answer of any neighbour, all outages together. *Slowest beside*: the slowest good
+  answer to a neighbour.
 * Memory is of the whole container: its usage without the file cache that the kernel drops first.
-  *Initial*: after the first answer. *After spikes*: a second after. *Final*: at the very end.
-* p50 to CPU are of the steady phase. CPU is of all processes in the container, by its cgroup.
+  *Initial*: after the first answer. *After spikes*: a second after. *Final*: at the very end. The
+  charts show the memory of each contender's first round.
+* p50 to CPU are of the steady phase. CPU is of all processes in the container, by its cgroup. Too
+  few answers have no p99 (under 100) or p99.9 (under 1,000).
 
 ## Why answers were wrong
 
@@ -84,7 +92,9 @@ ways to serve a Python web app. Measured on {date}: {machine}. A {plan} run of {
 
 {cost}## The phases
 
-The client is never in the measured container, and no client tries again. Who has not answered all
+The client is never in the measured container, and no client tries again. Whoever refuses at once is
+asked again sooner than whoever lets a client wait, and so may fail more often: "unavailable" counts
+both alike. Who has not answered all
 of a phase after {phase_seconds:g} s is asked no more of it (on a slow CPU, later in proportion).
 
 | phase | what is asked |
@@ -93,7 +103,8 @@ of a phase after {phase_seconds:g} s is asked no more of it (on a slow CPU, late
 
 ## The contenders
 
-Each has one worker of three threads, where it has workers and threads (`WEB_CONCURRENCY=1`). The
+Each has one worker of three threads, where it has workers and threads (`WEB_CONCURRENCY=1`);
+uWSGI with `--cheaper` may have a second worker, and Gunicorn's sync worker has one thread. The
 site refuses uploads over 512 KB, and ends a session {lifetime} s after its last use (on a slow
 CPU four times that): by Flask's own settings (`GAUNTLET_RULES=flask`), or by LowMemory where the
 table says `LOWMEM_SESSION_LIFETIME`.
@@ -144,7 +155,9 @@ REASONS = {
         "*Remote disconnected*: the worker that had the request was killed, or ended before it"
         " answered."
     ),
-    r"neighbour: 503": "*503*: LowMemory refuses while memory is short.",
+    r"neighbour: 503": (
+        "*503*: the server or LowMemory refuses, while memory is short or a worker is missing."
+    ),
 }
 
 # Why lowmem-wsgi would be behind whoever it is, by the figure's key.
@@ -224,6 +237,9 @@ def page(
         tables="\n\n".join("\n".join(_tables(run, share, name)) for share in plan["shares"]),
         least=round(100 * LEAST),
         rough=round(100 * ROUGH),
+        patience=plan["patience"],
+        slow=4 * plan["patience"],
+        late=LATE,
         restart_delay=plan["restart_delay"],
         unhealthy=plan["unhealthy"],
         lifetime=plan["lifetime"],
@@ -247,9 +263,12 @@ def _of(run: Document, share: float) -> list[dict[str, Any]]:
 
 def _lost(run: Document, share: float, name: str, phase: str) -> tuple[int, int]:
     """Of all rounds: how many answers failed or were wrong, of how many."""
-    found = [r for r in _of(run, share) if r["contender"] == name and not r["missing"]]
-    lost = sum(int(failed(record, (phase,))) for record in found)
-    return lost, sum(record["phases"][phase]["asked"] for record in found)
+    found = [
+        record["phases"][phase]
+        for record in _of(run, share)
+        if record["contender"] == name and not record["missing"]
+    ]
+    return sum(one["failed"] + one["wrong"] for one in found), sum(one["asked"] for one in found)
 
 
 def _picture(stem: str, words: str) -> str:
@@ -296,12 +315,9 @@ def _of_a_cpu(share: float) -> str:
 
 def order_of(table: Table) -> dict[str, str]:
     """The place of each in the table: "2=" where several share it."""
-    keys = standing(table)
-    ordered = sorted(keys.values())
-    return {
-        name: f"{ordered.index(key) + 1}{'=' if ordered.count(key) > 1 else ''}"
-        for name, key in keys.items()
-    }
+    places = standing(table)
+    shared = Counter(places.values())
+    return {name: f"{place}{'=' if shared[place] > 1 else ''}" for name, place in places.items()}
 
 
 def cell(row: Row, metric: Metric, best: bool) -> str:
@@ -323,15 +339,18 @@ def sentences(table: Table) -> Iterator[str]:
             yield f"* {metric.title}: no difference beyond the noise."
             continue
         value = table[best[0]][metric.key].value
-        text = f"* {metric.title}: the best is {_figure(value, metric)}, by {_names(best)}."
+        ties = [n for n in best if table[n][metric.key].value == value]
+        text = f"* {metric.title}: the best is {_figure(value, metric)}, by {_names(ties)}."
+        if alike := [name for name in best if name not in ties]:
+            text += f" Not told apart from that: {_names(alike)}."
         mine = [name for name in HIGHLIGHTED if name in table]
-        if mine and not set(best) & {n for n, row in CONTENDERS.items() if row.group == OURS}:
+        if mine and not set(best) & set(mine):
             values = ", ".join(
                 f"{name} {_figure(table[name][metric.key].value, metric)}" for name in mine
             )
             known = CONTENDERS[best[0]].wins.get(metric.key) or BEHIND.get(metric.key)
-            why = known or "The reason was not looked into."
-            text += f" lowmem-wsgi is behind ({values}). {why}"
+            why = f"Likely: {known}" if known else "The reason was not looked into."
+            text += f" Behind: {values}. {why}"
         yield text
 
 
@@ -378,7 +397,8 @@ def _noise(run: Document) -> Iterator[str]:
     table = summarise(run["records"], run["plan"]["shares"][0])
     yield (
         "Contenders take turns, in a new order each time. How far a contender's own measurements"
-        " lie apart, as a share of the figure (the median of all contenders):"
+        f" lie apart at {_of_a_cpu(run['plan']['shares'][0]).lower()}, as a share of the figure"
+        " (the median of all contenders):"
     )
     yield ""
     known = [(metric, spread(table, metric)) for metric in METRICS]
@@ -389,32 +409,30 @@ def _noise(run: Document) -> Iterator[str]:
         yield f"Measured once a contender, or 0 each time, so without a spread: {', '.join(once)}."
 
 
-AGAIN = ("p50", "p99", "rate", "cpu", "initial", "idle", "spiked", "peak", "final")
-
-
 def _again(run: Document, again: Document) -> Iterator[str]:
     """How far another run on the same machine agrees."""
     yield "## Two runs"
     yield ""
     yield (
-        "The same plan was run twice on this machine. A ratio is a contender's figure over the"
-        " median of all contenders' figures in the same run."
+        "The same plan was run twice on this machine, with the contenders in other orders. A ratio"
+        " is a contender's figure over the median of all contenders' figures in the same run."
     )
     yield ""
     shares = [share for share in run["plan"]["shares"] if share in again["plan"]["shares"]]
     for share in shares:
         one, other = (summarise(found["records"], share) for found in (run, again))
-        turned = [f"{a} and {b}" for a, b in reversals(one, other)]
-        order = (
-            f"these stand in the other order: {'; '.join(turned)}"
-            if turned
-            else "no two contenders stand in the other order"
+        pairs = order(one, other)
+        turned = "; ".join(f"{a} before {b}" for a, b in pairs.turned)
+        yield (
+            f"{_of_a_cpu(share)}: {pairs.same} pairs of contenders are told apart in both runs and"
+            f" stand in the same order, {len(pairs.turned)} in the other order"
+            f"{f' (in this run {turned})' if turned else ''}; {pairs.unsure} are told apart in one"
+            " run at most."
         )
-        yield f"{_of_a_cpu(share)}: {order}."
         yield ""
         yield "| ratio | its usual change | its largest | whose |"
         yield "|---|---:|---:|---|"
-        for key, change in agreement(one, other, AGAIN).items():
+        for key, change in agreement(one, other, [m.key for m in METRICS if m.unit]).items():
             usual, most = (f"{100 * part:.0f} %" for part in (change.usual, change.most))
             yield f"| {BY_KEY[key].title} | {usual} | {most} | {change.name} |"
         yield ""

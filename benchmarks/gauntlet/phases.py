@@ -20,6 +20,7 @@ KB, MB = 1024, 1024 * 1024
 FAILED, WRONG = "failed", "wrong"  # no whole answer, or an error; an answer that is not right
 CLIENTS = 3
 NEIGHBOURS, PAUSE = 2, 0.05  # clients beside the damage, and how long each waits in between
+LATE = 3.0  # s, at half a CPU and more: a page that comes later is an outage
 RUNAWAY_IS_REFUSED = (500, 503)
 
 
@@ -49,6 +50,11 @@ class Tally:
         verdict = "" if good else FAILED if broken else WRONG
         came = answer.error or str(answer.status)
         self.add(verdict, f"{name or answer.path}: {came}")
+
+
+def in_time(answer: Answer, share: float) -> bool:
+    """Whether a neighbour was answered before it would have given the site up."""
+    return answer.seconds <= LATE / min(1.0, 2 * share)
 
 
 def is_page(answer: Answer) -> bool:
@@ -110,19 +116,24 @@ def leak(box: Box, tally: Tally) -> None:
 
 def runaways(box: Box, tally: Tally) -> None:
     """Requests that allocate without end, of several kinds. A kind is refused where all its
-    requests are answered 500 or 503 in time; that is counted apart from the neighbours' answers."""
+    requests are answered 500 or 503 in time, nobody is killed, and the site answers afterwards;
+    these requests are counted apart from the neighbours'."""
     patience, late = box.plan.waits(box.share), _deadline(box)
     for kind in box.plan.kinds:
         if late():
             tally.runaways[kind] = "not asked: the time was up"
             continue
+        kills = box.container.kills
         lost = [
             answer.error or (str(answer.status) if answer.seconds <= patience else "late")
             for answer in ask(box.port, kind, 2 * patience, prefix="/edge")
             if answer.status not in RUNAWAY_IS_REFUSED or answer.seconds > patience
         ]
+        if not box.wait_until_well(box.plan.well / box.share):
+            lost.append("the site did not come back")
+        if box.container.kills > kills:
+            lost.append("killed")
         tally.runaways[kind] = ", ".join(lost)
-        box.wait_until_well(box.plan.well / box.share)
 
 
 def sessions(box: Box, tally: Tally) -> None:

@@ -20,7 +20,7 @@ from _common import positive, print_table, scratch
 from .box import settings
 from .contenders import CONTENDERS, HIGHLIGHTED, PLAIN
 from .course import batch
-from .figures import METRICS, Record, agreement, promises, reversals, summarise
+from .figures import METRICS, Record, agreement, order, promises, summarise
 from .machine import machine, versions
 from .page import written
 from .plan import FULL, PLANS, QUICK, Plan
@@ -80,7 +80,8 @@ def measured(plan: Plan, names: Sequence[str], given: argparse.Namespace) -> int
     """Run, save each record as it comes, and report at the end."""
     file = given.resume or KEPT / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{plan.name}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    records = saved(file) if file.exists() else []
+    records = saved(file, plan) if file.exists() else []
+    seed = str(records[0]["seed"]) if records else time.strftime("%Y%m%d%H%M%S")
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -103,11 +104,11 @@ def measured(plan: Plan, names: Sequence[str], given: argparse.Namespace) -> int
                     say(
                         f"--- CPU {share:g}, round {turn + 1} of {plan.rounds}: {len(part)} of them"
                     )
-                    for record in batch(part, share, turn, plan, directory, say):
-                        lines.write(json.dumps(record) + "\n")
+                    for record in batch(part, share, turn, plan, directory, say, seed):
+                        records.append({**record, "seed": seed})
+                        lines.write(json.dumps(records[-1]) + "\n")
                         lines.flush()
-                        records.append(record)
-                        gc.collect()
+                    gc.collect()
     except KeyboardInterrupt:
         print(f"\ngauntlet: stopped. Go on with --resume {shown(file)}", file=sys.stderr)
         return 130
@@ -115,14 +116,22 @@ def measured(plan: Plan, names: Sequence[str], given: argparse.Namespace) -> int
     return report(document(records, plan), given)
 
 
-def saved(file: Path) -> list[Record]:
-    """The records of a run that was interrupted; a last line that is not whole is left out."""
-    records = []
-    for line in file.read_text().splitlines():
+def saved(file: Path, plan: Plan) -> list[Record]:
+    """The records of a run that was interrupted. A last line that is not whole leaves the file.
+
+    Raises ValueError for the records of another plan.
+    """
+    records, whole = [], ""
+    for line in file.read_text().splitlines(keepends=True):
         try:
             records.append(json.loads(line))
         except ValueError:
             break
+        whole += line
+    others = {record["plan"] for record in records} - {plan.name}
+    if others:
+        raise ValueError(f"{file} has records of the plan {', '.join(others)}, not {plan.name}")
+    file.write_text(whole)
     return records
 
 
@@ -163,6 +172,8 @@ def report(run: Document, given: argparse.Namespace) -> int:
     """Write all files in one step, and print the table."""
     costs = sorted(given.out.glob("*-cost.json"))
     again = load(given.again) if given.again else None
+    if again:
+        same_kind(run, again)
     files = written(run, load(costs[-1]) if costs else None, again)
     given.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -190,16 +201,33 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def same_kind(first: Document, second: Document) -> None:
+    """Raise ValueError unless these are two runs of one plan on one machine."""
+    if first["records"] == second["records"]:
+        raise ValueError("the two runs are the same")
+    for what in ("machine", "versions"):
+        if first[what] != second[what]:
+            raise ValueError(f"the two runs differ in {what}: {first[what]}, {second[what]}")
+    for key, value in first["plan"].items():
+        if key not in ("shares", "rounds") and value != second["plan"][key]:
+            raise ValueError(f"the two runs differ in {key}: {value}, {second['plan'][key]}")
+
+
 def compare(first: Document, second: Document) -> int:
     """Print how far two runs agree, at each CPU share that both have."""
+    same_kind(first, second)
     shares = [share for share in first["plan"]["shares"] if share in second["plan"]["shares"]]
     if not shares:
         raise ValueError("the two runs have no CPU share in common")
     for share in shares:
         one, other = (summarise(run["records"], share) for run in (first, second))
         keys = [metric.key for metric in METRICS if metric.unit]
-        turned = [f"{a} and {b}" for a, b in reversals(one, other)]
-        print(f"CPU {share:g}: in the other order: {'; '.join(turned) or 'none'}")
+        pairs = order(one, other)
+        turned = "; ".join(f"{a} and {b}" for a, b in pairs.turned)
+        print(
+            f"CPU {share:g}: {pairs.same} pairs in the same order, {pairs.unsure} not told apart"
+            f" in both, {len(pairs.turned)} in the other order {turned}"
+        )
         print_table(
             ["ratio to the median", "usual change", "largest", "whose"],
             [[key, *change] for key, change in agreement(one, other, keys).items()],

@@ -90,7 +90,7 @@ def test_an_interruption_leaves_no_process_no_cgroup_and_no_file(
             stderr=file,
         )
     try:
-        wait_for(lambda: b": damage" in log.read_bytes(), log.read_text, 120)
+        wait_for(lambda: b": uploads" in log.read_bytes(), log.read_text, 120)
         process.send_signal(sent)
         assert process.wait(60 * SLOWER) == 128 + sent, log.read_text()
     finally:

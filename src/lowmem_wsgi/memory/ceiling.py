@@ -7,7 +7,7 @@ OOM killer then raises a MemoryError in the request that allocates.
 The limit counts mapped memory, the container counts used memory. So LowMemory treats apart:
 
 * anonymous memory in use (`resident - shared` of /proc/self/statm): counts fully;
-* thread stacks, mapped at 8 MB each and hardly used: do not count;
+* thread stacks, mostly mapped at 8 MB each and hardly used: do not count;
 * memory that libraries map and do not touch (OpenBLAS, 40 MB a thread): does not count;
 * holes that `malloc_trim` gave back: mapped, not in use, and filled again without a new mapping.
   Holes count as used, but new mappings get some room beside them: another allocator's arenas cannot
@@ -56,8 +56,8 @@ LATELY = 30.0
 MANY, JUST_NOW = 10, 1.0
 # Do not set the limit again for a change smaller than this (bytes).
 STEP = 256 * 1024
-# The size of a thread's stack when RLIMIT_STACK gives none (pthread_create(3), x86 and ARM).
-USUAL_STACK = 8 * MB
+# The size of a thread's stack when RLIMIT_STACK is unlimited (pthread_create(3), x86-64 and ARM).
+USUAL_STACK = 2 * MB
 
 
 def room_for(usage: Usage, workers: int, reserve: float = RESERVE_SHARE) -> int:
@@ -330,4 +330,4 @@ def _stack_size() -> int:
     import resource
 
     size = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
-    return size if 0 < size < 64 * MB else USUAL_STACK
+    return size if size > 0 else USUAL_STACK

@@ -457,7 +457,8 @@ class Worker:
 
     def _fits_beside(self, page: SharedPage, server: Server, now: Usage | Situation) -> bool:
         """Return whether a fresh worker can start before this one ends."""
-        return page.master == server.master and fits(now.used, self._initial_uss, now.limit)
+        asked = server.listens and page.master == server.master
+        return asked and fits(now.used, self._initial_uss, now.limit)
 
     def _replace(
         self,

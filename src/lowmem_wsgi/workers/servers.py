@@ -21,7 +21,8 @@ class Server(NamedTuple):
     flight. `at_once`: start the fresh worker before this one ends, with a master that handles this
     (see lowmem_wsgi.gunicorn). `patience`: the most seconds to wait for a request on a connection
     that a client keeps open. `threads`: the threads of the worker's pool. `kept()`: return for how
-    many seconds the connections that clients keep open now delay the end of the worker.
+    many seconds the connections that clients keep open now delay the end of the worker. `listens`:
+    whether the master takes signals of this worker, and so can start the fresh worker first.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Server(NamedTuple):
     threads: int = 0
     submit: Callable[..., Any] | None = None  # the pool's method
     kept: Callable[[], float] = float
+    listens: bool = True
 
 
 def find_server() -> Server | None:
@@ -56,8 +58,7 @@ def _gunicorn() -> Server | None:
 
     def replace(at_once: bool, patience: float) -> None:
         if at_once:
-            with contextlib.suppress(PermissionError):  # the master runs as root: `gunicorn --user`
-                os.kill(worker.ppid, signal.SIGTTIN)  # start one worker more
+            os.kill(worker.ppid, signal.SIGTTIN)  # start one worker more
         try:
             if "gunicorn.workers.gthread" in sys.modules and hasattr(worker, "nr_conns"):
                 _empty_gthread(worker, patience)
@@ -73,7 +74,20 @@ def _gunicorn() -> Server | None:
         worker.cfg.threads if pool is not None else 0,
         getattr(pool, "submit", None),
         lambda: _kept(worker),
+        _takes_signals(worker.ppid),
     )
+
+
+def _takes_signals(pid: int) -> bool:
+    """Return whether this process may send signals to another.
+
+    A worker of `gunicorn --user` may not send any to its master, which runs as root.
+    """
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _kept(worker: Any) -> float:

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is 
 resource = pytest.importorskip("resource")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INFINITY = resource.RLIM_INFINITY
+STACK = 8 * MB  # by RLIMIT_STACK
 SIZES = st.integers(0, 4 << 30)
 
 
@@ -114,7 +115,7 @@ class Limits:
         self.calls = 0
 
     def get(self, which: int) -> tuple[int, int]:
-        return self.now if which == resource.RLIMIT_DATA else (USUAL_STACK, INFINITY)
+        return self.now if which == resource.RLIMIT_DATA else (STACK, INFINITY)
 
     def set(self, which: int, limits: tuple[int, int]) -> None:
         assert which == resource.RLIMIT_DATA
@@ -247,16 +248,16 @@ def test_the_stacks_of_threads_are_no_holes(tmp_path: Path, limits: Limits) -> N
     site.map(data=300 * MB, rss=90 * MB, threads=11)
     site.ceiling.arm()
     assert limits.now[0] == 300 * MB + ROOM
-    site.map(data=300 * MB + 10 * USUAL_STACK, rss=90 * MB, threads=21)
+    site.map(data=300 * MB + 10 * STACK, rss=90 * MB, threads=21)
     site.ceiling.arm()
     assert (site.ceiling.holes, site.ceiling.left) == (0, ROOM)
-    assert limits.now[0] == 300 * MB + 10 * USUAL_STACK + ROOM
+    assert limits.now[0] == 300 * MB + 10 * STACK + ROOM
     # At a glance there are as many of them as before.
-    site.map(data=300 * MB + 10 * USUAL_STACK, rss=90 * MB, threads=1)
+    site.map(data=300 * MB + 10 * STACK, rss=90 * MB, threads=1)
     site.ceiling.keep()
     assert site.ceiling.holes == 0
     site.ceiling.arm()
-    assert site.ceiling.holes == 20 * USUAL_STACK
+    assert site.ceiling.holes == 20 * STACK
 
 
 def test_stacks_never_make_up_more_than_what_is_mapped_and_not_in_use(
@@ -327,13 +328,15 @@ def test_threads_that_are_about_to_start_have_room_for_their_stacks(
     site = Site(tmp_path)
     site.usage = Usage(512 * MB, 512 * MB, "cgroup v2")
     site.ceiling.arm(coming=3)
-    assert limits.now[0] == 120 * MB + 3 * USUAL_STACK
+    assert limits.now[0] == 120 * MB + 3 * STACK
 
 
 def test_the_size_of_a_stack_is_what_a_thread_would_get(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "stack_size", lambda: 0)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (16 * MB, INFINITY))
     assert module._stack_size() == 16 * MB
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (128 * MB, INFINITY))
+    assert module._stack_size() == 128 * MB
     monkeypatch.setattr(resource, "getrlimit", lambda _: (INFINITY, INFINITY))
     assert module._stack_size() == USUAL_STACK
     monkeypatch.setattr(threading, "stack_size", lambda: MB)

@@ -151,6 +151,7 @@ class Worker:
         kills: int | None = None,
         release: float = LEAST_LEAD / 2,
         kept: float = 0.0,
+        listens: bool = True,
         started: bool = True,
         **settings: Any,
     ) -> None:
@@ -169,7 +170,7 @@ class Worker:
             self.replaced.append(at_once)
             self.patience.append(patience)
 
-        fake = Server("Fake", os.getpid(), size, replace, kept=lambda: kept)
+        fake = Server("Fake", os.getpid(), size, replace, kept=lambda: kept, listens=listens)
         self.server = fake if served else None
         self.worker = life_of(
             self.runtime,
@@ -559,14 +560,19 @@ def test_its_own_ceiling_counts_as_well_as_the_sites_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("master", "uss", "at_once"),
-    [(True, 20, True), (False, 20, False), (True, 150, False)],
-    ids=["it waits for nobody", "no such master", "no room"],
+    ("master", "listens", "uss", "at_once"),
+    [
+        (True, True, 20, True),
+        (False, True, 20, False),
+        (True, False, 20, False),
+        (True, True, 150, False),
+    ],
+    ids=["it waits for nobody", "no such master", "a master of another user", "no room"],
 )
 def test_a_fresh_one_starts_beside_it_where_there_is_a_master_for_that_and_room(
-    master: bool, uss: int, at_once: bool
+    master: bool, listens: bool, uss: int, at_once: bool
 ) -> None:
-    worker = Worker(uss=uss)
+    worker = Worker(uss=uss, listens=listens)
     worker.page.change(master=os.getpid() if master else 0)
     worker.live(5)
     worker.live(2, grow=600, until=lambda: worker.replaced)
@@ -1357,29 +1363,37 @@ def gunicorn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[GunicornWork
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("refused", [False, True], ids=["", "a master of root's"])
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_worker_of_gunicorns_ends_and_has_another_started_before_if_that_is_wanted(
     monkeypatch: pytest.MonkeyPatch,
     gunicorn: Callable[[GunicornWorker], None],
     at_once: bool,
-    refused: bool,
 ) -> None:
     gunicorn(GunicornWorker())
-    sent: list[tuple[int, int]] = []
-
-    def send(pid: int, number: int) -> None:
-        sent.append((pid, number))
-        if refused and pid != os.getpid():
-            raise PermissionError
-
-    monkeypatch.setattr(os, "kill", send)
     server = find_server()
     assert server is not None
     assert server[:3] == ("Gunicorn", os.getppid(), 2)
+    assert server.listens
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     server.replace(at_once, 1.0)
     expected = [(os.getpid(), signal.SIGTERM)]
     assert sent == ([(os.getppid(), signal.SIGTTIN), *expected] if at_once else expected)
+
+
+def test_a_master_of_another_user_is_not_asked_for_a_worker_more(
+    monkeypatch: pytest.MonkeyPatch, gunicorn: Callable[[GunicornWorker], None]
+) -> None:
+    """`gunicorn --user`, started as root."""
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    gunicorn(GunicornWorker())
+    server = find_server()
+    assert server is not None
+    assert not server.listens
 
 
 def test_the_first_requests_of_a_worker_come_together_and_find_one_page() -> None:
