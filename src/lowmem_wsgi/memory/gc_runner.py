@@ -96,7 +96,9 @@ class GcRunner:
         self._rss = OwnRss() if rss is None else rss
         # Without the pages of files: a forked worker touches those one by one, and does not grow.
         self._held = own_anonymous if rss is None else rss
-        self.trimmer: Trimmer = Trimmer(self._rss, give_back or malloc_trim, on=trim, now=now)
+        self.trimmer: Trimmer = Trimmer(
+            self._rss, give_back or malloc_trim, in_use=self._in_use, on=trim, now=now
+        )
         self._now = now
         self._owner = 0  # the ident of the thread in a run
         self._forget_threads()
@@ -313,6 +315,10 @@ class GcRunner:
             self._weigh()
 
     def _size(self) -> int:
+        return self._measure()
+
+    def _in_use(self) -> int:
+        self._find_measure()
         return self._measure()
 
     def _weigh(self) -> None:

@@ -19,7 +19,7 @@ TRIM_SHARE = 1 / 25
 TRIM_DUTY = 1 / 20
 TRIM_REST = 0.5
 # ... except that the rest doubles, up to so many seconds, each time that trimming gave little. So
-# much growth since the last trim ends the rest.
+# much growth since the last trim ends the rest, and so much memory that was freed since.
 TRIM_REST_IN_VAIN = 60.0
 TRIM_NOW_BYTES = 32 * MB
 
@@ -27,8 +27,9 @@ TRIM_NOW_BYTES = 32 * MB
 class Trimmer:
     """Decides when to trim, and trims. For one thread at a time.
 
-    `rss` returns the RSS of the process in bytes; `give_back` trims; `now` is a monotonic clock in
-    seconds. `on`: whether `trim` does anything.
+    `rss` returns the RSS of the process in bytes; `in_use` the bytes that are allocated, or the RSS
+    where that is not known; `give_back` trims; `now` is a monotonic clock in seconds. `on`: whether
+    `trim` does anything.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Trimmer:
         rss: Callable[[], int],
         give_back: Callable[[], object],
         *,
+        in_use: Callable[[], int] | None = None,
         on: bool = True,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._rss = rss
+        self._in_use = in_use or rss
         self._give_back = give_back
         self.on: bool = on
         self._now = now
@@ -58,6 +61,8 @@ class Trimmer:
         # trim.
         self.floor: int = self._rss()
         self._trimmed_rss = self.floor
+        # Bytes of RSS that were not allocated after the last trim; None before the first.
+        self._trimmed_free: int | None = None
 
     def is_due(self, now: float, used: int) -> bool:
         """Return whether a trim is worth it, at an RSS of `used` bytes."""
@@ -66,7 +71,15 @@ class Trimmer:
         if not self.on or growth < TRIM_BYTES or growth < self.floor * TRIM_SHARE:
             return False
         much = used - self._trimmed_rss >= TRIM_NOW_BYTES
-        return much or now - self._trimmed_at >= self._rest
+        return much or now - self._trimmed_at >= self._rest or self._freed_much(used)
+
+    def _freed_much(self, used: int) -> bool:
+        """Return whether requests have freed much since the last trim: RSS does not show that.
+
+        A trim beside a request that still holds its memory gives little, and a rest follows.
+        """
+        before = self._trimmed_free
+        return before is not None and used - self._in_use() - before >= TRIM_NOW_BYTES
 
     def trim_growth(self, now: float, used: int, alone: bool) -> int:
         """Trim, and rest as long as the result suggests. Return the RSS after it, in bytes."""
@@ -85,11 +98,14 @@ class Trimmer:
         """
         if not self.on:
             return used
+        in_use = self._in_use()
         self._give_back()
         self.count += 1
         left = self._rss()
         self.freed_bytes += max(0, used - left)
         self._trimmed_at, self._trimmed_rss = self._now(), left
+        # What another thread has freed or taken meanwhile is not known to be given back.
+        self._trimmed_free = left - max(in_use, self._in_use())
         if alone or left < self.floor:
             self.floor = left
         return left
