@@ -76,15 +76,23 @@ def test_two_contenders_run_and_what_is_kept_is_not_run_again(tmp_path: Path) ->
     assert time.monotonic() - began < 60 * SLOWER
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("sent", "more"),
+    [
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, ()),
+        (signal.SIGINT, ("--cpu", "0.2", "--only", PLAIN)),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "Ctrl-C beside the damage of two"],
+)
 def test_an_interruption_leaves_no_process_no_cgroup_and_no_file(
-    tmp_path: Path, sent: signal.Signals
+    tmp_path: Path, sent: signal.Signals, more: tuple[str, ...]
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
             # As a job in the background has it.
-            ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(out, "--only", RUN)],
+            ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(out, "--only", RUN, *more)],
             env=environ(tmp_path),
             stdout=file,
             stderr=file,

@@ -440,6 +440,7 @@ def test_each_share_of_a_cpu_has_its_charts_and_its_table() -> None:
         if name.endswith(".svg"):
             assert name in texts["README.md"]
     assert "## 0.1 of a CPU" in texts["README.md"]
+    assert "| **lowmem-wsgi run** | 0 · 0 | 0 · 0 | 90 · 90 | 20.0 · 20.0 |" in texts["README.md"]
     assert "4 contenders at a time" in texts["README.md"]
 
 

@@ -22,6 +22,9 @@ TRIM_REST = 0.5
 # much growth since the last trim ends the rest, and so much memory that was freed since.
 TRIM_REST_IN_VAIN = 60.0
 TRIM_NOW_BYTES = 32 * MB
+# To ask the allocator what is in use takes 1 ms where its heap is in many pieces. LowMemory asks
+# for at most this share of the time.
+ASK_DUTY = 1 / 100
 
 
 class Trimmer:
@@ -47,6 +50,7 @@ class Trimmer:
         self.on: bool = on
         self._now = now
         self._trimmed_at, self._rest = now(), 0.0
+        self._ask_at = self._trimmed_at
         self.forget()
 
     def demand(self, trim: bool) -> None:
@@ -71,15 +75,20 @@ class Trimmer:
         if not self.on or growth < TRIM_BYTES or growth < self.floor * TRIM_SHARE:
             return False
         much = used - self._trimmed_rss >= TRIM_NOW_BYTES
-        return much or now - self._trimmed_at >= self._rest or self._freed_much(used)
+        if much or now - self._trimmed_at >= self._rest:
+            return True
+        return growth >= TRIM_NOW_BYTES and now >= self._ask_at and self._freed_much(now, used)
 
-    def _freed_much(self, used: int) -> bool:
+    def _freed_much(self, now: float, used: int) -> bool:
         """Return whether requests have freed much since the last trim: RSS does not show that.
 
         A trim beside a request that still holds its memory gives little, and a rest follows.
         """
-        before = self._trimmed_free
-        return before is not None and used - self._in_use() - before >= TRIM_NOW_BYTES
+        if self._trimmed_free is None:
+            return False
+        free = used - self._in_use()
+        self._ask_at = now + (self._now() - now) / ASK_DUTY
+        return free - self._trimmed_free >= TRIM_NOW_BYTES
 
     def trim_growth(self, now: float, used: int, alone: bool) -> int:
         """Trim, and rest as long as the result suggests. Return the RSS after it, in bytes."""

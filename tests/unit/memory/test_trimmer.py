@@ -64,6 +64,26 @@ def test_a_little_that_is_freed_waits_for_the_end_of_the_rest() -> None:
     assert heap.due
 
 
+def test_the_allocator_is_asked_for_a_hundredth_of_the_time_at_most() -> None:
+    asked = []
+
+    def in_use() -> int:
+        asked.append(heap.now)
+        heap.now += 0.001
+        return heap.allocated
+
+    heap = Heap()
+    heap.trimmer = Trimmer(lambda: heap.rss, heap.trim, in_use=in_use, now=lambda: heap.now)
+    heap.take(160 * MB)
+    heap.trim_beside_requests()
+    asked.clear()
+    end = heap.now + TRIM_REST / 2
+    while heap.now < end:
+        assert not heap.due
+        heap.now += 0.0001
+    assert 1 <= len(asked) <= 3
+
+
 def test_free_memory_from_before_the_first_trim_is_no_reason() -> None:
     heap = Heap()
     assert not heap.due
