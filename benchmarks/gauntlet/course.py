@@ -23,9 +23,8 @@ BINS = 24  # of the memory over time, a phase
 TRIES = 3  # starts that end without an answer
 SETTLED = 1.0  # s after the spikes, before memory is read
 WARM_UP, WARM_UP_SECONDS = 40, 0.3  # requests, for so long at most
-# Of a processor, that the containers which are damaged at the same time have together. The rest of
-# two is left to the clients.
-DAMAGED = 0.4
+# Containers that are damaged at the same time, where together they have no more than one processor.
+SIDE_BY_SIDE = 4
 Say = Callable[[str], None]
 Spans = list[tuple[float, float]]
 
@@ -100,7 +99,7 @@ def batch(
 
 def side_by_side(share: float) -> int:
     """How many containers are damaged at the same time: one, unless their CPUs are slow."""
-    return max(1, round(DAMAGED / share))
+    return max(1, min(SIDE_BY_SIDE, int(1 / share)))
 
 
 def all_damaged(

@@ -409,7 +409,7 @@ def test_whoever_stops_early_does_not_wait_for_the_damage() -> None:
 
 
 def test_slow_containers_are_damaged_side_by_side() -> None:
-    assert [course.side_by_side(share) for share in (1, 0.5, 0.1, 0.05)] == [1, 1, 4, 8]
+    assert [course.side_by_side(share) for share in (1, 0.5, 0.1, 0.05)] == [1, 2, 4, 4]
 
 
 def test_bad_shares_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
