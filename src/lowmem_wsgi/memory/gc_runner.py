@@ -97,7 +97,7 @@ class GcRunner:
         # Without the pages of files: a forked worker touches those one by one, and does not grow.
         self._held = own_anonymous if rss is None else rss
         self.trimmer: Trimmer = Trimmer(
-            self._rss, give_back or malloc_trim, in_use=self._in_use, on=trim, now=now
+            self._rss, give_back or malloc_trim, in_use=self._size, on=trim, now=now
         )
         self._now = now
         self._owner = 0  # the ident of the thread in a run
@@ -315,10 +315,6 @@ class GcRunner:
             self._weigh()
 
     def _size(self) -> int:
-        return self._measure()
-
-    def _in_use(self) -> int:
-        self._find_measure()
         return self._measure()
 
     def _weigh(self) -> None:

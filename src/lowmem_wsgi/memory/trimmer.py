@@ -93,21 +93,21 @@ class Trimmer:
     def trim_growth(self, now: float, used: int, alone: bool) -> int:
         """Trim, and rest as long as the result suggests. Return the RSS after it, in bytes."""
         growth = used - self.floor
-        left = self.trim(used, alone)
+        left = self.trim(used, alone, self._in_use())
         rest = min((self._trimmed_at - now) / TRIM_DUTY, TRIM_REST)
         in_vain = used - left < growth / 4
         self._rest = min(max(rest, 2 * self._rest), TRIM_REST_IN_VAIN) if in_vain else rest
         return left
 
-    def trim(self, used: int, alone: bool) -> int:
+    def trim(self, used: int, alone: bool, in_use: int = 0) -> int:
         """Trim now. Return the RSS after it, in bytes; `used` is the RSS before it.
 
+        Allocates nothing before it gives back. `in_use`: bytes allocated before it, where known.
         `alone`: no request is in flight, so what is left is what the app keeps. Beside requests it
         is theirs as well: taken for the floor, it would hide what they leave behind.
         """
         if not self.on:
             return used
-        in_use = self._in_use()
         self._give_back()
         self.count += 1
         left = self._rss()
