@@ -41,6 +41,8 @@ BUILT = {
     "mod_wsgi": "a C compiler, python3-dev and apache2-dev",
 }
 IN_C = "The server parses HTTP and writes answers in compiled code, outside the interpreter."
+ONE_AT_A_TIME = "Its worker serves one request at a time, so no thread waits for another."
+NO_PANDAS = "pandas is not loaded before its first use."
 ONE_PROCESS = "There is one process: no master holds an interpreter of its own."
 NEW_WORKER = (
     "A worker ends after three requests: most of the time a new one is still loading the app."
@@ -111,6 +113,8 @@ HIGHLIGHTED = (RUN, CONFIG)  # of these the promises are checked
 
 _NATIVE = MappingProxyType({"p50": IN_C, "p99": IN_C, "p999": IN_C, "rate": IN_C, "cpu": IN_C})
 _SINGLE = MappingProxyType(dict.fromkeys(("initial", "idle", "final", "start"), ONE_PROCESS))
+_ONE_AT_A_TIME = MappingProxyType(dict.fromkeys(("p50", "p99", "p999", "cpu"), ONE_AT_A_TIME))
+_LATE = MappingProxyType(dict.fromkeys(("initial", "idle", "spiked", "final", "start"), NO_PANDAS))
 _LOADING = MappingProxyType({"spiked": NEW_WORKER})
 _UWSGI = MappingProxyType(
     {**_NATIVE, "initial": "Its master is compiled, and shares the loaded app with the worker."}
@@ -137,7 +141,7 @@ SMALL = MappingProxyType(
 CONTENDERS: dict[str, Contender] = {
     row.name: row
     for row in (
-        _gunicorn("Gunicorn sync", STOCK, f"{GUNICORN} --worker-class sync"),
+        _gunicorn("Gunicorn sync", STOCK, f"{GUNICORN} --worker-class sync", wins=_ONE_AT_A_TIME),
         _gunicorn(PLAIN, STOCK, GTHREAD),
         _gunicorn("Gunicorn gthread, preload", TUNED, f"{GTHREAD} --preload"),
         _gunicorn("Gunicorn max_requests 3", TUNED, f"{GTHREAD} --max-requests 3", wins=_LOADING),
@@ -242,12 +246,14 @@ CONTENDERS: dict[str, Contender] = {
             "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",
             DOCS["heavy"],
             env=MappingProxyType({"LOWMEM_LAZY_HEAVY": "on"}),
+            wins=_LATE,
         ),
         _ours(
             "lowmem-wsgi run, ultra",
             "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",
             DOCS["settings"],
-            env=MappingProxyType({"LOWMEM_PRESET": "ultra"}),
+            env=MappingProxyType({"LOWMEM_PRESET": "ultra"}),  # which has late imports, too
+            wins=_LATE,
         ),
         _ours(
             "lowmem-wsgi run, preset memory",

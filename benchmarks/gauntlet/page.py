@@ -184,7 +184,7 @@ def _in_short(run: Document) -> Iterator[str]:
     metrics = [BY_KEY[key] for key in SHORT]
     yield "## In short"
     yield ""
-    yield f"Each cell has the figures at {', '.join(f'{share:g}' for share in shares)} of a CPU."
+    yield f"Each cell has the figures at {' · '.join(f'{share:g}' for share in shares)} of a CPU."
     yield ""
     heads = [f"{m.title}, {m.unit}" if m.unit else m.title for m in metrics]
     yield "| contender | " + " | ".join(heads) + " |"
@@ -240,7 +240,7 @@ def sentences(table: Table) -> Iterator[str]:
                 f"{name} {_figure(table[name][metric.key].value, metric)}" for name in mine
             )
             known = CONTENDERS[best[0]].wins.get(metric.key) or BEHIND.get(metric.key)
-            why = f"Likely: {known}" if known else "The reason was not looked into."
+            why = f"Likely reason: {known}" if known else "The reason was not looked into."
             text += f" Behind: {values}. {why}"
         yield text
 

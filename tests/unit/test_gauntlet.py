@@ -300,7 +300,7 @@ def test_the_page_says_who_is_better_and_why() -> None:
     text = page.written(a_run(record(RUN), small))["README.md"]
     assert (
         "* idle: the best is 60 MB, by waitress. Behind: lowmem-wsgi run 90 MB."
-        " Likely: There is one process" in text
+        " Likely reason: There is one process" in text
     )
     assert "* failed: the best is 0, by lowmem-wsgi run." in text
     assert "* p99: no difference beyond the noise." in text
