@@ -330,4 +330,4 @@ def _stack_size() -> int:
     import resource
 
     size = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
-    return size if size > 0 else USUAL_STACK
+    return size if size != resource.RLIM_INFINITY else USUAL_STACK
