@@ -13,6 +13,7 @@ SITE, WRAPPED, LETTER = "gauntlet_site:app", "gauntlet_wrapped:app", "gauntlet_l
 STOCK, TUNED, OURS = "stock", "tuned for memory", "lowmem-wsgi"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
+BY_RUN = "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}"
 GUNICORN = "gunicorn {module}:{name} --bind 127.0.0.1:{port}"
 GTHREAD = f"{GUNICORN} --worker-class gthread --threads 3"
 UWSGI = (
@@ -240,24 +241,24 @@ CONTENDERS: dict[str, Contender] = {
         ),
         _ours("Gunicorn + one line", GTHREAD, DOCS["servers"], app=WRAPPED),
         _ours(CONFIG, f"{GUNICORN} -c python:lowmem_wsgi.gunicorn", DOCS["run"]),
-        _ours(RUN, "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}", DOCS["run"]),
+        _ours(RUN, BY_RUN, DOCS["run"]),
         _ours(
             "lowmem-wsgi run, late imports",
-            "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",
+            BY_RUN,
             DOCS["heavy"],
             env=MappingProxyType({"LOWMEM_LAZY_HEAVY": "on"}),
             wins=_LATE,
         ),
         _ours(
             "lowmem-wsgi run, ultra",
-            "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",
+            BY_RUN,
             DOCS["settings"],
             env=MappingProxyType({"LOWMEM_PRESET": "ultra"}),  # which has late imports, too
             wins=_LATE,
         ),
         _ours(
             "lowmem-wsgi run, preset memory",
-            "lowmem-wsgi run {module}:{name} --bind 127.0.0.1:{port}",
+            BY_RUN,
             DOCS["settings"],
             env=MappingProxyType({"LOWMEM_PRESET": "memory"}),
             keeps_rules=False,

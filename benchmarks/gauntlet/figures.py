@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from _common import percentile
+
 # One contender at one share of a CPU in one round, as it is in the JSON: see course.py.
 Record = dict[str, Any]
 NAN = float("nan")
@@ -57,8 +59,8 @@ def _answers(key: str) -> Callable[[Record], list[float]]:
     return lambda record: [float(sum(found[key] for found in record["phases"].values()))]
 
 
-# In one round of a slow contender these few answers have no such percentile.
 PARTS = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+# Fewer answers have no such percentile.
 ENOUGH = {"p50": 10, "p99": 100, "p999": 1000}
 
 
@@ -74,9 +76,8 @@ def _latency(key: str) -> Callable[[Record], list[float]]:
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     """p50, p99 and p99.9 of some answers; nan where they are too few to tell."""
-    ordered = sorted(milliseconds)
     return {
-        key: ordered[math.ceil(part * len(ordered)) - 1] if len(ordered) >= ENOUGH[key] else NAN
+        key: percentile(milliseconds, part) if len(milliseconds) >= ENOUGH[key] else NAN
         for key, part in PARTS.items()
     }
 
@@ -292,6 +293,7 @@ class Order(NamedTuple):
 
 
 def order(first: Table, second: Table) -> Order:
+    """Compare the order of the contenders that both runs have, pair by pair."""
     names = [name for name in first if name in second]
     same, turned, unsure = 0, [], 0
     for number, a in enumerate(names):

@@ -65,8 +65,8 @@ class Trimmer:
         # trim.
         self.floor: int = self._rss()
         self._trimmed_rss = self.floor
-        # Bytes of RSS that were not allocated after the last trim; None before the first.
-        self._trimmed_free: int | None = None
+        # Bytes of RSS that were not allocated after the last trim.
+        self._trimmed_free = 0
 
     def is_due(self, now: float, used: int) -> bool:
         """Return whether a trim is worth it, at an RSS of `used` bytes."""
@@ -84,8 +84,6 @@ class Trimmer:
 
         A trim beside a request that still holds its memory gives little, and a rest follows.
         """
-        if self._trimmed_free is None:
-            return False
         free = used - self._in_use()
         self._ask_at = now + (self._now() - now) / ASK_DUTY
         return free - self._trimmed_free >= TRIM_NOW_BYTES

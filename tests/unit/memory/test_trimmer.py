@@ -84,13 +84,6 @@ def test_the_allocator_is_asked_for_a_hundredth_of_the_time_at_most() -> None:
     assert 1 <= len(asked) <= 3
 
 
-def test_free_memory_from_before_the_first_trim_is_no_reason() -> None:
-    heap = Heap()
-    assert not heap.due
-    heap.allocated -= 50 * MB
-    assert not heap.due  # RSS has not grown
-
-
 def test_where_the_allocator_tells_nothing_only_growth_and_time_count() -> None:
     heap = Heap()
     heap.trimmer = Trimmer(lambda: heap.rss, heap.trim, now=lambda: heap.now)
